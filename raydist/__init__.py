@@ -1,0 +1,1 @@
+"""raydist: distributed adversarial training on graphs of Ray actors."""

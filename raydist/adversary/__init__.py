@@ -1,0 +1,1 @@
+"""What the agents train against: threat models, attacks, losses, stationarity."""

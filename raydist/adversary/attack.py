@@ -1,0 +1,266 @@
+"""Attacks: one projected ascent, and its named forms.
+
+    x' ← Π_S(x' + α · argmax_{‖d‖ ≤ 1} ⟨d, ∇_x' ℓ(x')⟩)                      (arXiv:1706.06083)
+
+All take `(model, x, y, threat)` and return the last iterate. None leaves a trace: parameters, their
+`.grad`, buffers, train or eval mode and the global random state are as before.
+"""
+
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from raydist.adversary.loss import cross_entropies, kl_divergences
+from raydist.adversary.threat import ThreatModel, rows
+
+Start = Literal["uniform", "zero", "normal"]
+PerSample = Callable[[Tensor, Tensor], Tensor]
+AttackLoss = Literal["ce", "kl"] | PerSample
+Objective = Callable[[Tensor], Tensor]
+_Run = tuple[Tensor, ...]  # x_adv, x_last, grad
+
+NORMAL_START = 0.001  # standard deviation of the "normal" start, as in the code of TRADES
+
+
+class Ascent(NamedTuple):
+    """What an attack found, and its last gradient.
+
+    Attributes:
+        x_adv: the last iterate, (N, ...).
+        x_last: the iterate before the last step, (N, ...).
+        grad: gradient of each sample's loss at `x_last`, (N, ...); None if no step was taken.
+    """
+
+    x_adv: Tensor
+    x_last: Tensor
+    grad: Tensor | None
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Generator[None]:
+    """Hold the model in eval mode with no trainable parameter; restore both exactly."""
+    training = {module: module.training for module in model.modules()}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, mode in training.items():
+            module.training = mode
+
+
+def input_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, loss: PerSample = cross_entropies
+) -> Tensor:
+    """∇_x ℓ(f(x_i), y_i) for each sample i, with the model frozen.
+
+    Args:
+        model: maps (N, ...) to outputs.
+        x: points, (N, ...).
+        y: labels, (N,).
+        loss: `(outputs, y) -> (N,)`, one value per sample.
+
+    Returns:
+        Gradients, (N, ...): of the sum over samples, so independent of the batch size.
+    """
+    with frozen(model):
+        return _gradient(lambda points: loss(model(points), y), x)
+
+
+def _gradient(objective: Objective, x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        total = objective(x).sum()
+    return torch.autograd.grad(total, x)[0]
+
+
+def _objective(model: nn.Module, x: Tensor, y: Tensor, loss: AttackLoss) -> Objective:
+    """The function of x' that is ascended, one value per sample."""
+    if loss == "kl":
+        with torch.no_grad():
+            clean = model(x)
+        return lambda x_adv: kl_divergences(clean, model(x_adv))
+    each = loss if callable(loss) else cross_entropies
+    return lambda x_adv: each(model(x_adv), y)
+
+
+def _begin(x: Tensor, threat: ThreatModel, start: Start, generator: torch.Generator) -> Tensor:
+    if start == "uniform":
+        return threat.random_start(x, generator)
+    if start == "normal":
+        noise = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+        return x + NORMAL_START * noise.to(x.device)
+    return x
+
+
+def _check(steps: int, alpha: float, start: str, restarts: int, loss: object) -> None:
+    if steps < 0:
+        raise ValueError(f"steps is {steps}, expected an integer >= 0: write 0 for no attack")
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise ValueError(f"alpha is {alpha}, expected a finite number >= 0: write 2 / 255")
+    if restarts < 1:
+        raise ValueError(f"restarts is {restarts}, expected an integer >= 1: write 1 for one run")
+    if start not in get_args(Start):
+        raise ValueError(f'start is {start!r}, expected "uniform", "zero" or "normal": write one')
+    if not (callable(loss) or loss in ("ce", "kl")):
+        raise ValueError(f'loss is {loss!r}, expected "ce", "kl" or a function of (outputs, y)')
+
+
+def ascend(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    alpha: float,
+    start: Start = "uniform",
+    restarts: int = 1,
+    loss: AttackLoss = "ce",
+    generator: torch.Generator | None = None,
+) -> Ascent:
+    """The attack of `pgd`, with its last gradient.
+
+    Args:
+        model: maps (N, ...) to outputs.
+        x: clean points inside the threat's box, (N, ...).
+        y: labels, (N,).
+        threat: the set of allowed points.
+        steps: gradient evaluations T ≥ 0.
+        alpha: length α ≥ 0 of a step, in the units of eps.
+        start: "uniform" in the ball, "zero" (at x), or "normal", x + 0.001 N(0, I).
+        restarts: number of runs ≥ 1; each sample keeps its run of highest final loss.
+        loss: "ce", "kl" for KL(p(x) ‖ p(x')), or a function `(outputs, y) -> (N,)`.
+        generator: source of the random start; None is a fresh one with seed 0, the same each call.
+
+    Returns:
+        The last iterate, the one before it and the gradient there. With steps = 0 or eps = 0 the
+        points are x itself and the gradient is None.
+    """
+    _check(steps, alpha, start, restarts, loss)
+    if steps == 0 or threat.eps == 0:
+        return Ascent(x, x, None)
+    x = x.detach()
+    source = torch.Generator(x.device).manual_seed(0) if generator is None else generator
+
+    with frozen(model):
+        objective = _objective(model, x, y, loss)
+
+        def run() -> _Run:
+            x_adv = _begin(x, threat, start, source)
+            for _ in range(steps):
+                x_last, grad = x_adv, _gradient(objective, x_adv)
+                x_adv = threat.project(x_last + alpha * threat.steepest(grad), x)
+            return x_adv, x_last, grad
+
+        found = run() if restarts == 1 else _best(objective, (run() for _ in range(restarts)))
+    return Ascent(*found)
+
+
+def _best(objective: Objective, runs: Iterator[_Run]) -> _Run:
+    """Per sample the run of highest final objective."""
+    best = next(runs)
+    with torch.no_grad():
+        highest = objective(best[0])
+        for run in runs:
+            value = objective(run[0])
+            higher = (value > highest).unsqueeze(1)
+            highest = torch.maximum(value, highest)
+            best = tuple(
+                torch.where(higher, rows(new), rows(old)).view(old.shape)
+                for new, old in zip(run, best, strict=True)
+            )
+    return best
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    alpha: float,
+    start: Start = "uniform",
+    restarts: int = 1,
+    loss: AttackLoss = "ce",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Projected gradient descent's ascent (arXiv:1706.06083); arguments as in `ascend`.
+
+    Returns:
+        The points x', (N, ...).
+
+    Example:
+        >>> threat, x = ThreatModel("linf", 0.25), torch.tensor([[0.5, 0.5]])  # x: two logits
+        >>> pgd(nn.Identity(), x, torch.tensor([1]), threat, steps=5, alpha=0.125, start="zero")
+        tensor([[0.7500, 0.2500]])
+    """
+    return ascend(
+        model,
+        x,
+        y,
+        threat,
+        steps=steps,
+        alpha=alpha,
+        start=start,
+        restarts=restarts,
+        loss=loss,
+        generator=generator,
+    ).x_adv
+
+
+def fgsm(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    alpha: float | None = None,
+    start: Start = "zero",
+    loss: AttackLoss = "ce",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """One step of `pgd`, of length eps unless `alpha` says otherwise (arXiv:1412.6572).
+
+    With start="uniform" and alpha = 1.25 eps it is that of fast training (arXiv:2001.03994).
+    Arguments as in `ascend`.
+
+    Returns:
+        The points x', (N, ...).
+    """
+    alpha = threat.eps if alpha is None else alpha
+    return pgd(
+        model, x, y, threat, steps=1, alpha=alpha, start=start, loss=loss, generator=generator
+    )
+
+
+def kl_pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    alpha: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The inner maximiser of TRADES: ascent of KL(p(x) ‖ p(x')) (arXiv:1901.08573, algorithm 1).
+
+    The start is x + 0.001 N(0, I), since the gradient of the KL term is 0 at x. The clean logits
+    are computed once. Arguments as in `ascend`; y is not used.
+
+    Returns:
+        The points x', (N, ...).
+    """
+    inner = partial(pgd, start="normal", loss="kl", generator=generator)
+    return inner(model, x, y, threat, steps=steps, alpha=alpha)

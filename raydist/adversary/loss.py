@@ -1,0 +1,92 @@
+"""What is minimised in training, and the per-sample functions that attacks ascend.
+
+A training loss is `(model, x, x_adv, y, **params) -> scalar tensor`, the mean over the batch, with
+no side effect but the forward passes of the model. A per-sample function maps outputs to (N,).
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def cross_entropies(outputs: Tensor, y: Tensor) -> Tensor:
+    """CE of each sample, −log p_y, of logits (N, C) and labels (N,): (N,)."""
+    return F.cross_entropy(outputs, y, reduction="none")
+
+
+def kl_divergences(clean: Tensor, outputs: Tensor) -> Tensor:
+    """KL(p ‖ q) of each sample, p = softmax(clean), q = softmax(outputs), logits (N, C): (N,)."""
+    log_p, log_q = F.log_softmax(clean, dim=1), F.log_softmax(outputs, dim=1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+
+
+def quadratics(outputs: Tensor, y: Tensor, hessian: Tensor) -> Tensor:
+    """½ rᵀ H r of each sample, r = outputs (N, M), H = diag(hessian) (M,), no use of y: (N,)."""
+    return (hessian * outputs.square()).sum(dim=1) / 2
+
+
+def standard(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    """Mean CE at the clean points: training without an adversary.
+
+    Args:
+        model: maps (N, ...) to logits (N, C).
+        x: clean points, (N, ...).
+        x_adv: not used.
+        y: labels, (N,).
+
+    Returns:
+        The loss, a scalar.
+    """
+    return cross_entropies(model(x), y).mean()
+
+
+def pgd_at(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    """Mean CE at the adversarial points: min_w E max_δ ℓ(w; x + δ, y) (arXiv:1706.06083, eq. 2.1).
+
+    Args:
+        model: maps (N, ...) to logits (N, C).
+        x: not used.
+        x_adv: adversarial points, (N, ...).
+        y: labels, (N,).
+
+    Returns:
+        The loss, a scalar.
+    """
+    return cross_entropies(model(x_adv), y).mean()
+
+
+def trades(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Tensor:
+    """Mean of CE(f(x), y) + β KL(p(x) ‖ p(x')) (arXiv:1901.08573, eq. 5).
+
+    The gradient flows through both arguments of the KL term. Each of the two batches passes the
+    model once (clean first), so BatchNorm in train mode sees each once.
+
+    Args:
+        model: maps (N, ...) to logits (N, C).
+        x: clean points, (N, ...).
+        x_adv: adversarial points x', (N, ...).
+        y: labels, (N,).
+        beta: weight β ≥ 0 of robustness; 0 is the clean loss.
+
+    Returns:
+        The loss, a scalar.
+    """
+    clean, adversarial = model(x), model(x_adv)
+    return (cross_entropies(clean, y) + beta * kl_divergences(clean, adversarial)).mean()
+
+
+def quadratic(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, hessian: Tensor) -> Tensor:
+    """Mean of ½ rᵀ H r with r = model(x'), the task whose every answer is known.
+
+    With the model r = w − x' this is ½ (w − x')ᵀ H (w − x').
+
+    Args:
+        model: maps (N, M) to residuals (N, M).
+        x: not used.
+        x_adv: adversarial points x', (N, M).
+        y: not used.
+        hessian: the diagonal of H, (M,), ≥ 0.
+
+    Returns:
+        The loss, a scalar.
+    """
+    return quadratics(model(x_adv), y, hessian).mean()

@@ -1,0 +1,141 @@
+"""Schedules: pure functions of progress, the fraction of the run that is done."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Schedule = Callable[..., float]
+
+
+def lr_at(name: str, progress: float, lr: float, **params: Any) -> float:
+    """The learning rate μ at a point of the run.
+
+    With p the progress:
+
+    - constant: μ
+    - piecewise: μ · factor^(number of milestones ≤ p)
+    - cosine: final + (μ − final) (1 + cos πp) / 2
+
+    Args:
+        name: "constant", "piecewise" or "cosine".
+        progress: the fraction of the run that is done, in [0, 1].
+        lr: the initial rate μ.
+        **params: of piecewise, `milestones`, increasing fractions of the run, and `factor` (0.1);
+            of cosine, `final` (0.0), the rate at the end.
+
+    Returns:
+        The rate.
+
+    Raises:
+        ValueError: unknown name or parameter, or a value out of its range.
+
+    Example:
+        >>> lr_at("piecewise", 0.8, 1.0, milestones=[0.5, 0.75], factor=0.5)
+        0.25
+    """
+    return _evaluate("lr", _LR, name, progress, lr, params)
+
+
+def eps_at(name: str, progress: float, eps: float, **params: Any) -> float:
+    """The budget ε at a point of the run (arXiv:2006.08403).
+
+    With p the progress, each clipped at the target ε:
+
+    - constant: ε
+    - linear: eps_min + (eps_max − eps_min) p
+    - cosine: eps_min + (eps_max − eps_min) (1 − cos πp) / 2
+
+    With eps_max = 2 ε and eps_min = 0 both reach the target at half of the run.
+
+    Args:
+        name: "constant", "linear" or "cosine".
+        progress: the fraction of the run that is done, in [0, 1].
+        eps: the target ε ≥ 0, the value from the clip point on.
+        **params: of linear and cosine, `eps_max` ≥ eps (default eps) and `eps_min` (0.0), at most
+            eps, in the units of eps.
+
+    Returns:
+        The budget, at most eps.
+
+    Raises:
+        ValueError: unknown name or parameter, or a value out of its range.
+
+    Example:
+        >>> eps_at("linear", 0.25, 8.0, eps_max=16.0)
+        4.0
+    """
+    return _evaluate("eps", _EPS, name, progress, eps, params)
+
+
+def _constant(progress: float, target: float) -> float:
+    return target
+
+
+def _piecewise(
+    progress: float, lr: float, milestones: Sequence[float], factor: float = 0.1
+) -> float:
+    fractions = list(milestones)
+    if sorted(set(fractions)) != fractions or not all(0 <= m <= 1 for m in fractions):
+        raise ValueError(
+            f"milestones is {fractions}, expected increasing fractions of the run in [0, 1]:"
+            " write [0.5, 0.75]"
+        )
+    return lr * factor ** sum(milestone <= progress for milestone in fractions)
+
+
+def _cosine_decay(progress: float, lr: float, final: float = 0.0) -> float:
+    return final + (lr - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _linear(
+    progress: float, eps: float, eps_max: float | None = None, eps_min: float = 0.0
+) -> float:
+    top = _top(eps, eps_max, eps_min)
+    return min(eps, eps_min + (top - eps_min) * progress)
+
+
+def _cosine(
+    progress: float, eps: float, eps_max: float | None = None, eps_min: float = 0.0
+) -> float:
+    top = _top(eps, eps_max, eps_min)
+    return min(eps, eps_min + (top - eps_min) * (1 - math.cos(math.pi * progress)) / 2)
+
+
+def _top(eps: float, eps_max: float | None, eps_min: float) -> float:
+    top = eps if eps_max is None else eps_max
+    if not 0 <= eps_min <= eps <= top:
+        raise ValueError(
+            f"eps_min is {eps_min}, eps {eps}, eps_max {top}, expected"
+            " 0 <= eps_min <= eps <= eps_max: write eps_max = 2 * eps"
+        )
+    return top
+
+
+_LR: Mapping[str, Schedule] = {
+    "constant": _constant,
+    "piecewise": _piecewise,
+    "cosine": _cosine_decay,
+}
+_EPS: Mapping[str, Schedule] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
+
+
+def _evaluate(
+    what: str,
+    schedules: Mapping[str, Schedule],
+    name: str,
+    progress: float,
+    target: float,
+    params: Mapping[str, Any],
+) -> float:
+    if name not in schedules:
+        raise ValueError(f"{what} schedule is {name!r}, expected one of: {', '.join(schedules)}")
+    if not 0 <= progress <= 1:
+        raise ValueError(f"progress is {progress}, expected a fraction in [0, 1]: round / rounds")
+    signature = inspect.signature(schedules[name])
+    try:
+        arguments = signature.bind(progress, target, **params)
+    except TypeError as error:
+        known = ", ".join(list(signature.parameters)[2:]) or "none"
+        raise ValueError(f"{what} schedule {name!r}: {error}; its parameters: {known}") from error
+    return schedules[name](*arguments.args, **arguments.kwargs)

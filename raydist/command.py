@@ -1,0 +1,50 @@
+"""What all commands share: wrong input is one line on stderr and exit code 2."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from raydist.config import InputError
+from raydist.show import errors
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value]...", help="Settings that win over the file."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="Join the Ray cluster at this address; default: RAY_ADDRESS.")
+]
+PoolName = Annotated[str, typer.Option(help="ray: each agent an actor; local: in one process.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no table.")]
+
+
+def run(main: Callable[..., Any]) -> None:
+    """Run a command's function on the command line.
+
+    Args:
+        main: the function, with typer's annotations; it returns the exit code or None.
+
+    Raises:
+        SystemExit: with the exit code.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        code = app(standalone_mode=False)
+    except InputError as error:
+        errors.print(f"raydist: {error}", markup=False)
+        code = WRONG_INPUT
+    except KeyboardInterrupt:
+        errors.print("raydist: interrupted")
+        code = INTERRUPTED
+    except typer.Exit as error:
+        code = error.exit_code
+    except Exception as error:
+        if not hasattr(error, "exit_code"):  # not a usage error of the command line
+            raise
+        errors.print(f"raydist: {getattr(error, 'message', error)}", markup=False)
+        code = WRONG_INPUT
+    raise SystemExit(code or 0)

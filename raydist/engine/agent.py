@@ -1,0 +1,303 @@
+"""An agent: a plain object that adapts on its own data and combines what its neighbours send.
+
+Its whole state travels as one flat vector: the parameters, and behind them BatchNorm's running
+statistics. Every method is fenced by the round: called out of order, it refuses to work.
+"""
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from raydist.adversary.fosc import first_order_gap
+from raydist.adversary.schedule import lr_at
+from raydist.config import Experiment
+from raydist.engine.flat import FlatModel
+from raydist.engine.task import (
+    Split,
+    build_model,
+    image_task,
+    quadratic_of,
+    quadratic_task,
+)
+from raydist.learning import optim
+from raydist.measure import trained
+from raydist.network import strategy
+from raydist.seeding import Purpose, torch_generator
+
+Message = NDArray[np.floating[Any]]
+Info = dict[str, float]
+
+
+SHARE = 32  # images that one agent measures at least: smaller parts cost more than they save
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """What an agent is told when it starts.
+
+    Attributes:
+        agent: its number k in 0..K-1.
+        config: the experiment.
+        neighbours: the l of its neighbourhood N_k in ascending order, k among them.
+        weights: the a_lk in the same order.
+        rounds: length of the run.
+        shape: of one input, (C, H, W).
+        classes: number of classes.
+        scale: what brings stored pixels to [0, 1].
+        threads: CPU threads that it may use.
+        cuda: whether it computes on a GPU.
+    """
+
+    agent: int
+    config: Experiment
+    neighbours: tuple[int, ...]
+    weights: tuple[float, ...]
+    rounds: int
+    shape: tuple[int, ...]
+    classes: int
+    scale: float
+    threads: int
+    cuda: bool
+
+
+class Agent:
+    """One learner k with its own data, model and optimiser."""
+
+    def __init__(self, spec: AgentSpec, share: Split | None, held: dict[str, Split]) -> None:
+        """Build the agent at round 0.
+
+        Args:
+            spec: who it is and what it shall do.
+            share: its private training images and labels (None for the quadratic task).
+            held: the "validation" and "test" splits, common to all agents.
+        """
+        torch.set_num_threads(spec.threads)
+        self.spec, self.held, self.config = spec, held, spec.config
+        self.device = torch.device("cuda" if spec.cuda else "cpu")
+        self.flat = FlatModel(build_model(self.config, spec.shape, spec.classes).to(self.device))
+        self.start = self.flat.w.detach().clone()
+        optimiser = self.config.optim
+        self.optimiser = optim.build(
+            optimiser.name,
+            [self.flat.w],
+            optimiser.lr,
+            momentum=optimiser.momentum,
+            nesterov=optimiser.nesterov,
+            weight_decay=optimiser.weight_decay,
+        )
+        self.task = (
+            quadratic_task(self.config, spec.agent, self.device)
+            if share is None
+            else image_task(self.config, spec.agent, share, spec.scale, self.device)
+        )
+        self.round, self.open = 0, False
+        self.sent = self.flat.w.detach()
+        self.seconds_combine = 0.0
+
+    def step(self, n: int, *messages: Message) -> tuple[Message, Info]:
+        """Finish round n − 1 with what the neighbours sent, then adapt in round n.
+
+        Args:
+            n: the round, one more than the last.
+            messages: m_l(n−1) of the neighbours other than k, in ascending order; none if that
+                round was already finished by `combine`.
+
+        Returns:
+            m_k(n), one contiguous vector; and what was measured.
+        """
+        if self.open:
+            self.combine(n - 1, *messages)
+        return self.adapt(n)
+
+    def adapt(self, n: int) -> tuple[Message, Info]:
+        """Attack a fresh batch, take the gradient there, make the local step φ = w − μ ∇̂J(w).
+
+        Args:
+            n: the round.
+
+        Returns:
+            The message m_k(n) and what was measured: loss, grad_norm, fosc, lr, eps, times, bytes.
+
+        Raises:
+            RuntimeError: if n is not the next round.
+        """
+        if self.open or n != self.round + 1:
+            raise RuntimeError(f"agent {self.spec.agent} is at round {self.round}, not before {n}")
+        clock = [self._now()]
+        x, y = self.task.batch(n)
+        draw = torch_generator(Purpose.ATTACK, self.config.seed, self.spec.agent, n, self.device)
+        attacked = self.task.attack(self.flat.module, x, y, draw)
+        clock.append(self._now())
+        w = self.flat.w.detach().clone()
+        loss = self._gradient(x, attacked.x_adv, y)
+        lr = self._set_lr(n)
+        if self.config.strategy != "centralized":  # that one steps with the mean gradient
+            self.optimiser.step()
+        phi = self.flat.w.detach()
+        self.sent = strategy.message(self.config.strategy, w, phi, self.flat.grad)
+        message = self._outgoing().cpu().numpy().copy()
+        clock.append(self._now())
+        self.round, self.open = n, True
+        measured = {"loss": loss, "grad_norm": torch.linalg.vector_norm(self.flat.grad)}
+        if attacked.grad is not None:
+            gap = first_order_gap(x, attacked.x_last, attacked.grad, self.task.threat)
+            measured["fosc"] = gap.mean()
+        info = dict(zip(measured, torch.stack(list(measured.values())).tolist(), strict=True))
+        return message, info | {
+            "lr": lr,
+            "eps": self.config.threat.eps,
+            "seconds_attack": clock[1] - clock[0],
+            "seconds_adapt": clock[2] - clock[1],
+            "seconds_combine": self.seconds_combine,
+            "bytes_sent": float(message.nbytes * (len(self.spec.neighbours) - 1)),
+        }
+
+    def combine(self, n: int, *messages: Message) -> None:
+        """w⁺ = Σ_l a_lk m_l + (φ − m): the end of round n.
+
+        Args:
+            n: the round that is open.
+            messages: as in `step`.
+
+        Raises:
+            RuntimeError: if round n is not open or a message is missing.
+        """
+        if not self.open or n != self.round or len(messages) != len(self.spec.neighbours) - 1:
+            raise RuntimeError(f"agent {self.spec.agent} cannot combine round {n}: out of order")
+        began, inbox = self._now(), iter(messages)
+        received = [
+            self._outgoing() if l == self.spec.agent else self._tensor(next(inbox))
+            for l in self.spec.neighbours
+        ]
+        mixed = strategy.combine(self.spec.weights, received)
+        size = self.flat.w.numel()
+        with torch.no_grad():
+            if self.config.strategy == "centralized":
+                self.flat.grad.copy_(mixed[:size])
+                self.optimiser.step()
+            else:
+                self.flat.w.copy_(strategy.update(mixed[:size], self.flat.w, self.sent))
+        if self.config.combine_buffers:
+            self.flat.load_buffers(mixed[size:])
+        self.open = False
+        self.seconds_combine = self._now() - began
+
+    def state(self) -> Message:
+        """w_k and the running statistics, one vector."""
+        return self.flat.state().cpu().numpy()
+
+    def mean(self, *states: Message) -> Message:
+        """The centroid (1/K) Σ_k w_k of all agents' states, in their order."""
+        tensors = [self._tensor(state) for state in states]
+        return strategy.combine([1 / len(states)] * len(states), tensors).cpu().numpy()
+
+    def measure(self, n: int, centroid: Message) -> tuple[Info, trained.Sums]:
+        """What is known of the state after round n.
+
+        Args:
+            n: the round, finished.
+            centroid: the centroid's vector.
+
+        Returns:
+            Of this agent's own state: distance from the start, squared distance from the centroid,
+            excess risk (quadratic task). Of the centroid, on this agent's part of the validation
+            images: sums that the driver adds up.
+
+        Raises:
+            RuntimeError: if round n is not finished.
+        """
+        if self.open or n != self.round:
+            raise RuntimeError(f"agent {self.spec.agent} cannot be measured at round {n}")
+        w, center = self.flat.w.detach(), self._tensor(centroid)
+        own = {
+            "distance": torch.linalg.vector_norm(w - self.start).item(),
+            "disagreement": (w - center[: w.numel()]).square().sum().item(),
+        }
+        if self.config.data.set == "quadratic":
+            own["excess_risk"] = quadratic_of(self.config).excess_risk(w.cpu().double().numpy())
+            return own, {}
+        part = self._part("validation", self.config.evaluate.images, shared=True)
+        with self.flat.holding(center) as model:
+            return own, trained.validate(model, part, self.task.threat, self.config, n)
+
+    def evaluate(self, centroid: Message | None) -> trained.Masks:
+        """Per-image verdicts on test images.
+
+        Args:
+            centroid: judge this model on this agent's part of the images; None judges the agent's
+                own model on all of them.
+
+        Returns:
+            The verdicts.
+        """
+        wanted, shared = self.config.evaluate, centroid is not None
+        part = self._part("test", wanted.test, shared)
+        attacked = self._part("test", min(wanted.test, wanted.autoattack, key=_number), shared)
+        state = self.flat.state() if centroid is None else self._tensor(centroid)
+        with self.flat.holding(state) as model:
+            return trained.judge(
+                model, part, attacked, self.task.threat, self.config, self.spec.classes
+            )
+
+    def _part(self, split: str, limit: int | str, shared: bool) -> trained.Part:
+        """The first images of a split; if shared out, every S-th of them for S agents."""
+        x, y = self.held[split]
+        images = int(min(len(y), _number(limit)))
+        chosen = np.arange(images)
+        if shared:
+            parts = min(self.config.topology.agents, max(1, images // SHARE))
+            chosen = chosen[chosen % parts == self.spec.agent]
+        return trained.Part(chosen, x, y, self.spec.scale, self.device)
+
+    def save(self, file: str, centroid: Message | None = None) -> None:
+        """Write the model (or the centroid, given its state) as safetensors, whole or not at all.
+
+        Args:
+            file: the path; its folder exists.
+            centroid: the centroid's vector, to write that instead.
+        """
+        state = self.flat.state() if centroid is None else self._tensor(centroid)
+        with self.flat.holding(state) as model:
+            tensors = {name: value.clone() for name, value in model.state_dict().items()}
+        save_file(tensors, file + ".part")
+        os.replace(file + ".part", file)
+
+    def _gradient(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        """∇̂J(w) into the flat gradient, model in train mode; returns the loss."""
+        self.flat.module.train()
+        self.flat.grad.zero_()
+        loss = self.task.loss(self.flat.module, x, x_adv, y)
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    def _set_lr(self, n: int) -> float:
+        schedule, progress = self.config.optim.schedule, (n - 1) / self.spec.rounds
+        lr = lr_at(schedule.name, progress, self.config.optim.lr, **schedule.params())
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _outgoing(self) -> Tensor:
+        """m_k, and the running statistics if they are combined."""
+        return self.flat.with_buffers(self.sent) if self.config.combine_buffers else self.sent
+
+    def _tensor(self, message: Message) -> Tensor:
+        return torch.from_numpy(message).to(self.device)
+
+    def _now(self) -> float:
+        if self.spec.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def _number(count: int | str) -> float:
+    """A count, with "all" as infinity."""
+    return math.inf if isinstance(count, str) else count

@@ -1,0 +1,160 @@
+"""Checks at the door: what would fail in the middle of a run is told before it starts."""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from raydist.config import Experiment, InputError
+from raydist.engine.task import DTYPES, build_model, loss_named, quadratic_of
+from raydist.learning.data import Data, to_tensor
+from raydist.learning.model import parameter_count
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def checked(where: str, build: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `build` returns; its errors as one line that says which table they concern.
+
+    Args:
+        where: the table.
+        build: what may raise.
+        *args: for it.
+        **kwargs: for it.
+
+    Returns:
+        Its result.
+
+    Raises:
+        InputError: instead of a ValueError, TypeError or FileNotFoundError.
+    """
+    try:
+        return build(*args, **kwargs)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        line = " ".join(str(error).split())
+        raise InputError(line if line.startswith(f"{where}.") else f"{where}: {line}") from error
+
+
+def input_of(config: Experiment, data: Data | None) -> tuple[tuple[int, ...], int, float]:
+    """Shape of one input, number of classes, factor that brings stored pixels to [0, 1]."""
+    if data is None:
+        centers = config.data.centers or [[]]
+        return (len(centers[0]),), 0, 1.0
+    return data.shape, data.classes, data.scale
+
+
+def check_quadratic(config: Experiment) -> None:
+    """The quadratic task: one center per agent, exact worst perturbations.
+
+    Args:
+        config: the experiment.
+
+    Raises:
+        InputError: if the pieces do not fit one another.
+    """
+    task = checked("data", quadratic_of, config)
+    agents, size = task.centers.shape
+    if agents != config.topology.agents:
+        raise InputError(
+            f"data.centers has {agents} points for topology.agents = {config.topology.agents}: "
+            "write one center per agent"
+        )
+    if config.model.start is not None and len(config.model.start) != size:
+        raise InputError(f"model.start has {len(config.model.start)} numbers, expected {size}")
+    if config.threat.norm != "linf" and config.threat.eps > 0:
+        raise InputError('threat.norm must be "linf" for data.set = "quadratic"')
+    if config.stop.fosc and config.stop.fosc.on == "validation":
+        raise InputError(
+            'stop.fosc is measured on validation images, which data.set = "quadratic" has not: '
+            "remove it"
+        )
+
+
+def check_images(config: Experiment, data: Data, share: int) -> None:
+    """An image task: batches, validation and evaluation fit the data.
+
+    Args:
+        config: the experiment.
+        data: the images.
+        share: training images of the agent with the fewest.
+
+    Raises:
+        InputError: if they do not.
+    """
+    batch, agents = config.data.batch, config.topology.agents
+    if batch > share:
+        raise InputError(
+            f"data.batch is {batch}, but an agent's share is {share} of {len(data.train[1])} "
+            f"training images (topology.agents = {agents}): write data.batch = {max(share, 1)} "
+            "or less"
+        )
+    if len(data.validation[1]) < agents:
+        raise InputError(
+            f"data.validation = {config.data.validation} leaves {len(data.validation[1])} "
+            f"validation images for {agents} agents: write a larger fraction"
+        )
+    if config.evaluate.images < agents:
+        raise InputError(f"evaluate.images is {config.evaluate.images}, expected {agents} or more")
+    if isinstance(config.evaluate.test, int) and config.evaluate.test < agents:
+        raise InputError(f"evaluate.test is {config.evaluate.test}, expected {agents} or more")
+    if config.dtype != "float32" and config.evaluate.autoattack != 0:
+        raise InputError(
+            f'evaluate.autoattack needs dtype = "float32", not "{config.dtype}": '
+            "write evaluate.autoattack = 0"
+        )
+
+
+def probe(config: Experiment, data: Data | None) -> tuple[int, int]:
+    """Build the model and try model and loss on two samples.
+
+    Args:
+        config: the experiment.
+        data: the images, if any.
+
+    Returns:
+        The number of parameters; how many numbers the modules give out for one sample.
+
+    Raises:
+        InputError: if the model does not give (N, classes) or the loss no scalar with a gradient.
+    """
+    shape, classes, scale = input_of(config, data)
+    model = checked("model", build_model, config, shape, classes)
+    loss, _ = checked("loss", loss_named, config)
+    parameters = parameter_count(model)
+    if parameters == 0:
+        raise InputError(f'model "{config.model.name}" has no parameters to train')
+    if data is None:
+        return parameters, 0
+    counted: list[int] = []
+
+    def count(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and not list(module.children()):
+            counted.append(output.numel())
+
+    hooks = [module.register_forward_hook(count) for module in model.modules()]
+    x = to_tensor(data.train[0][:2], scale, DTYPES[config.dtype])
+    y = torch.from_numpy(data.train[1][:2].copy())
+    try:
+        outputs = model(x)
+    except (RuntimeError, ValueError, TypeError) as error:
+        line = str(error).splitlines()[0]
+        raise InputError(
+            f'model "{config.model.name}" does not take images of shape {shape}: {line}'
+        ) from error
+    for hook in hooks:
+        hook.remove()
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (len(y), classes):
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise InputError(
+            f'model "{config.model.name}" returned {got} for {len(y)} images, expected logits '
+            f"of shape ({len(y)}, {classes})"
+        )
+    value = checked("loss", loss, model, x, x, y)
+    if not isinstance(value, Tensor) or value.ndim != 0 or not value.requires_grad:
+        raise InputError(
+            f'loss "{config.loss.name}" returned {value!r:.60}, expected a scalar tensor '
+            "with a gradient"
+        )
+    return parameters, sum(counted) // len(y)

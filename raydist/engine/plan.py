@@ -1,0 +1,179 @@
+"""What a run needs before its first round, and every check that can be made before it.
+
+A plan is pure preparation: graph, matrix, data, shares, specs. Making one raises `InputError` with
+one line for anything that could not work, so a sweep makes all its plans before it starts one.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
+
+from raydist.config import Experiment
+from raydist.engine.agent import AgentSpec
+from raydist.engine.checks import check_images, check_quadratic, checked, input_of, probe
+from raydist.engine.task import Split, quadratic_of
+from raydist.learning import data as datasets
+from raydist.learning import partition
+from raydist.network import strategy, theory, topology, weights
+
+BASE_BYTES = 300e6  # a process that has imported torch, measured
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run, ready to start.
+
+    Attributes:
+        config: the experiment.
+        graph: the topology, nodes 0..K-1.
+        A: its combination matrix, (K, K), columns sum to 1.
+        mixing_rate: of A.
+        rounds: the length of the run.
+        data: the images; None for the quadratic task.
+        shares: each agent's positions in the training set.
+        parameters: P, the number of parameters of one model.
+        activations: numbers that one forward pass of one sample keeps for the backward pass.
+    """
+
+    config: Experiment
+    graph: nx.Graph | nx.DiGraph
+    A: NDArray[np.float64]
+    mixing_rate: float
+    rounds: int
+    data: datasets.Data | None
+    shares: list[NDArray[np.int64]]
+    parameters: int
+    activations: int
+
+    @property
+    def agents(self) -> int:
+        """K."""
+        return self.config.topology.agents
+
+    @property
+    def every(self) -> int:
+        """Rounds between two measurements of the state."""
+        usual = 1 if self.data is None else math.ceil(self.rounds / 10)
+        return self.config.evaluate.every or usual
+
+    def specs(self, threads: int, cuda: bool) -> list[AgentSpec]:
+        """What each agent is told; arguments as in `AgentSpec`."""
+        mixing = strategy.combination_matrix(self.config.strategy, self.A)
+        shape, classes, scale = input_of(self.config, self.data)
+        return [
+            AgentSpec(
+                agent=k,
+                config=self.config,
+                neighbours=tuple(int(l) for l in np.flatnonzero(column)),
+                weights=tuple(float(a) for a in column[np.flatnonzero(column)]),
+                rounds=self.rounds,
+                shape=shape,
+                classes=classes,
+                scale=scale,
+                threads=threads,
+                cuda=cuda,
+            )
+            for k, column in enumerate(mixing.T)
+        ]
+
+    def share(self, k: int) -> Split | None:
+        """The private training images and labels of agent k."""
+        if self.data is None:
+            return None
+        x, y = self.data.train
+        return x[self.shares[k]], y[self.shares[k]]
+
+    def held(self) -> dict[str, Split]:
+        """The splits that all agents may see."""
+        if self.data is None:
+            return {}
+        return {"validation": self.data.validation, "test": self.data.test}
+
+    def agent_bytes(self) -> float:
+        """Estimate of an agent's memory: process, weights and their copies, share, activations."""
+        item = 4 if self.config.dtype == "float32" else 8
+        copies = 5 + (self.config.optim.momentum > 0)  # w, gradient, sent, message, w before
+        share = 0.0
+        if self.data is not None:
+            share = self.data.train[0].nbytes / self.agents + self.data.test[0].nbytes
+        return (
+            BASE_BYTES
+            + share
+            + item * (copies * self.parameters + self.activations * self.config.data.batch)
+        )
+
+    def theory(self) -> dict[int, float]:
+        """Predicted excess risk of every measured round, (E1); empty where it does not apply."""
+        optim = self.config.optim
+        plain = (optim.momentum, optim.weight_decay, optim.schedule.name) == (0, 0, "constant")
+        if self.data is not None or not plain:
+            return {}
+        task = quadratic_of(self.config)
+        w_star = task.minimiser()
+        start = w_star - np.array(self.config.model.start or np.zeros(len(w_star)))
+        rounds = [n for n in range(self.rounds + 1) if n % self.every == 0 or n == self.rounds]
+        values = theory.excess_risk(
+            self.config.strategy,
+            self.A,
+            np.stack([np.diag(task.hessian_at(k, w_star)) for k in range(self.agents)]),
+            np.stack([task.gradient(k, w_star) for k in range(self.agents)]),
+            np.stack([np.diag(task.noise_covariance(k, w_star)) for k in range(self.agents)]),
+            optim.lr,
+            self.config.data.batch,
+            rounds,
+            start=start,
+        )
+        return dict(zip(rounds, values.tolist(), strict=True))
+
+
+def make_plan(config: Experiment) -> Plan:
+    """Prepare a run.
+
+    Args:
+        config: the experiment.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InputError: one line that says what cannot work and what to write instead.
+    """
+    graph = checked("topology", _graph, config)
+    A = checked("topology", weights.build, config.topology.weights, graph)
+    checked("topology", weights.check, A, graph)
+    data, shares, smallest = None, [], config.data.batch
+    if config.data.set == "quadratic":
+        check_quadratic(config)
+    else:
+        data = checked("data", _data, config)
+        shares = partition.iid(len(data.train[1]), config.topology.agents, config.seed)
+        smallest = min(len(share) for share in shares)
+        check_images(config, data, smallest)
+    parameters, activations = probe(config, data)
+    rounds = config.rounds or max(1, round((config.epochs or 0) * (smallest // config.data.batch)))
+    rate = weights.mixing_rate(A)
+    return Plan(config, graph, A, rate, rounds, data, shares, parameters, activations)
+
+
+def _graph(config: Experiment) -> nx.Graph | nx.DiGraph:
+    table = config.topology
+    graph = topology.build(table.kind, table.agents, table.seed, **(table.model_extra or {}))
+    topology.check_connected(graph)
+    return graph
+
+
+def _data(config: Experiment) -> datasets.Data:
+    table = config.data
+    if table.params:
+        return datasets.load(table.set, validation=table.validation, params=table.params)
+    return _cached(table.set, table.root, table.validation, table.download)
+
+
+@lru_cache(maxsize=2)
+def _cached(name: str, root: str | None, validation: float, download: bool) -> datasets.Data:
+    """The plain sets, read once for all trials of this process."""
+    return datasets.load(name, root=root, validation=validation, download=download)

@@ -1,0 +1,132 @@
+"""Where the agents live: one interface, two pools.
+
+`LocalPool` runs them in this process, in order: for the debugger and the tests, and as the
+reference for `raydist.engine.ray_pool.RayPool`, which runs each as an actor. Same seed, same
+weights, bit for bit on the CPU.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from raydist.engine.agent import Agent, AgentSpec, Info, Message
+from raydist.engine.plan import Plan
+from raydist.measure.trained import Masks, Sums
+
+T = TypeVar("T")
+Pending = Any  # what `step` returns: infos, or references to them
+
+
+class Pool(Protocol):
+    """Agents that run rounds together. Rounds are submitted in order and collected later."""
+
+    def step(self, n: int) -> Pending:
+        """Submit round n of all agents; the messages of round n − 1 travel along the edges."""
+
+    def collect(self, pending: Pending) -> list[Info]:
+        """Wait for a submitted round; what each agent measured."""
+
+    def close(self, n: int) -> None:
+        """Combine round n at all agents, so that their state can be read."""
+
+    def measure(self, n: int) -> list[tuple[Info, Sums]]:
+        """The state after the closed round n: of each agent, and its part of the validation."""
+
+    def evaluate(self, own: bool) -> list[Masks]:
+        """Verdicts on test images: the centroid on one part each, or each agent on all."""
+
+    def save(self, folder: Path) -> None:
+        """Write the models of all agents and of the centroid."""
+
+    def states(self) -> list[Message]:
+        """w_k and running statistics of every agent."""
+
+    def shutdown(self) -> None:
+        """Give everything back."""
+
+
+def inboxes(specs: Sequence[AgentSpec], messages: Sequence[T]) -> list[list[T]]:
+    """What each agent receives: the messages of its neighbours, in ascending order, not its own."""
+    return [[messages[l] for l in spec.neighbours if l != spec.agent] for spec in specs]
+
+
+class LocalPool:
+    """All agents in this process, one after the other."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Build the agents of a plan."""
+        self._threads = torch.get_num_threads()
+        self._specs = plan.specs(threads=1, cuda=_use_cuda(plan))
+        held = plan.held()
+        self.agents = [Agent(spec, plan.share(spec.agent), held) for spec in self._specs]
+        self._messages: list[Message] | None = None
+
+    def step(self, n: int) -> list[Info]:
+        """As `Pool.step`; the round is done when it returns."""
+        replies = [
+            agent.step(n, *inbox) for agent, inbox in zip(self.agents, self._receive(), strict=True)
+        ]
+        self._messages = [message for message, _ in replies]
+        return [info for _, info in replies]
+
+    def collect(self, pending: list[Info]) -> list[Info]:
+        """As `Pool.collect`."""
+        return pending
+
+    def close(self, n: int) -> None:
+        """As `Pool.close`."""
+        for agent, inbox in zip(self.agents, self._receive(), strict=True):
+            agent.combine(n, *inbox)
+
+    def measure(self, n: int) -> list[tuple[Info, Sums]]:
+        """As `Pool.measure`."""
+        centroid = self._centroid()
+        return [agent.measure(n, centroid) for agent in self.agents]
+
+    def evaluate(self, own: bool) -> list[Masks]:
+        """As `Pool.evaluate`."""
+        centroid = None if own else self._centroid()
+        return [agent.evaluate(centroid) for agent in self.agents]
+
+    def save(self, folder: Path) -> None:
+        """As `Pool.save`."""
+        for k, agent in enumerate(self.agents):
+            agent.save(str(folder / agent_file(k)))
+        self.agents[0].save(str(folder / CENTROID_FILE), self._centroid())
+
+    def states(self) -> list[Message]:
+        """As `Pool.states`."""
+        return [agent.state() for agent in self.agents]
+
+    def shutdown(self) -> None:
+        """As `Pool.shutdown`; the process gets its number of threads back."""
+        torch.set_num_threads(self._threads)
+
+    def _centroid(self) -> Message:
+        return self.agents[0].mean(*self.states())
+
+    def _receive(self) -> list[list[Message]]:
+        """The messages that wait, once; none after a round was closed."""
+        messages, self._messages = self._messages, None
+        return [[] for _ in self._specs] if messages is None else inboxes(self._specs, messages)
+
+
+CENTROID_FILE = "centroid.safetensors"
+
+
+def agent_file(k: int) -> str:
+    """The file name of agent k's weights."""
+    return f"agent-{k:03d}.safetensors"
+
+
+def parameters_of(states: Sequence[Message], parameters: int) -> NDArray[np.floating[Any]]:
+    """The weights (K, P) in the states of all agents, without running statistics."""
+    return np.stack([state[:parameters] for state in states])
+
+
+def _use_cuda(plan: Plan) -> bool:
+    return plan.config.agent.gpus != 0 and torch.cuda.is_available()

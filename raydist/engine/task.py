@@ -1,0 +1,205 @@
+"""What one agent's local step consists of: its batches, its attack and its loss, bound by name.
+
+The names of the configuration meet the functions here and nowhere else.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raydist.adversary import loss as losses
+from raydist.adversary.attack import Ascent, ascend
+from raydist.adversary.threat import ThreatModel
+from raydist.config import Experiment
+from raydist.learning import data as datasets
+from raydist.learning import model as models
+from raydist.learning.quadratic import Quadratic
+from raydist.plugin import resolve
+from raydist.seeding import Purpose, numpy_rng, torch_generator
+
+Split = tuple[NDArray[Any], NDArray[np.int64]]
+
+# Each loss and the attack that its paper trains with (None: no attack).
+LOSSES: dict[str, tuple[Callable[..., Tensor], str | None]] = {
+    "standard": (losses.standard, None),
+    "pgd_at": (losses.pgd_at, "pgd"),
+    "trades": (losses.trades, "kl_pgd"),
+    "quadratic": (losses.quadratic, "fgsm"),
+}
+TRADES_BETA = 6.0  # arXiv:1901.08573, its code's default
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def build_model(config: Experiment, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The model of an experiment at the start that all its agents share, on the CPU.
+
+    Args:
+        config: the experiment.
+        shape: of one input.
+        classes: number of classes.
+
+    Returns:
+        The model in the experiment's dtype.
+    """
+    extra: dict[str, Any] = dict(config.model.params)
+    if config.model.start is not None:
+        extra["start"] = config.model.start
+    extra |= models.NORMALISATION.get(config.data.set, {})
+    name, width = config.model.name, config.model.width
+    model = models.build(name, shape, classes, width=width, seed=config.seed, **extra)
+    return model.to(DTYPES[config.dtype])
+
+
+@dataclass(frozen=True)
+class Task:
+    """The parts of a local step.
+
+    Attributes:
+        batch: round n ≥ 1 -> (x, y) of this agent.
+        attack: (model, x, y, generator) -> the adversarial points and the last gradient.
+        loss: (model, x, x_adv, y) -> scalar.
+        threat: the set of allowed perturbations.
+    """
+
+    batch: Callable[[int], tuple[Tensor, Tensor]]
+    attack: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Ascent]
+    loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+    threat: ThreatModel
+
+
+def loss_named(config: Experiment) -> tuple[Callable[..., Tensor], str | None]:
+    """The loss function of a configuration, with its parameters bound, and its usual attack.
+
+    Args:
+        config: the experiment.
+
+    Returns:
+        The function (model, x, x_adv, y) -> scalar; the name of its attack or None.
+
+    Raises:
+        ValueError: if there is no such loss; names the known ones.
+    """
+    name = config.loss.name
+    if ":" in name:
+        return partial(resolve(name), **config.loss.params), "pgd"
+    if name not in LOSSES:
+        close = difflib.get_close_matches(name, LOSSES, n=1)
+        hint = f": did you mean {close[0]}?" if close else ""
+        raise ValueError(
+            f'loss.name is "{name}", expected one of {", ".join(LOSSES)} '
+            f'or "package.module:function"{hint}'
+        )
+    function, attack = LOSSES[name]
+    if name == "trades":
+        beta = TRADES_BETA if config.loss.beta is None else config.loss.beta
+        function = partial(function, beta=beta)
+    return function, attack
+
+
+def attack_named(config: Experiment, usual: str | None, each: Any = "ce") -> Callable[..., Ascent]:
+    """The training attack of a configuration.
+
+    Args:
+        config: the experiment.
+        usual: the attack of its loss, used where the configuration names none.
+        each: the per-sample function that pgd and fgsm ascend.
+
+    Returns:
+        A function (model, x, y, threat, generator=...) -> Ascent.
+    """
+    attack = config.attack
+    name = attack.name or usual
+    if name is None:
+        return partial(ascend, steps=0, alpha=0.0)
+    if name == "fgsm":
+        alpha = config.threat.eps if attack.alpha is None else attack.alpha
+        return partial(ascend, steps=1, alpha=alpha, start=attack.start or "zero", loss=each)
+    steps = partial(ascend, steps=attack.steps, alpha=config.alpha(), restarts=attack.restarts)
+    if name == "kl_pgd":
+        return partial(steps, start="normal", loss="kl")
+    return partial(steps, start=attack.start or "uniform", loss=each)
+
+
+def image_task(
+    config: Experiment, agent: int, share: Split, scale: float, device: torch.device
+) -> Task:
+    """The task of an agent that classifies its share of the images.
+
+    Args:
+        config: the experiment.
+        agent: the agent k.
+        share: its images (N, C, H, W), in units of `scale`, and labels (N,).
+        scale: what brings pixels to [0, 1].
+        device: where to compute.
+
+    Returns:
+        The task.
+    """
+    x_all, y_all = (torch.tensor(part, device=device) for part in share)
+    kind: str = config.data.augment
+    if kind == "auto":
+        kind = datasets.AUGMENTATION.get(config.data.set, "none")
+
+    def batch(n: int) -> tuple[Tensor, Tensor]:
+        chosen = datasets.batch_indices(len(y_all), config.data.batch, config.seed, agent, n)
+        index = torch.as_tensor(chosen, device=device)
+        x = datasets.to_tensor(x_all[index], scale, DTYPES[config.dtype], device)
+        if kind != "none":
+            draw = torch_generator(Purpose.AUGMENT, config.seed, agent, n, device)
+            x = datasets.augment(x, draw, flip=kind == "crop-flip")
+        return x, y_all[index]
+
+    function, usual = loss_named(config)
+    threat = ThreatModel(config.threat.norm, config.threat.eps)
+    attack = attack_named(config, usual)
+    return Task(
+        batch,
+        lambda model, x, y, draw: attack(model, x, y, threat, generator=draw),
+        function,
+        threat,
+    )
+
+
+def quadratic_of(config: Experiment) -> Quadratic:
+    """The quadratic risks of a configuration, one per agent."""
+    centers = np.array(config.data.centers, dtype=float)
+    hessian = np.array(config.data.hessian, dtype=float)
+    return Quadratic(centers, hessian, config.data.noise, config.threat.eps)
+
+
+def quadratic_task(config: Experiment, agent: int, device: torch.device) -> Task:
+    """The task of an agent whose risk is quadratic: x ~ N(c_k, s² I), loss ½ (w − x)ᵀ H_k (w − x).
+
+    Args:
+        config: the experiment.
+        agent: the agent k.
+        device: where to compute.
+
+    Returns:
+        The task; its perturbations have no pixel box.
+    """
+    risk = quadratic_of(config)
+    dtype = DTYPES[config.dtype]
+    hessian = torch.tensor(risk.hessian[agent], dtype=dtype, device=device)
+
+    def batch(n: int) -> tuple[Tensor, Tensor]:
+        rng = numpy_rng(Purpose.BATCH, config.seed, agent, n)
+        x = torch.tensor(risk.sample(agent, config.data.batch, rng), dtype=dtype, device=device)
+        return x, torch.zeros(len(x), dtype=torch.int64, device=device)
+
+    function, usual = loss_named(config)
+    threat = ThreatModel(config.threat.norm, config.threat.eps, (-torch.inf, torch.inf))
+    attack = attack_named(config, usual, partial(losses.quadratics, hessian=hessian))
+    return Task(
+        batch,
+        lambda model, x, y, draw: attack(model, x, y, threat, generator=draw),
+        partial(function, hessian=hessian),
+        threat,
+    )

@@ -1,0 +1,1 @@
+"""What learns: data, partitions, models, optimisers."""

@@ -1,0 +1,136 @@
+"""Models by name: inputs in [0, 1], so that budgets are in pixels; normalisation inside."""
+
+import difflib
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from raydist.learning import resnet, small, vgg
+from raydist.learning.wideresnet import wide_resnet
+from raydist.seeding import Purpose, seed_for
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "linear": small.linear,
+    "small-cnn": small.small_cnn,
+    "lenet": small.lenet,
+    "resnet-18": resnet.resnet_18,
+    "preact-resnet-18": resnet.preact_resnet_18,
+    "senet-18": resnet.senet_18,
+    "wrn-16-4": partial(wide_resnet, 16, 4),
+    "wrn-28-10": partial(wide_resnet, 28, 10),
+    "wrn-34-10": partial(wide_resnet, 34, 10),
+    "vgg-16": vgg.vgg_16,
+    "point": small.point,
+}
+
+# mean and standard deviation of the training pixels, per channel
+NORMALISATION: dict[str, dict[str, tuple[float, ...]]] = {
+    "digits": {"mean": (0.3053,), "std": (0.3760,)},
+    "mnist": {"mean": (0.1307,), "std": (0.3081,)},
+    "fashion-mnist": {"mean": (0.2860,), "std": (0.3530,)},
+    "cifar10": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)},
+    "cifar100": {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)},
+    "svhn": {"mean": (0.4377, 0.4438, 0.4728), "std": (0.1980, 0.2010, 0.1970)},
+}
+
+
+class Normalise(nn.Module):
+    """(x − mean) / std per channel, as constants: no parameters, nothing in the state dict."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The images of shape (N, C, H, W), normalised."""
+        return (x - self.mean) / self.std
+
+
+def build(
+    name: str,
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    width: float = 1.0,
+    seed: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **params: Any,
+) -> nn.Module:
+    """A model with inputs in [0, 1], initialised by the seed alone.
+
+    Args:
+        name: a name in `MODELS`, or "package.module:function": the function is called with `shape`,
+            `classes` and `params` (and `width`, where it is not 1) and returns a module. That
+            module is used as it is: it normalises its inputs itself.
+        shape: (C, H, W) of an image; (M,) for "point".
+        classes: number of classes.
+        width: factor on the numbers of channels, > 0.
+        seed: the run's seed.
+        mean: of the pixels, per channel; None: nothing is normalised.
+        std: their standard deviation; needed with `mean`.
+        **params: the model's own.
+
+    Returns:
+        The model, on the CPU, in train mode.
+
+    Raises:
+        ValueError: the name is unknown, an argument does not fit the model, or what a
+            "package.module:function" returns is no module.
+
+    Example:
+        >>> parameter_count(build("linear", (1, 8, 8), 10))
+        650
+    """
+    if not width > 0:
+        raise ValueError(f"model.width is {width}, expected a factor above 0: write 1.0")
+    if (mean is None) != (std is None):
+        raise ValueError(f"mean is {mean}, std is {std}: give both, or neither")
+    function = _find(name)
+    kwargs = params if width == 1 else {**params, "width": width}
+    kwargs = {"shape": shape, "classes": classes, **kwargs}
+    try:
+        inspect.signature(function).bind(**kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f'model "{name}": {error}; its arguments are {inspect.signature(function)}'
+        ) from None
+    with torch.random.fork_rng(devices=[]):
+        # not torch.manual_seed: that one would reseed the GPUs too
+        torch.default_generator.manual_seed(seed_for(Purpose.MODEL, seed))
+        model = function(**kwargs)
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f'model "{name}" returned a {type(model).__name__}, expected a torch.nn.Module'
+        )
+    if mean is None or std is None or ":" in name:
+        return model
+    if not len(mean) == len(std) == shape[0]:
+        raise ValueError(f"mean is {mean}, std is {std}, expected {shape[0]} numbers each")
+    return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), net=model))
+
+
+def parameter_count(model: nn.Module) -> int:
+    """The number P of trainable numbers in the model."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _find(name: str) -> Callable[..., Any]:
+    if ":" in name:
+        from raydist.plugin import resolve
+
+        return resolve(name)
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f'write "{near[0]}"' if near else 'or "package.module:function"'
+        raise ValueError(f'model.name is "{name}", expected one of {", ".join(MODELS)}: {hint}')
+    return MODELS[name]

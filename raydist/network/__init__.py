@@ -1,0 +1,1 @@
+"""Who talks to whom: graphs, combination matrices, strategies and their theory."""

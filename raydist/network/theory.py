@@ -1,0 +1,241 @@
+"""The excess risk of distributed learning near a minimiser, in closed form (arXiv:2509.11337).
+
+The short-term model: around a minimiser w* of J = (1/K) Σ J_k the Hessians H_k are constant,
+agent k has the gradient d_k at w* and independent gradient noise of covariance R_k / B per round.
+For quadratic risks nothing is left out. With w̃_k = w* − w_k, stacked agent by agent, and
+s the stacked noise of a round,
+
+    W̃_n = F W̃_{n−1} + μ G (d + s_n),    F = A_2ᵀ (A_1ᵀ − μ H),    G = A_2ᵀ
+    consensus A_1, A_2 = A, I     diffusion I, A     centralized I, 11ᵀ/K     local I, I
+
+Here "diffusion" is adapt-then-combine. The risk is that of the agents' models, not of their mean:
+with a common Hessian the mean follows the same recursion under every doubly stochastic A.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+STRATEGIES = ("centralized", "consensus", "diffusion", "local")
+
+
+def _factors(strategy: str, A: Array) -> tuple[Array, Array]:
+    """A_1 and A_2 of a strategy."""
+    eye = np.eye(len(A))
+    match strategy:
+        case "consensus":
+            return A, eye
+        case "diffusion":
+            return eye, A
+        case "centralized":
+            return eye, np.full_like(A, 1 / len(A))
+        case "local":
+            return eye, eye
+    raise ValueError(
+        f'no theory for strategy "{strategy}", expected one of {", ".join(STRATEGIES)}'
+    )
+
+
+def _block_diagonal(blocks: Array) -> Array:
+    """The (KM, KM) matrix with the K blocks of shape (M, M) on its diagonal."""
+    K, M, _ = blocks.shape
+    matrix: Array = np.einsum("kij,kl->kilj", blocks, np.eye(K)).reshape(K * M, K * M)
+    return matrix
+
+
+def _check(
+    A: Array, hessians: Array, gradients: Array, noise: Array, rounds: Sequence[float]
+) -> None:
+    K, M = gradients.shape if gradients.ndim == 2 else (0, 0)
+    shapes = {"A": (A, (K, K)), "hessians": (hessians, (K, M, M)), "noise": (noise, (K, M, M))}
+    for name, (array, expected) in shapes.items():
+        if array.shape != expected:
+            raise ValueError(
+                f"{name} has shape {array.shape}, expected {expected} with K agents and "
+                f"M parameters from gradients of shape {gradients.shape}"
+            )
+    for n in rounds:
+        if n < 0 or n != n or (n != math.inf and n != int(n)):
+            raise ValueError(f"round {n} in rounds: expected integers ≥ 0 or math.inf")
+
+
+def _limit(F: Array, drift: Array, spread: Array) -> tuple[Array, Array]:
+    """The fixed points m = F m + drift, P = F P Fᵀ + spread; F has spectral radius < 1."""
+    m = np.asarray(np.linalg.solve(np.eye(len(F)) - F, drift), dtype=np.float64)
+    P = spread
+    while np.abs(F).max() > 1e-20:  # Smith's doubling: P holds 1, 2, 4, ... terms of the series
+        P = P + F @ P @ F.T
+        F = F @ F
+    return m, P
+
+
+def excess_risk(
+    strategy: str,
+    A: ArrayLike,
+    hessians: ArrayLike,
+    gradients: ArrayLike,
+    noise: ArrayLike,
+    lr: float,
+    batch: int,
+    rounds: Sequence[float],
+    *,
+    start: ArrayLike = 0.0,
+) -> Array:
+    """The mean excess risk of the agents, ER_n = (1/K) Σ_k E J(w_k,n) − J(w*).
+
+    With F and G from the head of this module, m_0 = w* − w_0, P_0 = 0, H̄ = (1/K) Σ H_k:
+
+        m_n = F m_{n−1} + μ G d,    P_n = F P_{n−1} Fᵀ + (μ²/B) G R Gᵀ,
+        ER_n = (1/2K) [ m_nᵀ (I ⊗ H̄) m_n + Tr((I ⊗ H̄) P_n) ]
+
+    Exact for quadratic risks; elsewhere the short-term model of arXiv:2509.11337.
+
+    Args:
+        strategy: "centralized", "consensus", "diffusion" or "local".
+        A: combination matrix, shape (K, K), columns sum to 1; centralized and local ignore it.
+        hessians: H_k at w*, shape (K, M, M).
+        gradients: d_k at w*, shape (K, M).
+        noise: covariance R_k of one sample's gradient at agent k, shape (K, M, M).
+        lr: μ > 0.
+        batch: B, samples per agent and round.
+        rounds: numbers of rounds n ≥ 0 in any order, `math.inf` for the limit.
+        start: w* − w_0, shape (M,), or (K, M) for agents that start apart.
+
+    Returns:
+        ER_n for each of `rounds`, shape (len(rounds),); inf where it diverges.
+
+    Raises:
+        ValueError: the strategy is unknown, the shapes do not fit, or a round is not a number ≥ 0.
+
+    Example:
+        >>> one = np.ones((1, 1, 1))  # one agent, J = w²/2, start at w = 2: w_n = 2 (1 - 0.5)^n
+        >>> excess_risk("local", [[1]], one, [[0]], 0 * one, 0.5, 1, [0, 1, math.inf], start=[2])
+        array([2. , 0.5, 0. ])
+    """
+    A, H, d, R = (np.asarray(x, dtype=np.float64) for x in (A, hessians, gradients, noise))
+    _check(A, H, d, R, rounds)
+    K, M = d.shape
+    A1, A2 = _factors(strategy, A)
+    G = np.kron(A2.T, np.eye(M))
+    F = G @ (np.kron(A1.T, np.eye(M)) - lr * _block_diagonal(H))
+    drift = lr * G @ d.ravel()
+    spread = lr**2 / batch * G @ _block_diagonal(R) @ G.T
+    Hbar = np.kron(np.eye(K), H.mean(axis=0))
+
+    def risk(m: Array, P: Array) -> float:
+        value = float(m @ Hbar @ m + (Hbar * P).sum()) / (2 * K)
+        return math.inf if math.isnan(value) else value  # inf − inf, after an overflow
+
+    risks = {}
+    if math.inf in rounds:
+        stable = np.abs(np.linalg.eigvals(F)).max() < 1 - 1e-12
+        risks[math.inf] = risk(*_limit(F, drift, spread)) if stable else math.inf
+    m = np.broadcast_to(np.asarray(start, dtype=np.float64), (K, M)).ravel()
+    P = np.zeros_like(F)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for n in range(int(max((n for n in rounds if n != math.inf), default=-1)) + 1):
+            risks[n] = risk(m, P)
+            m, P = F @ m + drift, F @ P @ F.T + spread
+    return np.array([risks[n] for n in rounds])
+
+
+def modal_excess_risk(
+    strategy: str,
+    A: ArrayLike,
+    hessian: ArrayLike,
+    gradients: ArrayLike,
+    noise: ArrayLike,
+    lr: float,
+    batch: int,
+    rounds: Sequence[float],
+) -> Array:
+    """`excess_risk` for a common Hessian, symmetric A and a start at w*, mode by mode.
+
+    With H = U diag(θ_q) Uᵀ, A = V diag(λ_p) Vᵀ, the component d_pq of d and the variance r_pq of a
+    sample's noise on mode (p, q):
+
+        ER_n = (1/2K) Σ_pq θ_q μ² g_p² { d_pq² [Σ_{j<n} f^j]² + (r_pq/B) Σ_{j<n} f^{2j} }
+        consensus: g_p = 1, f = λ_p − μ θ_q        diffusion: g_p = λ_p, f = λ_p (1 − μ θ_q)
+
+    Args:
+        strategy: as in `excess_risk`.
+        A: combination matrix, shape (K, K), symmetric.
+        hessian: H, shape (M, M).
+        gradients: d_k, shape (K, M).
+        noise: R_k, shape (K, M, M).
+        lr: μ > 0.
+        batch: B.
+        rounds: numbers of rounds n ≥ 0, `math.inf` for the limit.
+
+    Returns:
+        ER_n for each of `rounds`, shape (len(rounds),); inf where it diverges.
+
+    Raises:
+        ValueError: A is not symmetric, or as in `excess_risk`.
+    """
+    A, H, d, R = (np.asarray(x, dtype=np.float64) for x in (A, hessian, gradients, noise))
+    _check(A, np.broadcast_to(H, (len(d), *H.shape)), d, R, rounds)
+    _check_symmetric(A)
+    A1, A2 = _factors(strategy, A)
+    theta, U = np.linalg.eigh(H)
+    V = np.linalg.eigh(A1 @ A2)[1]  # one of the two is the identity
+    first, g = (np.diag(V.T @ factor @ V)[:, None] for factor in (A1, A2))
+    f = g * (first - lr * theta)
+    mean = (V.T @ d @ U) ** 2
+    variance = np.einsum("kp,iq,kij,jq->pq", V**2, U, R, U) / batch
+
+    def risk(n: float) -> float:
+        if n == math.inf and np.abs(f).max() >= 1 - 1e-12:
+            return math.inf
+        terms = mean * _geometric(f, n) ** 2 + variance * _geometric(f**2, n)
+        return float((theta * (lr * g) ** 2 * terms).sum()) / (2 * len(d))
+
+    return np.array([risk(n) for n in rounds])
+
+
+def _geometric(f: Array, n: float) -> Array:
+    """Σ_{j<n} f^j."""
+    one = f == 1
+    return np.where(one, n, (1 - f**n) / np.where(one, 1, 1 - f))
+
+
+def _check_symmetric(A: Array) -> None:
+    if not np.allclose(A, A.T, rtol=0, atol=1e-12):
+        raise ValueError("A is not symmetric, expected Metropolis weights: use excess_risk instead")
+
+
+def leading_order(
+    strategy: str, A: ArrayLike, hessians: ArrayLike, gradients: ArrayLike, lr: float
+) -> float:
+    """What heterogeneity adds to the centralized excess risk in the limit, as μ → 0.
+
+    With e = μ (I − A)⁺ d (consensus) or μ A (I − A)⁺ d (diffusion), u = −H̄⁻¹ (1/K) Σ_k H_k e_k:
+
+        ER_∞ − ER_∞(centralized) ≈ (1/2K) Σ_k e_kᵀ H̄ e_k + ½ uᵀ H̄ u = O(μ²)
+
+    Args:
+        strategy: "consensus" or "diffusion".
+        A: combination matrix, shape (K, K), symmetric and primitive.
+        hessians: H_k at w*, shape (K, M, M).
+        gradients: d_k at w*, shape (K, M), which sum to zero.
+        lr: μ > 0.
+
+    Returns:
+        The leading term of the difference, without the gradient noise.
+
+    Raises:
+        ValueError: A is not symmetric, or the strategy is another one.
+    """
+    A, H, d = (np.asarray(x, dtype=np.float64) for x in (A, hessians, gradients))
+    _check_symmetric(A)
+    if strategy not in ("consensus", "diffusion"):
+        raise ValueError(f'no leading order for "{strategy}", expected "consensus" or "diffusion"')
+    A2 = _factors(strategy, A)[1]
+    Hbar = H.mean(axis=0)
+    e = lr * A2 @ np.linalg.pinv(np.eye(len(A)) - A, hermitian=True) @ d
+    u = -np.linalg.solve(Hbar, np.einsum("kij,kj->i", H, e) / len(A))
+    return float(np.einsum("ki,ij,kj->", e, Hbar, e) / len(A) + u @ Hbar @ u) / 2

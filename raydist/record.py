@@ -1,0 +1,293 @@
+"""What a run leaves behind, and how pandas reads it.
+
+A trial's folder holds: `experiment.json` (the resolved configuration and its hash), `graph.json`
+(edges, A, mixing rate), `rounds.parquet` (trial, round, agent, metric, value), `images.parquet`
+(the verdict on each test image), `weights/` (safetensors) and `final.json`, written last: status,
+why it stopped, the final numbers. Nothing that is read back is a pickle.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from raydist.config import Experiment, InputError
+from raydist.measure.trained import Masks
+
+COLUMNS = ["trial", "round", "agent", "metric", "value"]
+Row = tuple[int, str, str, float]  # round, agent, metric, value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: "completed"; "stopped" early by a rule; "diverged" where the loss became NaN.
+        reason: in words, "" if completed.
+        round: the last round.
+    """
+
+    status: str
+    reason: str
+    round: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known after a round.
+
+    Attributes:
+        round: n; round 0 is the start.
+        agents: of each agent, metric -> value.
+        centroid: of the centroid, metric -> value.
+        outcome: how the run ended, in its last record only.
+        final: the final numbers, in the last record only.
+        images: one row for each test image, in the last record only.
+    """
+
+    round: int
+    agents: Sequence[dict[str, float]]
+    centroid: dict[str, float] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    final: dict[str, float | str] = field(default_factory=dict)
+    images: pd.DataFrame | None = None
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Means over the agents."""
+        names = dict.fromkeys(name for info in self.agents for name in info)
+        return {
+            name: float(np.mean([info[name] for info in self.agents if name in info]))
+            for name in names
+        }
+
+    def rows(self) -> list[Row]:
+        """The long form: one row for each agent, for their mean, for the centroid."""
+        whose = [(str(k), info) for k, info in enumerate(self.agents)]
+        whose += [("mean", self.mean), ("centroid", self.centroid)]
+        return [(self.round, who, name, info[name]) for who, info in whose for name in info]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run.
+
+    Attributes:
+        rounds: as `load_rounds`.
+        final: the final numbers by name, with status, stop_reason and stop_round.
+        weights: every agent's parameters, (K, P).
+        centroid: their mean, (P,).
+    """
+
+    rounds: pd.DataFrame
+    final: dict[str, Any]
+    weights: NDArray[np.floating[Any]]
+    centroid: NDArray[np.floating[Any]]
+
+
+class Folder:
+    """A trial's folder, written as the run goes; every file appears whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the folder; nothing is written yet."""
+        self.path = path
+        self.rows: list[Row] = []
+
+    def begin(
+        self, config: Experiment, graph: nx.Graph, A: NDArray[np.float64], mixing_rate: float
+    ) -> None:
+        """Write what is known before the first round.
+
+        Args:
+            config: the experiment.
+            graph: the topology.
+            A: combination matrix of the graph, (K, K).
+            mixing_rate: of A.
+        """
+        (self.path / "weights").mkdir(parents=True, exist_ok=True)
+        experiment = {"hash": config.digest(), "config": config.model_dump(mode="json")}
+        _write_json(self.path / "experiment.json", experiment)
+        edges = [[int(l), int(k)] for l, k in graph.edges]
+        _write_json(
+            self.path / "graph.json",
+            {"edges": edges, "directed": graph.is_directed(), "A": A.tolist()}
+            | {"mixing_rate": mixing_rate},
+        )
+
+    def add(self, record: Record) -> None:
+        """Take in a record; `flush` writes."""
+        self.rows += record.rows()
+
+    def flush(self) -> None:
+        """Write all rounds so far."""
+        frame = _frame(self.path.name, self.rows)
+        part = self.path / "rounds.parquet.part"
+        frame.to_parquet(part)
+        os.replace(part, self.path / "rounds.parquet")
+
+    def finish(self, record: Record, seconds: float) -> dict[str, Any]:
+        """Write the final numbers, last of all.
+
+        Args:
+            record: the last record.
+            seconds: that the run took.
+
+        Returns:
+            What `final.json` holds.
+        """
+        assert record.outcome is not None
+        if record.images is not None:
+            record.images.to_parquet(self.path / "images.parquet")
+        self.flush()
+        final = final_numbers(record, seconds)
+        _write_json(self.path / "final.json", final)
+        return final
+
+    def final(self, digest: str) -> dict[str, Any] | None:
+        """The final numbers of an experiment that already ran to its end here, else None."""
+        try:
+            experiment = json.loads((self.path / "experiment.json").read_text())
+            final: dict[str, Any] = json.loads((self.path / "final.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return None
+        return final if experiment.get("hash") == digest else None
+
+
+def final_numbers(record: Record, seconds: float) -> dict[str, Any]:
+    """The final numbers of a run, from its last record and the seconds it took."""
+    assert record.outcome is not None
+    early = record.outcome.status != "completed"
+    return {
+        "status": record.outcome.status,
+        "stop_reason": record.outcome.reason,
+        "stop_round": record.outcome.round if early else None,
+        "rounds_run": record.outcome.round,
+        "seconds": seconds,
+        **{name: _plain(value) for name, value in record.final.items()},
+    }
+
+
+def _plain(value: float | str) -> float | str | None:
+    """A value that JSON knows: NaN and infinities become null."""
+    return value if isinstance(value, str) or np.isfinite(value) else None
+
+
+def load(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """One row for each trial of a study (or for one run): configuration, final numbers, status.
+
+    Args:
+        path: the folder of a study or of a single run.
+
+    Returns:
+        Columns: `trial`; the configuration under dotted keys (`threat.eps`); the final numbers
+        (`clean_acc`, `autoattack_acc`, ...); `mixing_rate`; `status` ("completed", "stopped",
+        "diverged", "failed", "unfinished"), `stop_reason`, `stop_round`, `seconds`; for a failed
+        trial `error` and `log`, the path of its log.
+
+    Raises:
+        InputError: if there is no run in that folder.
+    """
+    frame = pd.DataFrame([_trial_row(folder) for folder in _trials(path)])
+    return frame.sort_values("trial", ignore_index=True)
+
+
+def load_rounds(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Everything that was measured round by round, in long form.
+
+    Args:
+        path: the folder of a study or of a single run.
+
+    Returns:
+        Columns `trial`, `round` (0 is the start), `agent` ("0".."K-1", "mean" or "centroid"),
+        `metric`, `value`.
+
+    Raises:
+        InputError: if there is no run in that folder.
+    """
+    files = [folder / "rounds.parquet" for folder in _trials(path)]
+    frames = [pd.read_parquet(file) for file in files if file.exists()]
+    return pd.concat(frames, ignore_index=True) if frames else _frame("", [])
+
+
+def images_frame(masks: Masks, labels: NDArray[np.int64]) -> pd.DataFrame:
+    """One row for each test image.
+
+    Args:
+        masks: verdicts on the images.
+        labels: of the whole test split.
+
+    Returns:
+        Columns `image`, `label`, `clean`, `pgd10`, ..., `fosc`, and `broken_by`: "clean" if it was
+        wrong without attack, the attack that broke it, "none", or missing if none was tried.
+    """
+    frame = pd.DataFrame({"image": masks.index, "label": labels[masks.index], "clean": masks.clean})
+    for steps, right in masks.pgd.items():
+        frame[f"pgd{steps}"] = right
+    frame["fosc"] = masks.fosc
+    if masks.verdict is not None:
+        names = np.array(["clean", *masks.verdict.attacks, "none"])
+        broken_by = pd.Series(names[masks.verdict.broken_by], index=masks.attacked)
+        frame["broken_by"] = frame["image"].map(broken_by)
+    return frame
+
+
+def rounds_frame(trial: str, records: Sequence[Record]) -> pd.DataFrame:
+    """The records of one run as `load_rounds` gives them."""
+    return _frame(trial, [row for record in records for row in record.rows()])
+
+
+def _frame(trial: str, rows: Sequence[Row]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(rows), columns=COLUMNS[1:])
+    frame.insert(0, "trial", trial)
+    return frame.astype({"round": "int64", "value": "float64"})
+
+
+def _trials(path: str | os.PathLike[str]) -> list[Path]:
+    root = Path(path)
+    found = sorted(file.parent for file in root.glob("*/experiment.json"))
+    if (root / "experiment.json").exists():
+        found = [root]
+    if not found:
+        raise InputError(
+            f"{root} holds no run: expected the folder that a sweep or run has written"
+        )
+    return found
+
+
+def _trial_row(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "experiment.json").read_text())["config"]
+    row = {"trial": folder.name} | _flatten(config)
+    if (folder / "graph.json").exists():
+        row["mixing_rate"] = json.loads((folder / "graph.json").read_text())["mixing_rate"]
+    if (folder / "final.json").exists():
+        final: dict[str, Any] = json.loads((folder / "final.json").read_text())
+        return row | final
+    if (folder / "error.txt").exists():
+        lines = (folder / "error.txt").read_text().strip().splitlines()
+        failed = {"status": "failed", "error": lines[-1] if lines else ""}
+        return row | failed | {"log": str(folder / "error.txt")}
+    return row | {"status": "unfinished"}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _write_json(path: Path, value: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1))
+    os.replace(part, path)

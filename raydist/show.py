@@ -1,0 +1,71 @@
+"""What the commands print: tables and lines for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+console = Console() if Console().is_terminal else Console(width=120)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+# Final numbers that a table shows where a study has them: heading, and factor to its unit.
+COLUMNS = {
+    "clean_acc": ("clean %", 100.0),
+    "pgd20_acc": ("PGD-20 %", 100.0),
+    "autoattack_acc": ("AutoAttack %", 100.0),
+    "fosc": ("FOSC", 1.0),
+    "disagreement": ("disagr.", 1.0),
+    "excess_risk": ("excess risk", 1.0),
+    "excess_risk_theory": ("theory", 1.0),
+    "seconds": ("s", 1.0),
+    "status": ("status", 1.0),
+}
+
+
+def number(value: Any) -> str:
+    """A value in few characters: three significant digits."""
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)
+
+
+def numbers(values: Mapping[str, Any]) -> str:
+    """Names and values in one line."""
+    return "  ".join(f"{name} {number(value)}" for name, value in values.items())
+
+
+def results_table(frame: pd.DataFrame, axes: Sequence[str]) -> Table:
+    """The final table of a study, narrow enough for a terminal of 80 characters.
+
+    Args:
+        frame: one row for each trial, as `raydist.load`.
+        axes: the columns that tell the trials apart.
+
+    Returns:
+        The table; accuracies in percent.
+    """
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    axes = [axis for axis in axes if axis in frame] or ["trial"]
+    for name in axes:
+        table.add_column(name.rpartition(".")[2])
+    shown = [name for name in COLUMNS if name in frame and frame[name].notna().any()]
+    for name in shown:
+        table.add_column(COLUMNS[name][0], justify="left" if name == "status" else "right")
+    for _, row in frame.sort_values(axes).iterrows():
+        cells = [
+            row[name] if isinstance(row[name], str) else row[name] * COLUMNS[name][1]
+            for name in shown
+        ]
+        table.add_row(*(number(cell) for cell in [*(row[axis] for axis in axes), *cells]))
+    return table
+
+
+def print_failures(frame: pd.DataFrame) -> None:
+    """One line on stderr for each failed trial: its error's last line and the path of its log."""
+    for _, row in frame[frame["status"] == "failed"].iterrows():
+        errors.print(f"failed: {row['trial']}: {row['error']} (log: {row['log']})", markup=False)

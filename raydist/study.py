@@ -1,0 +1,286 @@
+"""A study: one experiment and the axes along which it varies, read from one TOML file.
+
+Merged in one visible order: defaults < [base] < axis value < command line. An axis is a list (a
+grid) or a table that names one of Ray Tune's search spaces, such as { loguniform = [1e-3, 1e-1] }.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from raydist.config import Experiment, InputError, explain, validate
+from raydist.tables import Table
+
+Point = dict[str, Any]  # dotted key -> value: one trial of a study
+
+# How many numbers each search space of Ray Tune takes; a choice takes any list.
+SPACES = {"uniform": 2, "loguniform": 2, "quniform": 3, "qloguniform": 3} | {
+    "randint": 2,
+    "lograndint": 2,
+    "choice": None,
+}
+
+
+class Search(Table):
+    """How many trials are drawn where an axis is a search space, and how many run at a time."""
+
+    samples: PositiveInt | None = None
+    max_concurrent: PositiveInt | None = None
+    seed: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a file says, with the topologies that it names read in."""
+
+    name: str
+    base: dict[str, Any]
+    axes: dict[str, list[Any] | dict[str, Any]] = field(default_factory=dict)
+    search: Search = field(default_factory=Search)
+    overrides: Point = field(default_factory=dict)
+
+    @property
+    def spaces(self) -> list[str]:
+        """The axes that are search spaces."""
+        return [key for key, axis in self.axes.items() if isinstance(axis, dict)]
+
+    @property
+    def samples(self) -> int:
+        """How often the grid is run: once, or as often as the search spaces are drawn from."""
+        return (self.search.samples or 10) if self.spaces else 1
+
+    @property
+    def trials(self) -> int:
+        """How many trials there will be."""
+        return self.samples * math.prod(len(a) for a in self.axes.values() if isinstance(a, list))
+
+    def to_json(self) -> str:
+        """The study with everything that it read from other files, for `from_json`."""
+        return json.dumps(dataclasses.asdict(self) | {"search": self.search.model_dump()}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Study":
+        """The study that `to_json` wrote."""
+        tree = json.loads(text)
+        return cls(**tree | {"search": Search(**tree["search"])})
+
+    def experiment(self, point: Mapping[str, Any]) -> Experiment:
+        """The complete experiment at a point of the axes.
+
+        Args:
+            point: dotted keys and values of the axes.
+
+        Returns:
+            The experiment: defaults < base < point < command line.
+
+        Raises:
+            InputError: if it is not a valid one.
+        """
+        tree = copy.deepcopy(self.base)
+        for key, value in {**point, **self.overrides}.items():
+            _assign(tree, key, value)
+        return validate(tree)
+
+    def corners(self) -> Iterator[Point]:
+        """The points to check before anything starts: the grid, at both ends of every space."""
+        ends = {k: _ends(v) if isinstance(v, dict) else v for k, v in self.axes.items()}
+        for values in itertools.product(*ends.values()):
+            yield dict(zip(ends, values, strict=True))
+
+
+def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
+    """A study from a TOML file.
+
+    Args:
+        file: the path; its tables may stand under [base] or at the top.
+        overrides: "section.key=value" with the value in TOML syntax; a bare word is a string.
+
+    Returns:
+        The study; an axis that the command line fixes is no axis any more.
+
+    Raises:
+        InputError: if the file cannot be read or says something that is not understood.
+    """
+    path = Path(file)
+    tree = _toml(path)
+    tree.setdefault("name", path.stem)
+    return from_tree(
+        tree, parse_overrides(overrides), [Path.cwd(), path.parent, path.parent / ".."]
+    )
+
+
+def from_tree(
+    tree: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    folders: Sequence[Path] = (),
+) -> Study:
+    """A study from plain nested values; arguments and errors as in `read`.
+
+    Args:
+        tree: what the file holds.
+        overrides: dotted keys and values that win over everything.
+        folders: where topology files are looked for; default: the working folder.
+
+    Returns:
+        The study.
+
+    Raises:
+        InputError: if something is not understood.
+    """
+    rest = copy.deepcopy(dict(tree))
+    folders = folders or [Path.cwd()]
+    name = rest.pop("name", "study")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+        raise InputError(f"name is {name!r}, expected letters, digits, '_', '-' and '.'")
+    axes, stop, search = (rest.pop(key, {}) for key in ("axes", "stop", "search"))
+    base = rest.pop("base", None)
+    if base is None:
+        base = rest
+    elif rest:
+        raise InputError(
+            f"{next(iter(rest))} is not a known key beside [base]: move it into [base]; "
+            "known here are name, base, axes, stop, search"
+        )
+    for key, table in {"base": base, "axes": axes, "stop": stop, "search": search}.items():
+        if not isinstance(table, dict):
+            raise InputError(f"{key} is {table!r}, expected a table: write [{key}]")
+    if stop:
+        base["stop"] = stop
+    fixed = {k: _expand(k, v, folders) for k, v in (overrides or {}).items()}
+    for key in [k for k in base if k == "topology"]:
+        base[key] = _expand(key, base[key], folders)
+    swept = {
+        key: [_expand(key, v, folders) for v in axis] if isinstance(axis, list) else axis
+        for key, axis in axes.items()
+        if key not in fixed
+    }
+    for key, axis in swept.items():
+        _check_axis(key, axis)
+    try:
+        return Study(name, base, swept, Search.model_validate(search), fixed)
+    except ValidationError as error:
+        raise InputError("search." + explain(error, Search)) from None
+
+
+def parse_overrides(overrides: Sequence[str]) -> Point:
+    """Settings of the command line, "section.key=value", as dotted keys and values.
+
+    Args:
+        overrides: the pairs.
+
+    Returns:
+        Their values, parsed as TOML; what is not TOML is a string.
+
+    Raises:
+        InputError: if one has no "=".
+
+    Example:
+        >>> parse_overrides(["optim.lr=1e-3", "strategy=diffusion", "threat.eps=8/255"])
+        {'optim.lr': 0.001, 'strategy': 'diffusion', 'threat.eps': '8/255'}
+    """
+    parsed: Point = {}
+    for pair in overrides:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"{pair!r} is not a setting: write section.key=value")
+        try:
+            parsed[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed[key.strip()] = text.strip()
+    return parsed
+
+
+def label(point: Mapping[str, Any]) -> str:
+    """A short name of a point, fit for a folder: "strategy=diffusion,eps=8-255"."""
+    parts = [f"{key.rpartition('.')[2]}={value_label(value)}" for key, value in point.items()]
+    return re.sub(r"[^\w.=,+-]", "-", ",".join(parts))[:100]
+
+
+def value_label(value: Any) -> str:
+    """A short form of one value."""
+    if isinstance(value, dict) and {"kind", "agents"} <= value.keys():
+        return f"{value['kind']}{value['agents']}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read: {reason}") from None
+
+
+def _expand(key: str, value: Any, folders: Sequence[Path]) -> Any:
+    """A topology that is given as a file becomes its table; everything else stays."""
+    if key != "topology" or isinstance(value, dict):
+        return value
+    if not isinstance(value, str) or not value.endswith(".toml"):
+        raise InputError(
+            f"topology is {value!r}, expected a file or a table: write "
+            'topology = "topologies/ring8.toml" or topology = { kind = "ring", agents = 8 }'
+        )
+    found = next((folder / value for folder in folders if (folder / value).is_file()), None)
+    if found is None:
+        places = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
+        raise InputError(f"topology {value} was not found, looked in {places}")
+    return _toml(found)
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested tables."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        below = tree.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise InputError(f"{key} cannot be set: {parent} is {below!r}, not a table")
+        tree = below
+    tree[last] = copy.deepcopy(value)
+
+
+def _check_axis(key: str, axis: Any) -> None:
+    if isinstance(axis, list):
+        if not axis:
+            raise InputError(f"axes.{key} is empty, expected at least one value")
+        if any(axis.count(value) > 1 for value in axis):
+            raise InputError(f"axes.{key} is {axis!r}, expected different values")
+        return
+    if not isinstance(axis, dict) or len(axis) != 1 or next(iter(axis)) not in SPACES:
+        raise InputError(
+            f"axes.{key} is {axis!r}, expected a list or one search space "
+            f"({', '.join(SPACES)}): write {{ loguniform = [1e-3, 1e-1] }}"
+        )
+    (space, numbers), wanted = next(iter(axis.items())), SPACES[next(iter(axis))]
+    if not isinstance(numbers, list) or not numbers or wanted not in (None, len(numbers)):
+        raise InputError(f"axes.{key}: {space} takes {wanted or 'a list of'} values, not {numbers}")
+    if wanted and not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+        raise InputError(f"axes.{key}: {space} takes numbers, not {numbers}")
+    if wanted and (numbers[0] >= numbers[1] or ("log" in space and numbers[0] <= 0)):
+        raise InputError(f"axes.{key}: {space} needs 0 < low < high, not {numbers}")
+
+
+def _ends(space: Mapping[str, Any]) -> list[Any]:
+    (name, values), *_ = space.items()
+    if name == "choice":
+        return list(values)
+    return [values[0], values[1] - 1 if "randint" in name else values[1]]
+
+
+def folder_name(point: Mapping[str, Any]) -> str:
+    """The folder of a trial within its study: readable, and different for different points."""
+    digest = hashlib.sha256(json.dumps(point, sort_keys=True, default=float).encode()).hexdigest()
+    return f"{label(point) or 'trial'}-{digest[:6]}"

@@ -1,0 +1,138 @@
+"""A trial of a sweep as Ray Tune sees it: one `step` is some rounds, warm agents are kept.
+
+A trial reserves its agents (and nothing for itself: it only passes references on) in one placement
+group, which Ray takes back whole when the trial ends, however it ends. A trial that already ran to
+its end in this study's folder reports its numbers again and starts nothing.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from raydist.config import InputError
+from raydist.engine.driver import train
+from raydist.engine.plan import Plan, make_plan
+from raydist.engine.pool import LocalPool, Pool
+from raydist.engine.ray_pool import Layout, RayPool, layout
+from raydist.record import Folder, Record
+from raydist.study import Point, Study, folder_name
+
+REPORT_SECONDS = 2.0  # at most this long between two reports, and no more often without reason
+SCALARS = (int, float, str, bool)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a sweep have in common.
+
+    Attributes:
+        study: the study.
+        out: its folder, on a file system that every node sees.
+        pool: "ray" or "local".
+        cluster: total resources, which the defaults of an agent are a share of.
+    """
+
+    study: Study
+    out: str
+    pool: str
+    cluster: Mapping[str, float]
+
+    def point(self, config: Mapping[str, Any]) -> Point:
+        """The point of a trial, from Tune's configuration of it."""
+        return {key: config[key] for key in self.study.axes}
+
+    def layout(self, config: Mapping[str, Any]) -> Layout:
+        """The resources of a trial."""
+        return layout(self.study.experiment(self.point(config)), self.cluster)
+
+    def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        """The placement group of a trial: nothing for its head, then its agents' bundles."""
+        try:
+            bundles = [{"CPU": 1.0}] if self.pool == "local" else self.layout(config).bundles
+        except InputError:  # a drawn value that is invalid: the trial itself says so, and fails
+            bundles = [{"CPU": 0.01}]
+        head: list[dict[str, float]] = [] if self.pool == "local" else [{}]
+        return tune.PlacementGroupFactory(head + bundles, strategy="PACK")
+
+
+class Trial(tune.Trainable):
+    """One point of a study."""
+
+    def setup(self, config: dict[str, Any], job: Job | None = None) -> None:
+        """Called by Tune when the trial's process starts.
+
+        Args:
+            config: Tune's configuration.
+            job: what all trials share.
+        """
+        assert job is not None
+        self.job = job
+        self._pool: Pool | None = None
+        self._layout: Layout | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Called by Tune to run another trial in this process, with its warm agents."""
+        self._begin(new_config)
+        return True
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        point = self.job.point(config)
+        self.experiment = self.job.study.experiment(point)
+        self.folder = Folder(Path(self.job.out) / folder_name(point))
+        self.records: Iterator[Record] | None = None
+
+    def step(self) -> dict[str, Any]:
+        """Called by Tune again and again: run until there is something to report."""
+        done = self.folder.final(self.experiment.digest())
+        if done is not None:
+            return _scalars(done) | {"round": done["rounds_run"], "done": True}
+        began = time.monotonic()
+        if self.records is None:
+            self.began = began
+            plan = make_plan(self.experiment)
+            self.folder.begin(self.experiment, plan.graph, plan.A, plan.mixing_rate)
+            self.rounds = plan.rounds
+            self.records = train(self._pool_for(plan), plan)
+        for record in self.records:
+            self.folder.add(record)
+            late = time.monotonic() - began > REPORT_SECONDS
+            if record.outcome is not None or record.centroid or late:
+                break
+        report = {"round": record.round, "rounds": self.rounds, **record.mean, **record.centroid}
+        if record.outcome is None:
+            self.folder.flush()
+            return report
+        assert self._pool is not None
+        self._pool.save(self.folder.path / "weights")
+        final = self.folder.finish(record, time.monotonic() - self.began)
+        return report | _scalars(final) | {"done": True}
+
+    def _pool_for(self, plan: Plan) -> Pool:
+        """The warm agents if they have the right shape, else new ones."""
+        if self.job.pool == "local":
+            self._pool = LocalPool(plan)
+            return self._pool
+        wanted = layout(plan.config, self.job.cluster)
+        if isinstance(self._pool, RayPool) and self._layout == wanted:
+            self._pool.reset(plan)
+            return self._pool
+        self.cleanup()
+        self._pool, self._layout = RayPool(plan, wanted), wanted
+        return self._pool
+
+    def cleanup(self) -> None:
+        """Called by Tune when the trial's process ends: give everything back."""
+        if self._pool is not None and ray.is_initialized():
+            self._pool.shutdown()
+        self._pool = None
+
+
+def _scalars(final: Mapping[str, Any]) -> dict[str, Any]:
+    """What Tune's loggers can draw."""
+    return {name: value for name, value in final.items() if isinstance(value, SCALARS)}
