@@ -1,1 +1,35 @@
-"""raydist: distributed adversarial training on graphs of Ray actors."""
+"""raydist: distributed adversarial training on graphs of Ray actors.
+
+    run_sweep(study)        a study, run by Ray Tune; one row for each trial
+    run_experiment(config)  one experiment, in this process or on Ray
+    load(path)              the trials of a study as a data frame
+    load_rounds(path)       everything that was measured, round by round
+
+The modules of the equations (`raydist.network`, `raydist.adversary`, ...) need neither Ray nor a
+configuration.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raydist.record import load, load_rounds
+    from raydist.run import run_experiment
+    from raydist.sweep import run_sweep
+
+__all__ = ["load", "load_rounds", "run_experiment", "run_sweep"]
+
+_HOMES = {
+    "load": "record",
+    "load_rounds": "record",
+    "run_experiment": "run",
+    "run_sweep": "sweep",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when they are first used: agents start without Tune and pandas."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'raydist' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"raydist.{_HOMES[name]}"), name)

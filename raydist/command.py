@@ -1,6 +1,8 @@
 """What all commands share: wrong input is one line on stderr and exit code 2."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +21,25 @@ Address = Annotated[
 ]
 PoolName = Annotated[str, typer.Option(help="ray: each agent an actor; local: in one process.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no table.")]
+
+
+def check_new_folder(folder: Path) -> None:
+    """A folder for new results can be made.
+
+    Args:
+        folder: its absolute path.
+
+    Raises:
+        InputError: if it exists, or if it could not be written.
+    """
+    if folder.exists():
+        raise InputError(
+            f"{folder} exists: write --out with another folder, or continue a study with "
+            f"--resume {folder}"
+        )
+    above = next(parent for parent in folder.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be written: {above} is not a writable folder")
 
 
 def run(main: Callable[..., Any]) -> None:

@@ -18,6 +18,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "diffusion": {"color": "#009E73", "marker": "^", "linestyle": "-."},
     "local": {"color": "#CC79A7", "marker": "D", "linestyle": ":"},
 }
+ROUNDING = 1e-10  # smaller values are zero up to rounding: a logarithm would show only that
 ROBUST = {"autoattack_acc": "AutoAttack", "pgd20_acc": "PGD-20", "pgd10_acc": "PGD-10"}
 
 
@@ -36,21 +37,20 @@ def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
         percent = rows.assign(percent=100 * rows[metric])
         by_eps = percent.groupby("threat.eps")["percent"].agg(["mean", "std"]).fillna(0.0)
         ax.errorbar(
-            by_eps.index * 255,
+            by_eps.index,
             by_eps["mean"],
             yerr=by_eps["std"] if by_eps["std"].any() else None,
             label=str(strategy),
             capsize=3,
             **STYLES[str(strategy)],
         )
+    in_255 = frame["threat.eps"] * 255
+    whole = bool(((in_255 - in_255.round()).abs() < 1e-6).all())
+    ticks = sorted(frame["threat.eps"].unique())
+    ax.set_xticks(ticks, [f"{eps * 255:.0f}/255" if whole else f"{eps:g}" for eps in ticks])
     ax.set(
-        xlabel="training budget ε (1/255 of the pixel range)",
-        ylabel=f"{ROBUST[metric]} accuracy (%)",
-        title=f"{ROBUST[metric]} accuracy of the centroid at ε",
-    )
-    ax.set_xticks(sorted(frame["threat.eps"].unique() * 255))
-    ax.xaxis.set_major_formatter(
-        lambda value, _: f"{value:g}" if value % 1 == 0 else f"{value:.1f}"
+        xlabel="budget ε in training and test (fraction of the pixel range)",
+        ylabel=f"{ROBUST[metric]} accuracy of the centroid (%)",
     )
     ax.set_ylim(bottom=0)
     ax.legend()
@@ -75,11 +75,16 @@ def over_rounds(
         _nothing(ax, f"{metric} was not measured")
         return
     for strategy, rows in chosen.groupby("strategy"):
-        style = {key: STYLES[str(strategy)][key] for key in ("color", "linestyle")}
+        name = str(strategy)
+        if (rows["value"].abs() < ROUNDING).all():
+            ax.plot([], [], color=STYLES[name]["color"], label=f"{name}: 0 (rounding)")
+            continue
+        rows = rows[rows["value"].abs() >= ROUNDING]
+        style = {key: STYLES[name][key] for key in ("color", "linestyle")}
         for _, trial in rows.groupby("trial"):
             ax.plot(trial["round"], trial["value"], **style, alpha=0.25, linewidth=1)
         mean = rows.groupby("round")["value"].mean()
-        ax.plot(mean.index, mean, **style, linewidth=2, label=str(strategy))
+        ax.plot(mean.index, mean, **style, linewidth=2, label=name)
     if (chosen["value"] > 0).any():
         ax.set_yscale("log")
     ax.set(xlabel="round n", ylabel=label)

@@ -93,6 +93,24 @@ class Study:
             _assign(tree, key, value)
         return validate(tree)
 
+    def only(self) -> Experiment:
+        """The one experiment of a study without axes.
+
+        Returns:
+            The experiment.
+
+        Raises:
+            InputError: if there are axes left.
+        """
+        if self.axes:
+            key, axis = next(iter(self.axes.items()))
+            example = value_label(axis[0]) if isinstance(axis, list) else "..."
+            raise InputError(
+                f"this is a study with the axes {', '.join(self.axes)}: write {key}={example} (and "
+                "so on) to choose one experiment, or python -m raydist.sweep to run them all"
+            )
+        return self.experiment({})
+
     def corners(self) -> Iterator[Point]:
         """The points to check before anything starts: the grid, at both ends of every space."""
         ends = {k: _ends(v) if isinstance(v, dict) else v for k, v in self.axes.items()}

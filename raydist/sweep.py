@@ -6,22 +6,22 @@ is written before everything that can be checked was checked.
 
 import logging
 import os
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
-import ray
 import typer
 from ray import tune
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.table import Table
 
 from raydist import command, plot, record
+from raydist.command import check_new_folder
 from raydist.config import InputError
 from raydist.engine.plan import make_plan
 from raydist.engine.ray_pool import layout
+from raydist.engine.ray_session import cluster_resources, ray_session
 from raydist.show import console, errors, print_failures, results_table
 from raydist.study import Study, folder_name, from_tree, read, value_label
 from raydist.tune_progress import TuneProgress
@@ -63,11 +63,11 @@ def run_sweep(
     if pool not in ("ray", "local"):
         raise InputError(f'pool is "{pool}", expected "ray" or "local"')
     folder = Path(out or Path("runs") / study.name).expanduser().absolute()
-    _check_folder(folder, resume)
+    if not resume:
+        check_new_folder(folder)
     check_trials(study)
     with ray_session(address):
-        cluster = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        job = Job(study, str(folder), pool, cluster)
+        job = Job(study, str(folder), pool, cluster_resources())
         if pool == "ray":
             for point in study.corners():
                 layout(study.experiment(point), job.cluster)
@@ -99,45 +99,6 @@ def check_trials(study: Study) -> None:
         except InputError as error:
             where = f" (at {', '.join(f'{k} = {v}' for k, v in point.items())})" if point else ""
             raise InputError(f"{error}{where}") from error
-
-
-@contextmanager
-def ray_session(address: str | None) -> Generator[None]:
-    """Join a cluster and leave it as found, or start a private Ray and stop it again.
-
-    Args:
-        address: of the cluster; None: the environment's RAY_ADDRESS, else a private one.
-
-    Yields:
-        Nothing; Ray is initialised inside.
-
-    Raises:
-        InputError: if there is no cluster at the address.
-    """
-    if ray.is_initialized():  # the caller's own: leave it running
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"no Ray cluster at {address}: {line}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_folder(folder: Path, resume: bool) -> None:
-    if folder.exists() and not resume:
-        raise InputError(
-            f"{folder} exists: write --resume {folder} to continue it, or --out with another folder"
-        )
-    above = next(parent for parent in [folder, *folder.parents] if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{folder} cannot be written: {above} is no writable folder")
 
 
 def _tuner(job: Job, max_concurrent: int | None, progress: TuneProgress) -> tune.Tuner:

@@ -1,0 +1,221 @@
+"""The Ray pool against the local one; trials, resources and failures under Ray Tune."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from raydist import load, load_rounds, run_experiment, run_sweep
+from raydist.config import InputError, validate
+from raydist.engine.driver import train
+from raydist.engine.plan import make_plan
+from raydist.engine.pool import LocalPool
+from raydist.engine.ray_pool import RayPool, layout
+from raydist.network.strategy import STRATEGIES
+
+pytestmark = pytest.mark.ray
+
+
+def experiment(**tables):
+    tree = {
+        "topology": {"kind": "ring", "agents": 4},
+        "rounds": 4,
+        "data": {"set": "digits", "batch": 8},
+        "model": {"name": "small-cnn"},
+        "threat": {"eps": 0.1},
+        "attack": {"steps": 2},
+        "optim": {"lr": 0.05, "momentum": 0.9},
+        "evaluate": {"every": 2, "images": 32, "test": 64, "pgd": [2], "autoattack": 0},
+        "agent": {"cpus": 0.5},
+    }
+    return tree | tables
+
+
+def free_resources():
+    have = ray.available_resources()
+    return have.get("CPU", 0.0), have.get("GPU", 0.0)
+
+
+def wait_for(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def test_ray_agents_equal_local_ones_bit_for_bit_and_stay_warm(ray_cluster):
+    pool, pids = None, []
+    for strategy in STRATEGIES:
+        plan = make_plan(validate(experiment(strategy=strategy)))
+        local = LocalPool(plan)
+        expected = list(train(local, plan))
+        if pool is None:
+            pool = RayPool(plan, layout(plan.config, ray_cluster))
+        else:
+            pool.reset(plan)
+        found = list(train(pool, plan))
+        np.testing.assert_array_equal(np.stack(pool.states()), np.stack(local.states()))
+        for a, b in zip(found, expected, strict=True):
+            assert a.centroid == b.centroid
+            for one, other in zip(a.agents, b.agents, strict=True):
+                assert _timeless(one) == _timeless(other)
+        assert found[-1].final == expected[-1].final
+        assert found[-1].images.equals(expected[-1].images)
+        pids.append([ray.get(actor.__ray_call__.remote(_pid)) for actor in pool._actors])
+        local.shutdown()
+    assert len({tuple(each) for each in pids}) == 1 and len(set(pids[0])) == 4
+    pool.shutdown()
+    assert wait_for(lambda: free_resources()[0] == ray_cluster["CPU"])
+
+
+def _pid(_):
+    return os.getpid()
+
+
+def _timeless(info):
+    return {name: value for name, value in info.items() if not name.startswith("seconds")}
+
+
+def test_messages_travel_by_reference_and_the_driver_gets_none(ray_cluster, monkeypatch):
+    """What the driver fetches in a round stays far below one model."""
+    plan = make_plan(validate(experiment(rounds=2, topology={"kind": "ring", "agents": 3})))
+    pool = RayPool(plan, layout(plan.config, ray_cluster))
+    sizes = []
+    get = ray.get
+
+    def counted(references, **kwargs):
+        values = get(references, **kwargs)
+        sizes.append(len(ray.cloudpickle.dumps(values)))
+        return values
+
+    monkeypatch.setattr(ray, "get", counted)
+    pool.collect(pool.step(1))
+    pool.collect(pool.step(2))
+    assert sizes and max(sizes) < 4000 < 4 * plan.parameters
+    pool.shutdown()
+
+
+def test_failing_trials_take_no_other_down_and_everything_is_given_back(ray_cluster, tmp_path):
+    bad = "helpers_for_ray:raising", "helpers_for_ray:killed"
+    out = tmp_path / "study"
+    frame = run_sweep(
+        {
+            "base": experiment(),
+            "axes": {"threat.eps": [0.07, 0.1], "loss.name": ["pgd_at", *bad]},
+        },
+        out=out,
+    )
+    status = {(row["threat.eps"], row["loss.name"]): row["status"] for _, row in frame.iterrows()}
+    assert status == {
+        (eps, loss): "failed" if eps == 0.07 and loss in bad else "completed"
+        for eps in (0.07, 0.1)
+        for loss in ("pgd_at", *bad)
+    }
+    failed = frame[frame["status"] == "failed"].set_index("loss.name")
+    assert "this budget is cursed" in failed.loc[bad[0], "error"]
+    assert "died" in failed.loc[bad[1], "error"]
+    assert all(Path(log).exists() for log in failed["log"])
+    done = frame[frame["status"] == "completed"]
+    assert done["clean_acc"].between(0, 1).all()
+    assert (out / "summary.png").stat().st_size > 10_000
+    assert wait_for(lambda: free_resources()[0] == ray_cluster["CPU"])
+    # the same experiments without Tune and without Ray give the same numbers
+    for _, row in done.iterrows():
+        tree = experiment(threat={"eps": row["threat.eps"]}, loss={"name": row["loss.name"]})
+        assert run_experiment(tree).final["val_loss"] == row["val_loss"]
+
+
+def test_a_resumed_study_keeps_what_ended_and_runs_failed_trials_again(ray_cluster, tmp_path):
+    cure = tmp_path / "cure"
+    loss = {"name": "helpers_for_ray:raising", "params": {"cure": str(cure)}}
+    study = {"base": experiment(loss=loss), "axes": {"threat.eps": [0.07, 0.1]}}
+    first = run_sweep(study, out=tmp_path / "study", pool="local").set_index("threat.eps")
+    assert first["status"].to_dict() == {0.07: "failed", 0.1: "completed"}
+    cure.touch()
+    again = run_sweep(study, out=tmp_path / "study", pool="local", resume=True)
+    again = again.set_index("threat.eps")
+    assert set(again["status"]) == {"completed"}
+    assert again.loc[0.1, "seconds"] == first.loc[0.1, "seconds"]  # the very same run
+
+
+def test_a_trial_stopped_by_fosc_says_why_and_gives_its_resources_back(ray_cluster, tmp_path):
+    frame = run_sweep(
+        {
+            "base": experiment(rounds=8, evaluate={"every": 1, "test": 32, "autoattack": 0}),
+            "axes": {"seed": [0, 1]},
+            "stop": {"fosc": {"threshold": 1e-9, "patience": 2, "warmup": 1}},
+        },
+        out=tmp_path / "study",
+    )
+    assert set(frame["status"]) == {"stopped"} and set(frame["stop_round"]) == {3}
+    assert frame["stop_reason"].str.contains("FOSC on validation is").all()
+    rounds = load_rounds(tmp_path / "study")
+    assert rounds.groupby("trial")["round"].max().eq(3).all()
+    assert wait_for(lambda: free_resources()[0] == ray_cluster["CPU"])
+
+
+def test_more_than_the_cluster_has_is_refused_before_anything_is_written(ray_cluster, tmp_path):
+    tree = {"base": experiment(agent={"cpus": 0.5, "gpus": 1.0})}
+    with pytest.raises(InputError, match=r"agent.gpus = 1 for 4 agents needs 4 GPUs.* has 0"):
+        run_sweep(tree, out=tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_drawn_axes_run_and_are_reproducible(ray_cluster, tmp_path):
+    study = {
+        "base": experiment(),
+        "axes": {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "seed": [0, 1]},
+        "search": {"samples": 2, "seed": 3},
+    }
+    first, second = (run_sweep(study, out=tmp_path / n, pool="local") for n in ("a", "b"))
+    assert len(first) == 4 and first["optim.lr"].between(1e-3, 1e-1).all()
+    assert first["optim.lr"].tolist() == second["optim.lr"].tolist()
+    assert first["val_loss"].tolist() == second["val_loss"].tolist()
+
+
+RESUMED = {"optim": {}, "threat": {}, "evaluate": {"every": 5, "images": 32, "test": 64}}
+RESUMED["evaluate"] |= {"pgd": [2], "autoattack": 0}
+STUDY = """
+name = "killed"
+[base]
+rounds = 40
+topology = { kind = "ring", agents = 4 }
+data = { set = "digits", batch = 8 }
+model = { name = "small-cnn" }
+attack = { steps = 2 }
+evaluate = { every = 5, images = 32, test = 64, pgd = [2], autoattack = 0 }
+[axes]
+seed = [0, 1, 2, 3, 4, 5]
+"""
+
+
+def test_a_killed_study_resumes_where_it_was(tmp_path):
+    """SIGKILL of the driver and its Ray; finished trials are kept, the others start again."""
+    (tmp_path / "study.toml").write_text(STUDY)
+    command = [sys.executable, "-m", "raydist.sweep"]
+    flags = ["--pool", "local", "--max-concurrent", "1"]
+    run = subprocess.Popen([*command, "study.toml", *flags], cwd=tmp_path, start_new_session=True)
+    out = tmp_path / "runs" / "killed"
+    assert wait_for(lambda: len(list(out.glob("*/final.json"))) >= 2, 90)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    done = {file: file.stat().st_mtime_ns for file in out.glob("*/final.json")}
+    assert 2 <= len(done) < 6
+    assert set(load(out)["status"]) <= {"completed", "unfinished"}
+    resumed = subprocess.run(
+        [*command, "--resume", str(out), *flags], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    frame = load(out)
+    assert len(frame) == 6 and set(frame["status"]) == {"completed"}
+    assert all(file.stat().st_mtime_ns == when for file, when in done.items())
+    undisturbed = run_experiment(experiment(rounds=40, seed=5, **RESUMED))
+    assert frame.set_index("seed").loc[5, "val_loss"] == undisturbed.final["val_loss"]
