@@ -22,6 +22,7 @@ from raydist.config import Experiment, InputError
 from raydist.measure.trained import Masks
 
 COLUMNS = ["trial", "round", "agent", "metric", "value"]
+STARTED = ("experiment.json", "params.json")  # ours, and the one that Tune writes
 Row = tuple[int, str, str, float]  # round, agent, metric, value
 
 
@@ -252,7 +253,7 @@ def _frame(trial: str, rows: Sequence[Row]) -> pd.DataFrame:
 
 def _trials(path: str | os.PathLike[str]) -> list[Path]:
     root = Path(path)
-    found = sorted(file.parent for file in root.glob("*/experiment.json"))
+    found = sorted({file.parent for name in STARTED for file in root.glob(f"*/{name}")})
     if (root / "experiment.json").exists():
         found = [root]
     if not found:
@@ -263,8 +264,11 @@ def _trials(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def _trial_row(folder: Path) -> dict[str, Any]:
-    config = json.loads((folder / "experiment.json").read_text())["config"]
-    row = {"trial": folder.name} | _flatten(config)
+    row = {"trial": folder.name}
+    if (folder / "experiment.json").exists():
+        row |= _flatten(json.loads((folder / "experiment.json").read_text())["config"])
+    else:  # it failed before it began: what Tune wrote of it
+        row |= json.loads((folder / "params.json").read_text())
     if (folder / "graph.json").exists():
         row["mixing_rate"] = json.loads((folder / "graph.json").read_text())["mixing_rate"]
     if (folder / "final.json").exists():
