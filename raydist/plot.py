@@ -18,6 +18,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "diffusion": {"color": "#009E73", "marker": "^", "linestyle": "-."},
     "local": {"color": "#CC79A7", "marker": "D", "linestyle": ":"},
 }
+SOME = ("autoattack_acc",)  # measured on the first `autoattack_images` only
 ROUNDING = 1e-10  # smaller values are zero up to rounding: a logarithm would show only that
 ROBUST = {"autoattack_acc": "AutoAttack", "pgd20_acc": "PGD-20", "pgd10_acc": "PGD-10"}
 
@@ -44,13 +45,15 @@ def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
             capsize=3,
             **STYLES[str(strategy)],
         )
+    seen = sorted(frame["autoattack_images"].dropna().unique()) if metric in SOME else []
+    images = f"\nfirst {', '.join(f'{n:.0f}' for n in seen)} test images" if seen else ""
     in_255 = frame["threat.eps"] * 255
     whole = bool(((in_255 - in_255.round()).abs() < 1e-6).all())
     ticks = sorted(frame["threat.eps"].unique())
     ax.set_xticks(ticks, [f"{eps * 255:.0f}/255" if whole else f"{eps:g}" for eps in ticks])
     ax.set(
         xlabel="budget ε in training and test (fraction of the pixel range)",
-        ylabel=f"{ROBUST[metric]} accuracy of the centroid (%)",
+        ylabel=f"{ROBUST[metric]} accuracy of the centroid (%){images}",
     )
     ax.set_ylim(bottom=0)
     ax.legend()

@@ -138,12 +138,7 @@ def main(
     experiment = study.only()
     plan = make_plan(experiment)
     if not quiet:
-        console.print(
-            f"{experiment.strategy}: {plan.agents} agents, mixing rate {plan.mixing_rate:.4f}, "
-            f"{plan.parameters:,} parameters, {plan.rounds} rounds, "
-            f"about {plan.agent_bytes() / 1e6:,.0f} MB per agent",
-            highlight=False,
-        )
+        console.print(f"{experiment.strategy}: {plan.describe()}", highlight=False)
     if dry_run:
         return 0
     folder = out or Path("runs") / study.name

@@ -65,6 +65,18 @@ def results_table(frame: pd.DataFrame, axes: Sequence[str]) -> Table:
     return table
 
 
+def footnotes(frame: pd.DataFrame) -> list[str]:
+    """What a reader of the table must know besides."""
+    notes = []
+    if "autoattack_images" in frame and frame["autoattack_images"].notna().any():
+        images = ", ".join(f"{n:.0f}" for n in sorted(frame["autoattack_images"].dropna().unique()))
+        notes.append(f"AutoAttack on the first {images} test images")
+    if "autoattack_flags" in frame:
+        raised = sorted({flag for flag in frame["autoattack_flags"].dropna() if flag})
+        notes += [f"AutoAttack raised: {flag} (column autoattack_flags)" for flag in raised]
+    return notes
+
+
 def print_failures(frame: pd.DataFrame) -> None:
     """One line on stderr for each failed trial: its error's last line and the path of its log."""
     for _, row in frame[frame["status"] == "failed"].iterrows():

@@ -22,7 +22,7 @@ from raydist.config import InputError
 from raydist.engine.plan import make_plan
 from raydist.engine.ray_pool import layout
 from raydist.engine.ray_session import cluster_resources, ray_session
-from raydist.show import console, errors, print_failures, results_table
+from raydist.show import console, errors, footnotes, print_failures, results_table
 from raydist.study import Study, folder_name, from_tree, read, value_label
 from raydist.tune_progress import TuneProgress
 from raydist.tune_trial import Job, Trial
@@ -65,7 +65,11 @@ def run_sweep(
     folder = Path(out or Path("runs") / study.name).expanduser().absolute()
     if not resume:
         check_new_folder(folder)
-    check_trials(study)
+    facts = check_trials(study)
+    if not quiet:
+        console.print(f"{study.name}: {study.trials} trials", highlight=False)
+        for line in facts:
+            console.print(f"  {line}", highlight=False)
     with ray_session(address):
         job = Job(study, str(folder), pool, cluster_resources())
         if pool == "ray":
@@ -84,21 +88,26 @@ def run_sweep(
     return frame
 
 
-def check_trials(study: Study) -> None:
+def check_trials(study: Study) -> list[str]:
     """Make the plan of every trial once.
 
     Args:
         study: the study.
 
+    Returns:
+        What the trials will need, without repetition.
+
     Raises:
         InputError: names the point of the axes at which something cannot work.
     """
+    facts = []
     for point in study.corners():
         try:
-            make_plan(study.experiment(point))
+            facts.append(make_plan(study.experiment(point)).describe())
         except InputError as error:
             where = f" (at {', '.join(f'{k} = {v}' for k, v in point.items())})" if point else ""
             raise InputError(f"{error}{where}") from error
+    return list(dict.fromkeys(facts))
 
 
 def _tuner(job: Job, max_concurrent: int | None, progress: TuneProgress) -> tune.Tuner:
@@ -174,6 +183,8 @@ def main(
     )
     if not quiet:
         console.print(results_table(frame, list(study.axes)))
+        for note in footnotes(frame):
+            console.print(note, style="dim", highlight=False)
         console.print(f"results {out}/results.csv   picture {out}/summary.png", highlight=False)
     print_failures(frame)
     if len(frame) < study.trials or (frame["status"] == "unfinished").any():

@@ -106,6 +106,14 @@ class Plan:
             + item * (copies * self.parameters + self.activations * self.config.data.batch)
         )
 
+    def describe(self) -> str:
+        """What this run needs, in one line."""
+        return (
+            f"{self.agents} agents ({self.config.topology.kind}, mixing rate "
+            f"{self.mixing_rate:.4f}), {self.parameters:,} parameters, {self.rounds} rounds, "
+            f"about {self.agent_bytes() / 1e6:,.0f} MB per agent"
+        )
+
     def theory(self) -> dict[int, float]:
         """Predicted excess risk of every measured round, (E1); empty where it does not apply."""
         optim = self.config.optim

@@ -1,0 +1,110 @@
+"""The README is true: its examples run, its commands are the ones that CI runs, its names exist."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from raydist.study import read
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_example_runs_and_its_assertion_holds():
+    example = next(block for block in blocks("python") if "import raydist" in block)
+    assert len(example.strip().splitlines()) <= 13 and "assert" in example
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_your_own_model_data_graph_and_loss_train(tmp_path, monkeypatch):
+    import sys
+
+    import raydist
+
+    (tmp_path / "mine.py").write_text(blocks("python")[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = raydist.run_experiment(
+        {
+            "topology": {"kind": "mine:wheel", "agents": 6},
+            "rounds": 20,
+            "data": {"set": "mine:stripes", "params": {"n": 400}, "batch": 10},
+            "model": {"name": "mine:net", "params": {"hidden": 16}},
+            "loss": {"name": "mine:smooth", "params": {"amount": 0.2}},
+            "threat": {"eps": 0.05},
+            "evaluate": {"test": 64, "images": 16, "autoattack": 16},
+        }
+    )
+    sys.modules.pop("mine")
+    assert result.final["clean_acc"] > 0.9
+    assert result.final["autoattack_acc"] <= result.final["clean_acc"]
+
+
+def test_the_study_in_the_readme_is_valid(tmp_path):
+    (study,) = blocks("toml")
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "topologies").symlink_to(ROOT / "topologies")
+    (tmp_path / "sweeps" / "cifar.toml").write_text(study)
+    loaded = read(tmp_path / "sweeps" / "cifar.toml")
+    assert loaded.trials == 3 * 2 * 5
+    assert [loaded.experiment(point).threat.eps for point in loaded.corners()]
+
+
+def test_ci_runs_the_commands_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text()
+    install_and_test = next(block for block in blocks("bash") if "pytest" in block).strip()
+    assert install_and_test in script.splitlines()
+    assert "sweeps/quickstart.toml" in script and "sweeps/quickstart.toml" in README
+
+
+@pytest.mark.parametrize("family", ["models", "losses", "graphs", "sets"])
+def test_the_names_in_the_readme_are_the_known_ones(family):
+    from raydist.engine.task import LOSSES
+    from raydist.learning.data import SETS
+    from raydist.learning.model import MODELS
+    from raydist.network import topology
+
+    row, known = {
+        "models": ("model.name", set(MODELS)),
+        "losses": ("loss.name", set(LOSSES)),
+        "graphs": ("topology.kind", {*topology.FIXED, *topology.RANDOM}),
+        "sets": ("data.set", {*SETS, "quadratic"}),
+    }[family]
+    line = next(line for line in README.splitlines() if line.startswith(f"| `{row}` |"))
+    named = re.sub(r"\(.*?\)", "", line.split("|")[2])
+    assert {name.strip() for name in named.split(",")} == known
+
+
+def test_the_file_tree_of_the_readme_exists():
+    tree = README.split("## Files")[1]
+    for name in re.findall(r"[\w/]+(?:\.py|/)(?=\s)", tree):
+        assert (ROOT / name).exists() or (ROOT / "raydist" / name).exists(), name
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_the_arrows_between_the_folders_run_one_way():
+    pure = {ROOT / "raydist" / "network", ROOT / "raydist" / "adversary"}
+    reading = {"raydist", "raydist.plot", "raydist.record"}
+    for file in (ROOT / "raydist").rglob("*.py"):
+        for name in imports(file):
+            assert name.split(".")[0] not in ("analysis", "tests"), file
+            on_ray = file.name == "sweep.py" or file.name.startswith(("ray_", "tune_"))
+            assert name.split(".")[0] != "ray" or on_ray, file
+            if file.parent in pure:
+                assert not name.startswith(("raydist.config", "raydist.engine", "raydist.record"))
+    for file in (ROOT / "analysis").rglob("*.py"):
+        assert all(n in reading for n in imports(file) if n.split(".")[0] == "raydist"), file
+    assert not list((ROOT / "sweeps").glob("*.py")) + list((ROOT / "topologies").glob("*.py"))
