@@ -9,12 +9,20 @@ The modules of the equations (`raydist.network`, `raydist.adversary`, ...) need 
 configuration.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raydist.record import load, load_rounds
     from raydist.run import run_experiment
     from raydist.sweep import run_sweep
+
+# Ray reads this when it is imported. Many agents on few cores start at once, and an agent that died
+# is told as the failure of its trial: Ray's own paragraphs about both would only hide the progress.
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_SKIP_REGEX",
+    "PYTHON worker processes have been started|A worker died or was killed",
+)
 
 __all__ = ["load", "load_rounds", "run_experiment", "run_sweep"]
 

@@ -33,10 +33,9 @@ def check_new_folder(folder: Path) -> None:
         InputError: if it exists, or if it could not be written.
     """
     if folder.exists():
-        raise InputError(
-            f"{folder} exists: write --out with another folder, or continue a study with "
-            f"--resume {folder}"
-        )
+        study = (folder / "study.json").exists()
+        resume = f", or continue this study with --resume {folder}" if study else ""
+        raise InputError(f"{folder} exists: write --out with another folder{resume}")
     above = next(parent for parent in folder.parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"{folder} cannot be written: {above} is not a writable folder")
@@ -66,6 +65,7 @@ def run(main: Callable[..., Any]) -> None:
     except Exception as error:
         if not hasattr(error, "exit_code"):  # not a usage error of the command line
             raise
-        errors.print(f"raydist: {getattr(error, 'message', error)}", markup=False)
+        line = error.format_message() if hasattr(error, "format_message") else str(error)
+        errors.print(f"raydist: {line}", markup=False)
         code = WRONG_INPUT
     raise SystemExit(code or 0)

@@ -7,11 +7,15 @@ it from TOML; `validate` is the only door through which one enters.
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
+from raydist.fields import check_budget
 from raydist.network.strategy import Strategy
 from raydist.tables import (
     AgentResources,
@@ -36,7 +40,7 @@ class Experiment(Table):
     """One experiment, complete: what a trial needs to know and all that its result depends on."""
 
     strategy: Strategy = "diffusion"
-    topology: Topology
+    topology: Topology = Field(examples=["topologies/ring8.toml"])
     rounds: PositiveInt | None = None
     epochs: PositiveFloat | None = None  # passes over an agent's share, instead of rounds
     seed: int = Field(default=0, ge=0)
@@ -55,7 +59,12 @@ class Experiment(Table):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.rounds is None) == (self.epochs is None):
-            raise ValueError("expected either rounds or epochs: write rounds = 100")
+            raise ValueError(
+                "neither rounds nor epochs is given: write rounds = 100"
+                if self.rounds is None
+                else "rounds and epochs are both given: remove one"
+            )
+        check_budget("attack.alpha", self.attack.alpha or 0.0, self.threat.norm)
         if self.attack.steps == 0 and (self.attack.alpha or 0.0) > self.threat.eps:
             raise ValueError(
                 f"attack.alpha is {self.attack.alpha:g} but attack.steps is 0, so nothing would be "
@@ -113,28 +122,74 @@ def explain(error: ValidationError, table: type[BaseModel] = Experiment) -> str:
         Dotted key, value, what was expected.
     """
     problems = error.errors(include_url=False)
-    problem = problems[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
+    unknown = [p["loc"][:-1] for p in problems if p["type"] == "extra_forbidden"]
+    # A key that is missing beside one that is unknown was misspelt: that is one problem.
+    problems = [p for p in problems if p["type"] != "missing" or p["loc"][:-1] not in unknown]
+    line = _line(problems[0], table)
+    return line + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _line(problem: ErrorDetails, table: type[BaseModel]) -> str:
+    """One problem: key, value, what was expected, what to write."""
+    location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    where = "".join(parts).removeprefix(".")
     if problem["type"] == "extra_forbidden":
-        line = f"{where} is not a known key" + _closest(table, problem["loc"])
-    elif problem["type"] == "missing":
-        line = f"{where} is missing"
-    elif problem["type"] == "value_error" and isinstance(problem["input"], Mapping | BaseModel):
-        line = message  # about several fields: names them itself
-    else:
-        line = f"{where} is {problem['input']!r}, {message[0].lower()}{message[1:]}"
-    # A union reports every member that did not fit under the same key: that is one problem.
-    keys = {problem["loc"][:2] for problem in problems}
-    return line + (f" (and {len(keys) - 1} more)" if len(keys) > 1 else "")
+        return f"{where} is not a known key{nearest(str(location[-1]), _fields(table, location))}"
+    if problem["type"] == "missing":
+        (example,) = _fields(table, location)[str(location[-1])].examples or [...]
+        return f"{where} is missing: write {location[-1]} = {shown(example)}"
+    if problem["type"] == "value_error":
+        # About one value: to be completed. About several: names them itself.
+        alone = message.startswith("expected ")
+        return f"{where} is {shown(problem['input'])}, {message}" if alone else message
+    return f"{where} is {shown(problem['input'])}, expected {_expected(problem, table)}"
 
 
-def _closest(table: Any, location: tuple[int | str, ...]) -> str:
-    """The known keys beside an unknown one, the closest first in mind."""
+def _expected(problem: ErrorDetails, table: type[BaseModel]) -> str:
+    """What pydantic expected, in our words."""
+    kind, limits = problem["type"], problem.get("ctx", {})
+    if kind == "literal_error":
+        names = re.findall(r"'(.*?)'", limits["expected"])
+        near = difflib.get_close_matches(str(problem["input"]), names, n=1)
+        known = f"one of {', '.join(names)}" if names[1:] else f'"{names[0]}"'
+        return known + (f': write "{near[0]}"' if near else "")
+    if kind == "model_type":
+        return f"a table with keys such as {', '.join(_fields(table, (*problem['loc'], '')))}"
+    bound = next((f"{limits[name]:g}" for name in ("gt", "ge", "lt", "le") if name in limits), "")
+    return {
+        "greater_than": f"a number above {bound}",
+        "greater_than_equal": f"{bound} or more",
+        "less_than": f"a number below {bound}",
+        "less_than_equal": f"{bound} or less",
+        "int": "a whole number",
+        "float": "a number",
+        "finite": "a finite number",
+        "bool": "true or false",
+        "string": "a string",
+        "list": "a list",
+        "dict": "a table",
+    }.get(kind if "than" in kind else kind.partition("_")[0], problem["msg"])
+
+
+def _fields(table: Any, location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
+    """The fields of the table in which the last part of a location stands."""
     for part in location[:-1]:
         table = table.model_fields[str(part)].annotation
         if not hasattr(table, "model_fields"):  # an optional table
             table = next(t for t in table.__args__ if hasattr(t, "model_fields"))
-    known = list(table.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    fields: dict[str, FieldInfo] = table.model_fields
+    return fields
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to add to a message about an unknown name: the closest known one, else all."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
     return f": did you mean {close[0]}?" if close else f": known here are {', '.join(known)}"
+
+
+def shown(value: object) -> str:
+    """A value as its file has it, on one line, shortened."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

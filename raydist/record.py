@@ -114,6 +114,8 @@ class Folder:
             mixing_rate: of A.
         """
         (self.path / "weights").mkdir(parents=True, exist_ok=True)
+        for earlier in ("final.json", "error.txt"):  # of another try
+            (self.path / earlier).unlink(missing_ok=True)
         experiment = {"hash": config.digest(), "config": config.model_dump(mode="json")}
         _write_json(self.path / "experiment.json", experiment)
         edges = [[int(l), int(k)] for l, k in graph.edges]
@@ -129,10 +131,7 @@ class Folder:
 
     def flush(self) -> None:
         """Write all rounds so far."""
-        frame = _frame(self.path.name, self.rows)
-        part = self.path / "rounds.parquet.part"
-        frame.to_parquet(part)
-        os.replace(part, self.path / "rounds.parquet")
+        _write_parquet(self.path / "rounds.parquet", _frame(self.path.name, self.rows))
 
     def finish(self, record: Record, seconds: float) -> dict[str, Any]:
         """Write the final numbers, last of all.
@@ -146,7 +145,7 @@ class Folder:
         """
         assert record.outcome is not None
         if record.images is not None:
-            record.images.to_parquet(self.path / "images.parquet")
+            _write_parquet(self.path / "images.parquet", record.images)
         self.flush()
         final = final_numbers(record, seconds)
         _write_json(self.path / "final.json", final)
@@ -294,4 +293,10 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _write_json(path: Path, value: Any) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(value, indent=1))
+    os.replace(part, path)
+
+
+def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    part = path.with_name(path.name + ".part")
+    frame.to_parquet(part)
     os.replace(part, path)

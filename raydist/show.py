@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 console = Console() if Console().is_terminal else Console(width=120)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 # Final numbers that a table shows where a study has them: heading, and factor to its unit.
 COLUMNS = {

@@ -20,17 +20,14 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, ValidationError
 
-from raydist.config import Experiment, InputError, explain, validate
+from raydist.axes import check_axis, ends
+from raydist.config import Experiment, InputError, explain, nearest, shown, validate
 from raydist.tables import Table
 
 Point = dict[str, Any]  # dotted key -> value: one trial of a study
 
-# How many numbers each search space of Ray Tune takes; a choice takes any list.
-SPACES = {"uniform": 2, "loguniform": 2, "quniform": 3, "qloguniform": 3} | {
-    "randint": 2,
-    "lograndint": 2,
-    "choice": None,
-}
+TABLES = ("base", "axes", "stop", "search")
+KEY = r"[\w-]+(\.[\w-]+)*"  # a dotted key
 
 
 class Search(Table):
@@ -72,9 +69,9 @@ class Study:
 
     @classmethod
     def from_json(cls, text: str) -> "Study":
-        """The study that `to_json` wrote."""
-        tree = json.loads(text)
-        return cls(**tree | {"search": Search(**tree["search"])})
+        """The study that `to_json` wrote; ValueError or TypeError if it did not."""
+        tree = dict(json.loads(text))
+        return cls(**tree | {"search": Search(**tree.get("search", {}))})
 
     def experiment(self, point: Mapping[str, Any]) -> Experiment:
         """The complete experiment at a point of the axes.
@@ -113,9 +110,9 @@ class Study:
 
     def corners(self) -> Iterator[Point]:
         """The points to check before anything starts: the grid, at both ends of every space."""
-        ends = {k: _ends(v) if isinstance(v, dict) else v for k, v in self.axes.items()}
-        for values in itertools.product(*ends.values()):
-            yield dict(zip(ends, values, strict=True))
+        values = {k: ends(v) if isinstance(v, dict) else v for k, v in self.axes.items()}
+        for point in itertools.product(*values.values()):
+            yield dict(zip(values, point, strict=True))
 
 
 def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
@@ -161,35 +158,42 @@ def from_tree(
     folders = folders or [Path.cwd()]
     name = rest.pop("name", "study")
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-        raise InputError(f"name is {name!r}, expected letters, digits, '_', '-' and '.'")
-    axes, stop, search = (rest.pop(key, {}) for key in ("axes", "stop", "search"))
-    base = rest.pop("base", None)
-    if base is None:
-        base = rest
-    elif rest:
         raise InputError(
-            f"{next(iter(rest))} is not a known key beside [base]: move it into [base]; "
-            "known here are name, base, axes, stop, search"
+            f"name is {shown(name)}, expected letters, digits, '_', '-' and '.': it names a folder"
         )
-    for key, table in {"base": base, "axes": axes, "stop": stop, "search": search}.items():
-        if not isinstance(table, dict):
-            raise InputError(f"{key} is {table!r}, expected a table: write [{key}]")
-    if stop:
-        base["stop"] = stop
+    tables = _split(rest)
+    base = tables["base"]
+    if tables["stop"]:
+        base["stop"] = tables["stop"]
+    if "topology" in base:
+        base["topology"] = _expand("topology", base["topology"], folders)
     fixed = {k: _expand(k, v, folders) for k, v in (overrides or {}).items()}
-    for key in [k for k in base if k == "topology"]:
-        base[key] = _expand(key, base[key], folders)
     swept = {
-        key: [_expand(key, v, folders) for v in axis] if isinstance(axis, list) else axis
-        for key, axis in axes.items()
-        if key not in fixed
+        key: _expand_axis(key, axis, folders)
+        for key, axis in tables["axes"].items()
+        if not any(f"{key}.".startswith(f"{k}.") for k in fixed)
     }
     for key, axis in swept.items():
-        _check_axis(key, axis)
+        check_axis(key, axis)
     try:
-        return Study(name, base, swept, Search.model_validate(search), fixed)
+        return Study(name, base, swept, Search.model_validate(tables["search"]), fixed)
     except ValidationError as error:
         raise InputError("search." + explain(error, Search)) from None
+
+
+def _split(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The tables of a file; without [base], what stands at the top is the base."""
+    tables = {key: tree.pop(key, {}) for key in TABLES if key in tree or key != "base"}
+    for key, table in tables.items():
+        if not isinstance(table, dict):
+            raise InputError(f"{key} is {shown(table)}, expected a table: write [{key}]")
+    for key in tree:
+        if key not in Experiment.model_fields:
+            known = ["name", *TABLES, *Experiment.model_fields]
+            raise InputError(f"{key} is not a known key{nearest(key, known)}")
+        if "base" in tables:
+            raise InputError(f"{key} stands beside [base]: move it into [base]")
+    return {"base": tree} | tables
 
 
 def parse_overrides(overrides: Sequence[str]) -> Point:
@@ -202,7 +206,7 @@ def parse_overrides(overrides: Sequence[str]) -> Point:
         Their values, parsed as TOML; what is not TOML is a string.
 
     Raises:
-        InputError: if one has no "=".
+        InputError: if one has no key or no "=".
 
     Example:
         >>> parse_overrides(["optim.lr=1e-3", "strategy=diffusion", "threat.eps=8/255"])
@@ -211,12 +215,13 @@ def parse_overrides(overrides: Sequence[str]) -> Point:
     parsed: Point = {}
     for pair in overrides:
         key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"{pair!r} is not a setting: write section.key=value")
+        if not equals or not re.fullmatch(KEY, key.strip()):
+            raise InputError(f"{shown(pair)} is not a setting: write section.key=value")
         try:
-            parsed[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed[key.strip()] = text.strip()
+            (value,) = tomllib.loads(f"value = {text}").values()
+        except ValueError:  # not TOML, or more than one value
+            value = text.strip()
+        parsed[key.strip()] = value
     return parsed
 
 
@@ -234,13 +239,20 @@ def value_label(value: Any) -> str:
 
 
 def _toml(path: Path) -> dict[str, Any]:
+    text = ""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} cannot be read: {reason}") from None
+        last = f"at line {len(text.splitlines())}, the last"
+        line = str(error).replace("at end of document", last)
+        raise InputError(f"{path} is not valid TOML: {line}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} cannot be read: byte {error.start} is not UTF-8 text, expected a TOML file"
+        ) from None
 
 
 def _expand(key: str, value: Any, folders: Sequence[Path]) -> Any:
@@ -249,7 +261,7 @@ def _expand(key: str, value: Any, folders: Sequence[Path]) -> Any:
         return value
     if not isinstance(value, str) or not value.endswith(".toml"):
         raise InputError(
-            f"topology is {value!r}, expected a file or a table: write "
+            f"topology is {shown(value)}, expected a file or a table: write "
             'topology = "topologies/ring8.toml" or topology = { kind = "ring", agents = 8 }'
         )
     found = next((folder / value for folder in folders if (folder / value).is_file()), None)
@@ -259,43 +271,24 @@ def _expand(key: str, value: Any, folders: Sequence[Path]) -> Any:
     return _toml(found)
 
 
+def _expand_axis(key: str, axis: Any, folders: Sequence[Path]) -> Any:
+    """An axis whose values are expanded, as they stand in a list or in a choice."""
+    if isinstance(axis, list):
+        return [_expand(key, value, folders) for value in axis]
+    if isinstance(axis, dict) and isinstance(axis.get("choice"), list):
+        return axis | {"choice": [_expand(key, value, folders) for value in axis["choice"]]}
+    return axis
+
+
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key in nested tables."""
     *parents, last = key.split(".")
     for parent in parents:
         below = tree.setdefault(parent, {})
         if not isinstance(below, dict):
-            raise InputError(f"{key} cannot be set: {parent} is {below!r}, not a table")
+            raise InputError(f"{key} cannot be set: {parent} is {shown(below)}, not a table")
         tree = below
     tree[last] = copy.deepcopy(value)
-
-
-def _check_axis(key: str, axis: Any) -> None:
-    if isinstance(axis, list):
-        if not axis:
-            raise InputError(f"axes.{key} is empty, expected at least one value")
-        if any(axis.count(value) > 1 for value in axis):
-            raise InputError(f"axes.{key} is {axis!r}, expected different values")
-        return
-    if not isinstance(axis, dict) or len(axis) != 1 or next(iter(axis)) not in SPACES:
-        raise InputError(
-            f"axes.{key} is {axis!r}, expected a list or one search space "
-            f"({', '.join(SPACES)}): write {{ loguniform = [1e-3, 1e-1] }}"
-        )
-    (space, numbers), wanted = next(iter(axis.items())), SPACES[next(iter(axis))]
-    if not isinstance(numbers, list) or not numbers or wanted not in (None, len(numbers)):
-        raise InputError(f"axes.{key}: {space} takes {wanted or 'a list of'} values, not {numbers}")
-    if wanted and not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-        raise InputError(f"axes.{key}: {space} takes numbers, not {numbers}")
-    if wanted and (numbers[0] >= numbers[1] or ("log" in space and numbers[0] <= 0)):
-        raise InputError(f"axes.{key}: {space} needs 0 < low < high, not {numbers}")
-
-
-def _ends(space: Mapping[str, Any]) -> list[Any]:
-    (name, values), *_ = space.items()
-    if name == "choice":
-        return list(values)
-    return [values[0], values[1] - 1 if "randint" in name else values[1]]
 
 
 def folder_name(point: Mapping[str, Any]) -> str:

@@ -1,55 +1,31 @@
-"""The tables of an experiment: every field, its default, its range, its message when it is wrong.
+"""The tables of an experiment: every field, its default, its range.
 
-A message of a single field is completed by `raydist.config` with the dotted key and the value; a
+A message about one field is completed by `raydist.config` with the dotted key and the value; a
 message about several fields names them itself. Budgets are fractions of the pixel range.
 """
 
-import math
-from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
     PositiveInt,
+    ValidatorFunctionWrapHandler,
+    field_validator,
     model_validator,
 )
 
-
-def parse_budget(value: object) -> float:
-    """A budget as a float: a number, or a string such as "8/255".
-
-    Args:
-        value: what stands in the file.
-
-    Returns:
-        The budget in units of the pixel range.
-
-    Raises:
-        ValueError: if it is not a finite number ≥ 0.
-
-    Example:
-        >>> parse_budget("8/255") == 8 / 255
-        True
-    """
-    try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError
-        number = float(Fraction(value)) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError('expected a number or a fraction such as "8/255"') from None
-    if not math.isfinite(number) or number < 0:
-        raise ValueError('expected a finite number ≥ 0: write for example "8/255"')
-    return number
-
-
-Budget = Annotated[float, BeforeValidator(parse_budget)]
-Share = Annotated[float, Field(ge=0.0, le=0.5)]
-Count = Literal["all"] | Annotated[int, Field(ge=0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
+from raydist.fields import (
+    Budget,
+    Count,
+    NonNegative,
+    Share,
+    check_budget,
+    check_rows,
+    either,
+)
 
 
 class Table(BaseModel):
@@ -57,15 +33,30 @@ class Table(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _no_flag(cls, value: object, handler: ValidatorFunctionWrapHandler) -> Any:
+        result = handler(value)
+        if isinstance(value, bool) and not isinstance(result, bool):
+            raise ValueError("expected a number")  # Python would take true for 1
+        return result
 
-class Topology(BaseModel):
+
+class Topology(Table):
     """The graph and its weights; further keys are the parameters of the kind."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-    kind: str
-    agents: PositiveInt
+    model_config = ConfigDict(extra="allow")
+    kind: str = Field(examples=["ring"])
+    agents: PositiveInt = Field(examples=[8])
     seed: int = Field(default=0, ge=0)
-    weights: str | list[list[float]] = "metropolis"
+    weights: Annotated[
+        str | list[list[float]], either("the name of a rule or the matrix as a list of rows")
+    ] = "metropolis"
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        check_rows("topology.weights", self.weights)
+        return self
 
 
 class Data(Table):
@@ -82,7 +73,10 @@ class Data(Table):
     )
     params: dict[str, Any] = {}  # for a set of your own, "module:function"
     centers: list[list[float]] | None = None  # the quadratic task: K points of M coordinates
-    hessian: list[float] | list[list[float]] | None = None  # its diagonal, common or per agent
+    hessian: Annotated[  # its diagonal, common or per agent
+        list[float] | list[list[float]] | None,
+        either("a list of finite numbers, or one such list for each agent"),
+    ] = None
     noise: NonNegative = 0.0
 
     @model_validator(mode="after")
@@ -91,7 +85,12 @@ class Data(Table):
         if self.set == "quadratic" and len(given) < 2:
             raise ValueError('data.set = "quadratic" needs both centers and hessian')
         if self.set != "quadratic" and (given or self.noise):
-            raise ValueError(f'data.{(*given, "noise")[0]} belongs to data.set = "quadratic" alone')
+            key = (*given, "noise")[0]
+            raise ValueError(
+                f'data.{key} belongs to data.set = "quadratic", not to "{self.set}": remove it'
+            )
+        check_rows("data.centers", self.centers)
+        check_rows("data.hessian", self.hessian)
         return self
 
 
@@ -112,16 +111,7 @@ class Threat(Table):
 
     @model_validator(mode="after")
     def _fraction(self) -> Self:
-        if self.norm == "linf" and self.eps > 1:
-            raise ValueError(
-                f"threat.eps is {self.eps}, expected a fraction of the pixel range in [0, 1]: "
-                f'write "{self.eps:g}/255"'
-            )
-        if self.norm == "l2" and self.eps >= 8:
-            raise ValueError(
-                f"threat.eps is {self.eps}, expected an l2 distance in pixels of [0, 1], "
-                f'below 8: write "{self.eps:g}/255"'
-            )
+        check_budget("threat.eps", self.eps, self.norm)
         return self
 
 
@@ -143,9 +133,16 @@ class Loss(Table):
     params: dict[str, Any] = {}  # for a loss of your own, "module:function"
 
     @model_validator(mode="after")
-    def _beta(self) -> Self:
+    def _belongs(self) -> Self:
         if self.beta is not None and self.name != "trades":
-            raise ValueError(f'loss.beta belongs to the loss "trades", not to "{self.name}"')
+            raise ValueError(
+                f'loss.beta belongs to the loss "trades", not to "{self.name}": remove it'
+            )
+        if self.params and ":" not in self.name:
+            raise ValueError(
+                'loss.params belongs to a loss of your own, "package.module:function", not to '
+                f'"{self.name}": remove it'
+            )
         return self
 
 
@@ -163,10 +160,13 @@ class Schedule(Table):
         for key in {"milestones", "factor", "final"} - allowed:
             if getattr(self, key) is not None:
                 raise ValueError(
-                    f'optim.schedule.{key} does not belong to the schedule "{self.name}"'
+                    f'optim.schedule.{key} does not belong to the schedule "{self.name}": remove it'
                 )
         if self.name == "piecewise" and not self.milestones:
-            raise ValueError('optim.schedule: "piecewise" needs milestones, such as [0.5, 0.75]')
+            raise ValueError(
+                'optim.schedule.milestones is missing for the schedule "piecewise": '
+                "write milestones = [0.5, 0.75]"
+            )
         return self
 
     def params(self) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Optim(Table):
     @model_validator(mode="after")
     def _nesterov(self) -> Self:
         if self.nesterov and self.momentum == 0:
-            raise ValueError("optim.nesterov needs a momentum above 0: write momentum = 0.9")
+            raise ValueError("optim.nesterov needs optim.momentum above 0: write momentum = 0.9")
         return self
 
 
@@ -216,11 +216,12 @@ class FoscRule(Table):
     @model_validator(mode="after")
     def _some_bound(self) -> Self:
         if self.threshold is None and self.relative is None:
-            raise ValueError(
-                "stop.fosc needs threshold or relative (or both): write threshold = 0.5"
-            )
+            raise ValueError("stop.fosc has no threshold and no relative: write threshold = 0.5")
         if self.on == "train" and self.form != "published":
-            raise ValueError(f'stop.fosc.form = "{self.form}" is measured on = "validation" only')
+            raise ValueError(
+                f'stop.fosc.form is "{self.form}", expected "published" with on = "train": '
+                'write on = "validation"'
+            )
         return self
 
 

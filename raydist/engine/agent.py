@@ -4,7 +4,6 @@ Its whole state travels as one flat vector: the parameters, and behind them Batc
 statistics. Every method is fenced by the round: called out of order, it refuses to work.
 """
 
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from torch import Tensor
 from raydist.adversary.fosc import first_order_gap
 from raydist.adversary.schedule import lr_at
 from raydist.config import Experiment
-from raydist.engine.flat import FlatModel
+from raydist.engine.flat import FlatModel, join, spread
+from raydist.engine.measurer import Measurer
 from raydist.engine.task import (
     Split,
     build_model,
@@ -34,9 +34,6 @@ from raydist.seeding import Purpose, torch_generator
 
 Message = NDArray[np.floating[Any]]
 Info = dict[str, float]
-
-
-SHARE = 32  # images that one agent measures at least: smaller parts cost more than they save
 
 
 @dataclass(frozen=True)
@@ -80,9 +77,12 @@ class Agent:
             held: the "validation" and "test" splits, common to all agents.
         """
         torch.set_num_threads(spec.threads)
-        self.spec, self.held, self.config = spec, held, spec.config
+        self.spec, self.config = spec, spec.config
         self.device = torch.device("cuda" if spec.cuda else "cpu")
         self.flat = FlatModel(build_model(self.config, spec.shape, spec.classes).to(self.device))
+        self.measurer = Measurer(
+            self.config, spec.agent, held, spec.scale, spec.classes, self.device
+        )
         self.start = self.flat.w.detach().clone()
         optimiser = self.config.optim
         self.optimiser = optim.build(
@@ -185,8 +185,7 @@ class Agent:
                 self.optimiser.step()
             else:
                 self.flat.w.copy_(strategy.update(mixed[:size], self.flat.w, self.sent))
-        if self.config.combine_buffers:
-            self.flat.load_buffers(mixed[size:])
+        spread(mixed[size:], self._companions())
         self.open = False
         self.seconds_combine = self._now() - began
 
@@ -224,9 +223,8 @@ class Agent:
         if self.config.data.set == "quadratic":
             own["excess_risk"] = quadratic_of(self.config).excess_risk(w.cpu().double().numpy())
             return own, {}
-        part = self._part("validation", self.config.evaluate.images, shared=True)
         with self.flat.holding(center) as model:
-            return own, trained.validate(model, part, self.task.threat, self.config, n)
+            return own, self.measurer.validate(model, n)
 
     def evaluate(self, centroid: Message | None) -> trained.Masks:
         """Per-image verdicts on test images.
@@ -238,24 +236,8 @@ class Agent:
         Returns:
             The verdicts.
         """
-        wanted, shared = self.config.evaluate, centroid is not None
-        part = self._part("test", wanted.test, shared)
-        attacked = self._part("test", min(wanted.test, wanted.autoattack, key=_number), shared)
-        state = self.flat.state() if centroid is None else self._tensor(centroid)
-        with self.flat.holding(state) as model:
-            return trained.judge(
-                model, part, attacked, self.task.threat, self.config, self.spec.classes
-            )
-
-    def _part(self, split: str, limit: int | str, shared: bool) -> trained.Part:
-        """The first images of a split; if shared out, every S-th of them for S agents."""
-        x, y = self.held[split]
-        images = int(min(len(y), _number(limit)))
-        chosen = np.arange(images)
-        if shared:
-            parts = min(self.config.topology.agents, max(1, images // SHARE))
-            chosen = chosen[chosen % parts == self.spec.agent]
-        return trained.Part(chosen, x, y, self.spec.scale, self.device)
+        with self.flat.holding(self._state_or(centroid)) as model:
+            return self.measurer.judge(model, shared=centroid is not None)
 
     def save(self, file: str, centroid: Message | None = None) -> None:
         """Write the model (or the centroid, given its state) as safetensors, whole or not at all.
@@ -264,8 +246,7 @@ class Agent:
             file: the path; its folder exists.
             centroid: the centroid's vector, to write that instead.
         """
-        state = self.flat.state() if centroid is None else self._tensor(centroid)
-        with self.flat.holding(state) as model:
+        with self.flat.holding(self._state_or(centroid)) as model:
             tensors = {name: value.clone() for name, value in model.state_dict().items()}
         save_file(tensors, file + ".part")
         os.replace(file + ".part", file)
@@ -286,8 +267,15 @@ class Agent:
         return lr
 
     def _outgoing(self) -> Tensor:
-        """m_k, and the running statistics if they are combined."""
-        return self.flat.with_buffers(self.sent) if self.config.combine_buffers else self.sent
+        """m_k, and behind it what travels with it."""
+        return join(self.sent, self._companions())
+
+    def _companions(self) -> list[Tensor]:
+        """What is combined besides the weights: running statistics, if configured."""
+        return self.flat.buffers if self.config.combine_buffers else []
+
+    def _state_or(self, centroid: Message | None) -> Tensor:
+        return self.flat.state() if centroid is None else self._tensor(centroid)
 
     def _tensor(self, message: Message) -> Tensor:
         return torch.from_numpy(message).to(self.device)
@@ -296,8 +284,3 @@ class Agent:
         if self.spec.cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
-
-
-def _number(count: int | str) -> float:
-    """A count, with "all" as infinity."""
-    return math.inf if isinstance(count, str) else count

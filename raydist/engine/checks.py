@@ -1,5 +1,6 @@
 """Checks at the door: what would fail in the middle of a run is told before it starts."""
 
+import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -28,13 +29,28 @@ def checked(where: str, build: Callable[P, T], *args: P.args, **kwargs: P.kwargs
         Its result.
 
     Raises:
-        InputError: instead of a ValueError, TypeError or FileNotFoundError.
+        InputError: instead of what `build` raises; it may be the user's own code.
     """
     try:
         return build(*args, **kwargs)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        line = " ".join(str(error).split())
-        raise InputError(line if line.startswith(f"{where}.") else f"{where}: {line}") from error
+    except Exception as error:
+        raise InputError(_with_key(where, one_line(error))) from error
+
+
+def one_line(error: Exception) -> str:
+    """An error's text; its type too, unless it is one that our own checks raise."""
+    text = " ".join(str(error).split())
+    ours = text and isinstance(error, ValueError | FileNotFoundError)
+    return text if ours else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def _with_key(table: str, line: str) -> str:
+    """A line that begins with a key of a table, or with the table, or else with both."""
+    if line.startswith((f"{table}.", f"{table} ")):
+        return line
+    fields = getattr(Experiment.model_fields[table].annotation, "model_fields", {})
+    begin = re.match(r'(\w+)(\[| is | has | have | ")', line)
+    return f"{table}{'.' if begin and begin[1] in fields else ': '}{line}"
 
 
 def input_of(config: Experiment, data: Data | None) -> tuple[tuple[int, ...], int, float]:
@@ -62,9 +78,14 @@ def check_quadratic(config: Experiment) -> None:
             "write one center per agent"
         )
     if config.model.start is not None and len(config.model.start) != size:
-        raise InputError(f"model.start has {len(config.model.start)} numbers, expected {size}")
+        raise InputError(
+            f"model.start has {len(config.model.start)} numbers, expected {size}, as many as each "
+            "of data.centers"
+        )
     if config.threat.norm != "linf" and config.threat.eps > 0:
-        raise InputError('threat.norm must be "linf" for data.set = "quadratic"')
+        raise InputError(
+            f'threat.norm is "{config.threat.norm}", expected "linf" for data.set = "quadratic"'
+        )
     if config.stop.fosc and config.stop.fosc.on == "validation":
         raise InputError(
             'stop.fosc is measured on validation images, which data.set = "quadratic" has not: '
@@ -138,10 +159,9 @@ def probe(config: Experiment, data: Data | None) -> tuple[int, int]:
     y = torch.from_numpy(data.train[1][:2].copy())
     try:
         outputs = model(x)
-    except (RuntimeError, ValueError, TypeError) as error:
-        line = str(error).splitlines()[0]
+    except Exception as error:
         raise InputError(
-            f'model "{config.model.name}" does not take images of shape {shape}: {line}'
+            f'model "{config.model.name}" does not take images of shape {shape}: {one_line(error)}'
         ) from error
     for hook in hooks:
         hook.remove()
@@ -153,8 +173,11 @@ def probe(config: Experiment, data: Data | None) -> tuple[int, int]:
         )
     value = checked("loss", loss, model, x, x, y)
     if not isinstance(value, Tensor) or value.ndim != 0 or not value.requires_grad:
+        got = type(value).__name__
+        if isinstance(value, Tensor):
+            grad = "" if value.requires_grad else ", without a gradient"
+            got = f"a tensor of shape {tuple(value.shape)}{grad}"
         raise InputError(
-            f'loss "{config.loss.name}" returned {value!r:.60}, expected a scalar tensor '
-            "with a gradient"
+            f'loss "{config.loss.name}" returned {got}, expected a scalar tensor with a gradient'
         )
     return parameters, sum(counted) // len(y)

@@ -4,7 +4,7 @@ A message between agents is then one array, the optimiser sees one parameter, an
 weighted sum.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,25 +43,15 @@ class FlatModel:
         assert self.w.grad is not None
         return self.w.grad
 
-    def with_buffers(self, vector: Tensor) -> Tensor:
-        """A vector (P,) and behind it the running statistics: (S,)."""
-        return torch.cat([vector.detach(), *(b.reshape(-1).to(vector.dtype) for b in self.buffers)])
-
-    def load_buffers(self, tail: Tensor) -> None:
-        """Set the running statistics from what stands behind the parameters in a state."""
-        parts = torch.split(tail, [b.numel() for b in self.buffers])
-        for buffer, values in zip(self.buffers, parts, strict=True):
-            buffer.copy_(values.view_as(buffer))
-
     def state(self) -> Tensor:
         """Parameters and running statistics, a new tensor (S,)."""
-        return self.with_buffers(self.w)
+        return join(self.w.detach(), self.buffers)
 
     def load(self, state: Tensor) -> None:
         """Set parameters and running statistics from a state (S,)."""
         with torch.no_grad():
             self.w.copy_(state[: self.w.numel()])
-        self.load_buffers(state[self.w.numel() :])
+        spread(state[self.w.numel() :], self.buffers)
 
     @contextmanager
     def holding(self, state: Tensor) -> Generator[nn.Module]:
@@ -72,3 +62,16 @@ class FlatModel:
             yield self.module
         finally:
             self.load(own)
+
+
+def join(vector: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """A vector and behind it the numbers of `tensors`, in order: one new vector."""
+    return torch.cat([vector, *(t.reshape(-1).to(vector.dtype) for t in tensors)])
+
+
+def spread(tail: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Write what `join` put behind a vector back into `tensors`."""
+    parts = torch.split(tail, [t.numel() for t in tensors])
+    with torch.no_grad():
+        for tensor, values in zip(tensors, parts, strict=True):
+            tensor.copy_(values.view_as(tensor))

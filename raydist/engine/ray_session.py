@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import ray
 
 from raydist.config import InputError
+
+CONNECT_SECONDS = 5.0
 
 
 @contextmanager
@@ -29,6 +32,7 @@ def ray_session(address: str | None) -> Generator[None]:
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    _check_reachable(address)
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -38,6 +42,20 @@ def ray_session(address: str | None) -> Generator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Somebody listens there: Ray itself would go on trying for a long time."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return  # "local" and "auto": Ray knows at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise InputError(
+            f"no Ray cluster at {address}: {error.strerror or error}; write --address auto on a "
+            "machine of the cluster, or the address that ray start --head printed"
+        ) from error
 
 
 def cluster_resources() -> dict[str, float]:

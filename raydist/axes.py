@@ -1,0 +1,85 @@
+"""The axes of a study: a list is a grid, a table names one of Ray Tune's search spaces."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from raydist.config import Experiment, InputError, shown
+
+# How many numbers each search space of Ray Tune takes; a choice takes any list.
+SPACES = {
+    "uniform": 2,
+    "loguniform": 2,
+    "quniform": 3,  # low, high, and the step of which both are multiples
+    "qloguniform": 3,
+    "randint": 2,
+    "lograndint": 2,
+    "choice": None,
+}
+
+
+def check_axis(key: str, axis: Any) -> None:
+    """An axis is a list of different values or one search space with the right numbers.
+
+    Args:
+        key: its dotted key.
+        axis: what the file says.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if isinstance(axis, list):
+        if not axis:
+            raise InputError(f"axes.{key} is empty, expected one value or more: remove it")
+        again = [value for n, value in enumerate(axis) if value in axis[:n]]
+        if again:
+            raise InputError(f"axes.{key} holds {shown(again[0])} twice: remove one")
+        return
+    if isinstance(axis, dict) and axis and not SPACES.keys() & axis.keys():
+        table = getattr(Experiment.model_fields.get(key), "annotation", None)
+        inner = next(iter(axis))
+        if inner in getattr(table, "model_fields", {}):
+            raise InputError(
+                f"axes.{key} is a table, expected a dotted key in quotes: "
+                f'write "{key}.{inner}" = [...]'
+            )
+    if not isinstance(axis, dict) or len(axis) != 1 or next(iter(axis)) not in SPACES:
+        raise InputError(
+            f"axes.{key} is {shown(axis)}, expected a list or one search space "
+            f"({', '.join(SPACES)}): write {{ loguniform = [1e-3, 1e-1] }}"
+        )
+    ((space, values),) = axis.items()
+    problem = _problem(space, values)
+    if problem:
+        raise InputError(f"axes.{key}: {space} is {shown(values)}, expected {problem}")
+
+
+def _problem(space: str, values: Any) -> str:
+    """What a search space needs that these values are not; "" if they are good."""
+    wanted = SPACES[space]
+    if wanted is None:
+        return "" if isinstance(values, list) and values else "a list of values"
+    if not isinstance(values, list) or len(values) != wanted:
+        return "[low, high, step]" if wanted == 3 else "[low, high]"
+    types = int if "randint" in space else int | float
+    if not all(isinstance(n, types) and math.isfinite(n) for n in values):
+        return "whole numbers" if types is int else "finite numbers"
+    low, high = values[:2]
+    if "log" in space and low <= 0:
+        return "0 < low < high"
+    if low >= high:
+        return "low < high"
+    good = all(step > 0 and _multiple(low, step) and _multiple(high, step) for step in values[2:])
+    return "" if good else "a step > 0 of which low and high are multiples"
+
+
+def _multiple(value: float, step: float) -> bool:
+    return math.isclose(value / step, round(value / step))
+
+
+def ends(space: Mapping[str, Any]) -> list[Any]:
+    """The smallest and the largest value of a search space; all of a choice."""
+    (name, values), *_ = space.items()
+    if name == "choice":
+        return list(values)
+    return [values[0], values[1] - 1 if "randint" in name else values[1]]

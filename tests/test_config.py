@@ -1,0 +1,355 @@
+"""The typed experiment: defaults, budgets, the digest, and one clear line for every wrong value."""
+
+import itertools
+import json
+import math
+import typing
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from raydist.config import Experiment, InputError, validate
+from raydist.fields import parse_budget
+
+QUADRATIC = {
+    "data": {"set": "quadratic", "centers": [[0.0], [1.0], [2.0]], "hessian": [1.0]},
+    "model": {"name": "point"},
+    "loss": {"name": "quadratic"},
+}
+
+
+def tree(**tables):
+    return {"topology": {"kind": "ring", "agents": 3}, "rounds": 5} | tables
+
+
+def nested(key, value):
+    """The tree with one dotted key set."""
+    result = tree()
+    if key.startswith("stop.fosc."):
+        result["stop"] = {"fosc": {"threshold": 1.0, "relative": 2.0}}  # one of them is needed
+    *parents, last = key.split(".")
+    table = result
+    for parent in parents:
+        table[parent] = dict(table.get(parent, {}))
+        table = table[parent]
+    table[last] = value
+    return result
+
+
+def leaves(model=Experiment, prefix=""):
+    """The dotted keys of all fields that are not tables themselves."""
+    for name, field in model.model_fields.items():
+        members = (field.annotation, *typing.get_args(field.annotation))
+        below = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+        if below:
+            yield from leaves(below[0], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def complaint(values):
+    with pytest.raises(InputError) as caught:
+        validate(values)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("8/255", 8 / 255),
+        (" 8/255 ", 8 / 255),
+        ("0.5", 0.5),
+        ("1e-2", 0.01),
+        ("0", 0.0),
+        (0, 0.0),
+        (1, 1.0),
+        (0.03, 0.03),
+    ],
+)
+def test_budgets_are_numbers_or_fractions(written, value):
+    assert parse_budget(written) == value
+    assert validate(tree(threat={"eps": written})).threat.eps == value
+
+
+def test_the_attack_step_is_a_quarter_of_the_budget_unless_given():
+    assert validate(tree(threat={"eps": "8/255"})).alpha() == pytest.approx(2 / 255)
+    assert validate(tree(attack={"alpha": "3/255"})).alpha() == pytest.approx(3 / 255)
+
+
+def test_what_is_not_written_has_the_papers_defaults():
+    config = validate(tree())
+    assert (config.strategy, config.seed, config.dtype) == ("diffusion", 0, "float32")
+    assert (config.threat.norm, config.threat.eps) == ("linf", 8 / 255)
+    assert (config.attack.steps, config.loss.name, config.optim.lr) == (10, "pgd_at", 0.1)
+    assert (config.evaluate.pgd, config.evaluate.autoattack) == ([10, 20], "all")
+    assert config.combine_buffers and config.stop.fosc is None
+
+
+@pytest.mark.parametrize("mode", ["python", "json"])
+def test_a_dumped_experiment_reads_back_equal(mode):
+    config = validate(tree(**QUADRATIC, stop={"fosc": {"threshold": 0.5, "on": "train"}}))
+    dumped = config.model_dump(mode=mode)
+    assert validate(dumped) == config
+    assert validate(json.loads(json.dumps(dumped))).digest() == config.digest()
+
+
+def test_experiments_are_frozen():
+    config = validate(tree())
+    with pytest.raises(ValidationError):
+        config.rounds = 7
+    with pytest.raises(ValidationError):
+        config.threat.eps = 0.5
+
+
+# Another value for every field on which the result depends.
+CHANGED = {
+    "strategy": "consensus",
+    "topology.kind": "path",
+    "topology.agents": 4,
+    "topology.seed": 1,
+    "topology.weights": "averaging",
+    "topology.rows": 2,  # a parameter of the kind
+    "rounds": 6,
+    "seed": 1,
+    "dtype": "float64",
+    "combine_buffers": False,
+    "data.set": "mnist",
+    "data.batch": 16,
+    "data.validation": 0.2,
+    "data.augment": "crop",
+    "data.params": {"a": 1},
+    "model.name": "lenet",
+    "model.width": 2.0,
+    "model.start": [0.0],
+    "model.params": {"a": 1},
+    "threat.norm": "l2",
+    "threat.eps": "4/255",
+    "attack.name": "fgsm",
+    "attack.steps": 7,
+    "attack.alpha": "1/255",
+    "attack.start": "zero",
+    "attack.restarts": 2,
+    "loss.name": "trades",
+    "optim.lr": 0.2,
+    "optim.momentum": 0.9,
+    "optim.weight_decay": 5e-4,
+    "optim.schedule.name": "cosine",
+    "evaluate.every": 2,
+    "evaluate.images": 256,
+    "evaluate.test": 100,
+    "evaluate.pgd": [10],
+    "evaluate.autoattack": 0,
+    "evaluate.agents": True,
+    "evaluate.batch": 128,
+    "stop.fosc": {"threshold": 0.5},
+}
+# Fields that mean something only beside others: changed together with them.
+TOGETHER = {
+    "epochs": [{"rounds": None, "epochs": n} for n in (1, 2)],
+    "loss.beta": [{"loss": {"name": "trades", "beta": n}} for n in (1, 2)],
+    "loss.params": [{"loss": {"name": "a:b", "params": {"a": n}}} for n in (1, 2)],
+    "optim.nesterov": [{"optim": {"momentum": 0.9, "nesterov": n}} for n in (False, True)],
+    "data.centers": [
+        QUADRATIC | {"data": QUADRATIC["data"] | {"centers": [[n], [1], [2]]}} for n in (1, 2)
+    ],
+    "data.hessian": [QUADRATIC | {"data": QUADRATIC["data"] | {"hessian": [n]}} for n in (1, 2)],
+    "data.noise": [QUADRATIC | {"data": QUADRATIC["data"] | {"noise": n}} for n in (0, 1)],
+} | {
+    f"optim.schedule.{key}": [{"optim": {"schedule": common | {key: n}}} for n in values]
+    for key, common, values in (
+        ("milestones", {"name": "piecewise"}, ([0.5], [0.6])),
+        ("factor", {"name": "piecewise", "milestones": [0.5]}, (0.1, 0.2)),
+        ("final", {"name": "cosine"}, (0.0, 0.1)),
+    )
+}
+TOGETHER |= {
+    f"stop.fosc.{key}": [{"stop": {"fosc": {"threshold": 1.0, key: n}}} for n in values]
+    for key, values in {
+        "threshold": (1.0, 2.0),
+        "relative": (2.0, 3.0),
+        "patience": (1, 2),
+        "warmup": (0, 1),
+        "on": ("validation", "train"),
+        "form": ("published", "box"),
+    }.items()
+}
+SAME = {  # where it runs, and where the files lie
+    "data.root": "/elsewhere",
+    "data.download": True,
+    "agent.cpus": 0.5,
+    "agent.gpus": 0.25,
+}
+ONE_VALUE = {"data.partition", "optim.name"}  # as long as they take one value only
+
+
+def test_the_lists_above_name_every_field():
+    assert {*CHANGED, *TOGETHER, *SAME} - {"topology.rows", "stop.fosc"} == {*leaves()} - ONE_VALUE
+
+
+@pytest.mark.parametrize("key", CHANGED)
+def test_the_digest_tells_apart_what_matters(key):
+    assert validate(nested(key, CHANGED[key])).digest() != validate(tree()).digest()
+
+
+@pytest.mark.parametrize("key", TOGETHER)
+def test_the_digest_tells_apart_what_matters_beside_others(key):
+    first, second = (validate(tree(**tables)).digest() for tables in TOGETHER[key])
+    assert first != second
+
+
+@pytest.mark.parametrize("key", SAME)
+def test_the_digest_does_not_depend_on_where_it_runs(key):
+    assert validate(nested(key, SAME[key])).digest() == validate(tree()).digest()
+
+
+def test_the_digest_does_not_depend_on_how_it_is_written():
+    one = tree(optim={"lr": 1, "momentum": 0.5}, threat={"eps": "51/255"}, seed=0)
+    other = dict(reversed(tree(threat={"eps": 0.2}, optim={"momentum": 0.5, "lr": 1.0}).items()))
+    digest = validate(one).digest()
+    assert digest == validate(other).digest()
+    assert len(digest) == 12 and set(digest) <= set("0123456789abcdef")
+
+
+# Every field with every kind of wrong value: accepted, or refused in one readable line.
+ODD = [-1, 0.5, math.nan, math.inf, "x", "", True, [], [[]], ["a"], {}, {"a": 1}, 10**6, None]
+INTERNAL = ("Input should", "function-", "list[", "dictionary", "instance of", "str is", "Value er")
+
+
+@pytest.mark.parametrize("key", sorted(leaves()))
+def test_a_wrong_value_is_told_in_one_line_that_names_its_key(key):
+    refused = 0
+    for value in ODD:
+        try:
+            validate(nested(key, value))
+        except InputError as error:
+            line, refused = str(error), refused + 1
+            assert key in line and "\n" not in line, line
+            assert not any(word in line for word in INTERNAL), line
+            assert " more)" not in line, line  # one problem is one problem
+    assert refused >= 2  # for most of these values no field has a use
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (tree(seed=-1), "seed is -1, expected 0 or more"),
+        (tree(seed=1.5), "seed is 1.5, expected a whole number"),
+        (tree(seed=True), "seed is true, expected a number"),
+        (tree(rounds="many"), 'rounds is "many", expected a whole number'),
+        (tree(rounds=0), "rounds is 0, expected a number above 0"),
+        (tree(optim={"lr": math.nan}), "optim.lr is nan, expected a finite number"),
+        (tree(optim={"lr": math.inf}), "optim.lr is inf, expected a finite number"),
+        (tree(optim={"lr": -0.1}), "optim.lr is -0.1, expected 0 or more"),
+        (tree(optim={"momentum": 1}), "optim.momentum is 1, expected a number below 1"),
+        (tree(data={"validation": 0.7}), "data.validation is 0.7, expected 0.5 or less"),
+        (tree(data={"set": 3}), "data.set is 3, expected a string"),
+        (tree(combine_buffers=3), "combine_buffers is 3, expected true or false"),
+        (tree(evaluate={"pgd": 10}), "evaluate.pgd is 10, expected a list"),
+        (tree(evaluate={"pgd": [10, 0]}), "evaluate.pgd[1] is 0, expected a number above 0"),
+        (
+            tree(evaluate={"test": "some"}),
+            'evaluate.test is "some", expected "all" or a whole number, 0 or more',
+        ),
+        (
+            tree(optim={"schedule": "cosine"}),
+            'optim.schedule is "cosine", expected a table with keys such as '
+            "name, milestones, factor, final",
+        ),
+        (
+            tree(strategy="difusion"),
+            'strategy is "difusion", expected one of centralized, consensus, diffusion, local: '
+            'write "diffusion"',
+        ),
+        (tree(data={"partition": "x"}), 'data.partition is "x", expected "iid"'),
+        (tree(roundz=5), "roundz is not a known key: did you mean rounds?"),
+        (tree(data={"btach": 5}), "data.btach is not a known key: did you mean batch?"),
+        (
+            tree(stop={"fosc": {"treshold": 1}}),
+            "stop.fosc.treshold is not a known key: did you mean threshold?",
+        ),
+        (
+            tree(threat={"zzz": 1}),
+            "threat.zzz is not a known key: known here are norm, eps",
+        ),
+        ({"rounds": 5}, 'topology is missing: write topology = "topologies/ring8.toml"'),
+        (tree(topology={"agents": 3}), 'topology.kind is missing: write kind = "ring"'),
+        (tree(topology={"kind": "ring"}), "topology.agents is missing: write agents = 8"),
+        (
+            {"rounds": 5, "topolgy": {"kind": "ring", "agents": 3}},
+            "topolgy is not a known key: did you mean topology?",
+        ),
+        (tree(epochs=1), "rounds and epochs are both given: remove one"),
+        (tree(rounds=None), "neither rounds nor epochs is given: write rounds = 100"),
+        (tree(seed=-1, dtype=3), "seed is -1, expected 0 or more (and 1 more)"),
+        (
+            tree(topology={"kind": "ring", "agents": 3, "weights": [["a"]]}),
+            "topology.weights is [['a']], expected the name of a rule or the matrix as a list of "
+            "rows",
+        ),
+        (
+            tree(topology={"kind": "ring", "agents": 3, "weights": [[1, 0, 0], [1]]}),
+            "topology.weights has rows of 1 and of 3 numbers, expected the same length: write one "
+            "number for each column",
+        ),
+        (
+            tree(data={"set": "quadratic", "centers": [[1]], "hessian": ["a"]}),
+            "data.hessian is ['a'], expected a list of finite numbers, or one such list for each "
+            "agent",
+        ),
+        (
+            tree(data={"hessian": [1]}),
+            'data.hessian belongs to data.set = "quadratic", not to "digits": remove it',
+        ),
+        (
+            tree(loss={"params": {"a": 1}}),
+            'loss.params belongs to a loss of your own, "package.module:function", not to '
+            '"pgd_at": remove it',
+        ),
+    ],
+)
+def test_messages(values, line):
+    assert complaint(values) == line
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "expected"),
+    [
+        ("linf", 8, 'a fraction of the pixel range in [0, 1]: write "8/255"'),
+        ("linf", "8", 'a fraction of the pixel range in [0, 1]: write "8/255"'),
+        ("linf", 1.5, 'a fraction of the pixel range in [0, 1]: write "1.5/255"'),
+        ("l2", 128, 'an l2 distance in pixels of [0, 1], below 8: write "128/255"'),
+    ],
+)
+def test_whole_grey_values_are_no_budget(norm, eps, expected):
+    for table, key in (("threat", "eps"), ("attack", "alpha")):
+        values = tree(**({"threat": {"norm": norm}} | {table: {"norm": norm, key: eps}}))
+        if table == "attack":
+            values["attack"] = {"alpha": eps}
+        assert complaint(values) == f"{table}.{key} is {float(eps)}, expected {expected}"
+
+
+@pytest.mark.parametrize("eps", ["abc", "1/0", "8/", True, [1], None])
+def test_what_is_no_number_is_no_budget(eps):
+    shown = {True: "true"}.get(eps) if eps is True else f'"{eps}"' if isinstance(eps, str) else eps
+    line = f'threat.eps is {shown}, expected a number or a fraction such as "8/255"'
+    assert complaint(tree(threat={"eps": eps})) == line
+
+
+@pytest.mark.parametrize("eps", [-0.1, "-1/255", math.nan, math.inf])
+def test_a_budget_is_finite_and_not_negative(eps):
+    shown = f'"{eps}"' if isinstance(eps, str) else eps
+    line = f'threat.eps is {shown}, expected a finite number ≥ 0: write for example "8/255"'
+    assert complaint(tree(threat={"eps": eps})) == line
+
+
+def test_an_attack_step_without_steps_is_an_oversight():
+    line = complaint(tree(attack={"alpha": 0.1, "steps": 0}, threat={"eps": 0.05}))
+    assert line.startswith("attack.alpha is 0.1 but attack.steps is 0")
+    validate(tree(attack={"alpha": 0.1, "steps": 1}, threat={"eps": 0.05}))
+
+
+@pytest.mark.parametrize("missing", list(itertools.combinations(QUADRATIC, 1)))
+def test_the_parts_of_the_quadratic_task_belong_together(missing):
+    tables = {key: table for key, table in QUADRATIC.items() if key not in missing}
+    line = complaint(tree(**tables))
+    assert 'data.set = "quadratic"' in line and "belong together" in line
