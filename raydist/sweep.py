@@ -105,7 +105,8 @@ def check_trials(study: Study) -> list[str]:
         try:
             facts.append(make_plan(study.experiment(point)).describe())
         except InputError as error:
-            where = f" (at {', '.join(f'{k} = {v}' for k, v in point.items())})" if point else ""
+            at = ", ".join(f"{key} = {value_label(value)}" for key, value in point.items())
+            where = f" (at {at})" if at else ""
             raise InputError(f"{error}{where}") from error
     return list(dict.fromkeys(facts))
 
@@ -169,6 +170,7 @@ def main(
         raise InputError("which study? write python -m raydist.sweep FILE or --resume DIR")
     study = _study_in(resume) if resume else read(file or "", settings or [])
     if dry_run:
+        check_trials(study)
         _show_plans(study)
         return 0
     out = resume or out or Path("runs") / study.name
@@ -185,10 +187,12 @@ def main(
         console.print(results_table(frame, list(study.axes)))
         for note in footnotes(frame):
             console.print(note, style="dim", highlight=False)
-        console.print(f"results {out}/results.csv   picture {out}/summary.png", highlight=False)
+        where = f"results {out}/results.csv   picture {out}/summary.png"
+        console.print(where, highlight=False, markup=False)
     print_failures(frame)
     if len(frame) < study.trials or (frame["status"] == "unfinished").any():
-        errors.print(f"raydist: interrupted; continue with python -m raydist.sweep --resume {out}")
+        line = f"raydist: interrupted; continue with python -m raydist.sweep --resume {out}"
+        errors.print(line, markup=False)
         return command.INTERRUPTED
     return command.FAILED if (frame["status"] == "failed").any() else 0
 

@@ -35,7 +35,7 @@ KINDS = (
     "ring, path, star, complete, grid, torus, hypercube, edges, erdos-renyi, random-regular, "
     'watts-strogatz, or your own as "package.module:function"'
 )
-DATA_SETS = "digits, mnist, fashion-mnist, cifar10, cifar100, svhn"
+DATA_SETS = "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, quadratic"
 MODELS = (
     "linear, small-cnn, lenet, resnet-18, preact-resnet-18, senet-18, wrn-16-4, wrn-28-10, "
     "wrn-34-10, vgg-16, point"
@@ -586,6 +586,7 @@ def agents(count, **agent):
     ("wanted", "line"),
     [
         ({"gpus": 1}, "agent.gpus = 1 for 4 agents needs 4 GPUs, but the cluster has 0"),
+        ({"gpus": 0.6}, "agent.gpus = 0.6 for 4 agents needs 4 GPUs, but the cluster has 0"),
         ({"cpus": 1}, "agent.cpus = 1 for 4 agents needs 4 CPUs, but the cluster has 2"),
         ({"gpus": 1.5}, "agent.gpus is 1.5, expected a fraction up to 1 or a whole number"),
     ],

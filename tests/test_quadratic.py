@@ -151,9 +151,9 @@ def test_samples_follow_the_generator_and_the_noise():
     [
         (([1.0, 2.0], [1.0]), r"expected \(K, M\)"),
         (([[1.0], [2.0, 3.0]], [1.0]), "inhomogeneous"),
-        (([[1.0], [2.0]], [1.0, 2.0]), "expected 1 positive numbers"),
-        (([[1.0], [2.0]], [0.0]), "positive"),
-        (([[1.0], [2.0]], [float("nan")]), "positive"),
+        (([[1.0], [2.0]], [1.0, 2.0]), "expected 1 numbers above 0"),
+        (([[1.0], [2.0]], [0.0]), "above 0"),
+        (([[1.0], [2.0]], [float("nan")]), "above 0"),
         (([[1.0], [2.0]], [1.0], -1.0), "noise is -1.0"),
         (([[1.0], [2.0]], [1.0], 0.0, -1.0), "eps is -1.0"),
     ],

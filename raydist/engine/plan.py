@@ -158,7 +158,8 @@ def make_plan(config: Experiment) -> Plan:
         check_quadratic(config)
     else:
         data = checked("data", _data, config)
-        shares = partition.iid(len(data.train[1]), config.topology.agents, config.seed)
+        images, agents = len(data.train[1]), config.topology.agents
+        shares = checked("topology", partition.iid, images, agents, config.seed)
         smallest = min(len(share) for share in shares)
         check_images(config, data, smallest)
     parameters, activations = probe(config, data)

@@ -74,13 +74,17 @@ def layout(config: Experiment, cluster: Mapping[str, float]) -> Layout:
     gpus = min(1.0, _floor(has["GPU"] / agents)) if wanted.gpus is None else wanted.gpus
     if gpus > 1 and gpus != int(gpus):
         raise InputError(f"agent.gpus is {gpus}, expected a fraction up to 1 or a whole number")
-    for name, key, each in (("CPU", "cpus", cpus), ("GPU", "gpus", gpus)):
-        if agents * each > has[name] + 1e-6:
-            fits = _floor(has[name] / agents)
-            raise InputError(
-                f"agent.{key} = {each:g} for {agents} agents needs {agents * each:g} {name}s, but "
-                f"the cluster has {has[name]:g}: write agent.{key} = {fits:g} or less"
-            )
+    if agents * cpus > has["CPU"] + 1e-6:
+        raise InputError(
+            f"agent.cpus = {cpus:g} for {agents} agents needs {agents * cpus:g} CPUs, but the "
+            f"cluster has {has['CPU']:g}: write agent.cpus = {_floor(has['CPU'] / agents):g}"
+        )
+    if _gpus_needed(agents, gpus) > has["GPU"]:
+        raise InputError(
+            f"agent.gpus = {gpus:g} for {agents} agents needs {_gpus_needed(agents, gpus)} GPUs, "
+            f"but the cluster has {has['GPU']:g}: "
+            + (f"write agent.gpus = {_floor(has['GPU'] / agents):g}" if has["GPU"] else "write 0")
+        )
     together = max(1, math.floor(1 / gpus + 1e-6)) if gpus > 0 else 1
     groups = [range(first, min(first + together, agents)) for first in range(0, agents, together)]
     bundles = [
@@ -88,6 +92,13 @@ def layout(config: Experiment, cluster: Mapping[str, float]) -> Layout:
         for g in groups
     ]
     return Layout(cpus, gpus, bundles, [i for i, group in enumerate(groups) for _ in group])
+
+
+def _gpus_needed(agents: int, gpus: float) -> int:
+    """Whole GPUs: an agent's fraction cannot be split over two."""
+    if gpus == 0 or gpus > 1:
+        return int(agents * gpus)
+    return math.ceil(agents / math.floor(1 / gpus + 1e-6))
 
 
 def _floor(share: float) -> float:

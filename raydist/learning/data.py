@@ -116,8 +116,9 @@ def load(
         raise ValueError(f'data set "{set}" takes no {", ".join(params)}: remove it')
     elif set not in SETS:
         near = difflib.get_close_matches(set, SETS, n=1)
-        hint = f'write "{near[0]}"' if near else 'or "package.module:function"'
-        raise ValueError(f'data.set is "{set}", expected one of {", ".join(SETS)}: {hint}')
+        hint = f': write "{near[0]}"' if near else ' or "package.module:function"'
+        known = ", ".join([*SETS, "quadratic"])
+        raise ValueError(f'data.set is "{set}", expected one of {known}{hint}')
     else:
         reader, classes, scale = SETS[set]
         folder = Path(root or os.environ.get("RAYDIST_DATA", "data")).expanduser()

@@ -102,7 +102,8 @@ def build(
         inspect.signature(function).bind(**kwargs)
     except TypeError as error:
         raise ValueError(
-            f'model "{name}": {error}; its arguments are {inspect.signature(function)}'
+            f'model "{name}": {error}; its arguments are '
+            + ", ".join(inspect.signature(function).parameters)
         ) from None
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed: that one would reseed the GPUs too
@@ -131,6 +132,6 @@ def _find(name: str) -> Callable[..., Any]:
         return resolve(name)
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f'write "{near[0]}"' if near else 'or "package.module:function"'
-        raise ValueError(f'model.name is "{name}", expected one of {", ".join(MODELS)}: {hint}')
+        hint = f': write "{near[0]}"' if near else ' or "package.module:function"'
+        raise ValueError(f'model.name is "{name}", expected one of {", ".join(MODELS)}{hint}')
     return MODELS[name]

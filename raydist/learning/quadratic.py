@@ -58,8 +58,8 @@ class Quadratic:
         agents, size = centers.shape
         if hessian.shape not in ((size,), (agents, size)) or not np.all(hessian > 0):
             raise ValueError(
-                f"hessian is {hessian.tolist()}, expected {size} positive numbers or {agents} "
-                "lists of them"
+                f"hessian is {hessian.tolist()}, expected {size} numbers above 0, or {agents} "
+                "lists of that many"
             )
         if not (0 <= self.noise < math.inf and 0 <= self.eps < math.inf):
             raise ValueError(f"noise is {self.noise}, eps is {self.eps}, expected 0 or more")
