@@ -17,19 +17,8 @@ from pydantic_core import ErrorDetails
 
 from raydist.fields import check_budget
 from raydist.network.strategy import Strategy
-from raydist.tables import (
-    AgentResources,
-    Attack,
-    Data,
-    Evaluate,
-    Loss,
-    Model,
-    Optim,
-    Stop,
-    Table,
-    Threat,
-    Topology,
-)
+from raydist.recipe import Attack, Average, Loss, Optim, Stop, Threat
+from raydist.tables import AgentResources, Data, Evaluate, Model, Table, Topology
 
 
 class InputError(ValueError):
@@ -52,6 +41,7 @@ class Experiment(Table):
     attack: Attack = Attack()
     loss: Loss = Loss()
     optim: Optim = Optim()
+    average: Average | None = None
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
     agent: AgentResources = AgentResources()
@@ -70,6 +60,12 @@ class Experiment(Table):
                 f"attack.alpha is {self.attack.alpha:g} but attack.steps is 0, so nothing would be "
                 "attacked: write attack.steps = 10, or threat.eps = 0 to train without an attack"
             )
+        own = self.threat.agents
+        if own is not None and len(own) != self.topology.agents:
+            raise ValueError(
+                f"threat.agents has {len(own)} tables for topology.agents = "
+                f"{self.topology.agents}: write one for each agent, {{}} for the common threat"
+            )
         if (self.data.set == "quadratic") != (self.model.name == "point") or (
             (self.data.set == "quadratic") != (self.loss.name == "quadratic")
         ):
@@ -82,6 +78,12 @@ class Experiment(Table):
     def alpha(self) -> float:
         """The attack step: as configured, else a quarter of the budget."""
         return self.threat.eps / 4 if self.attack.alpha is None else self.attack.alpha
+
+    def average_decay(self) -> float | None:
+        """The decay of the moving average of weights per round; None for a plain mean."""
+        if self.average is None or self.average.name == "swa":
+            return None
+        return 0.995 if self.average.decay is None else self.average.decay
 
     def digest(self) -> str:
         """Twelve hex digits that name this experiment; where it runs does not matter."""
@@ -175,11 +177,18 @@ def _expected(problem: ErrorDetails, table: type[BaseModel]) -> str:
 def _fields(table: Any, location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
     """The fields of the table in which the last part of a location stands."""
     for part in location[:-1]:
-        table = table.model_fields[str(part)].annotation
-        if not hasattr(table, "model_fields"):  # an optional table
-            table = next(t for t in table.__args__ if hasattr(t, "model_fields"))
+        if not isinstance(part, int):  # a position in a list of tables
+            table = _table_in(table.model_fields[part].annotation)
     fields: dict[str, FieldInfo] = table.model_fields
     return fields
+
+
+def _table_in(annotation: Any) -> Any:
+    """The table in an annotation: itself, an optional one, a list of them."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    inner = (_table_in(argument) for argument in getattr(annotation, "__args__", ()))
+    return next((table for table in inner if table is not None), None)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -18,11 +18,9 @@ from pydantic import (
 )
 
 from raydist.fields import (
-    Budget,
     Count,
     NonNegative,
     Share,
-    check_budget,
     check_rows,
     either,
 )
@@ -59,6 +57,30 @@ class Topology(Table):
         return self
 
 
+class Partition(Table):
+    """How the training images are dealt out to the agents."""
+
+    name: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
+    alpha: PositiveFloat | None = None  # dirichlet, quantity: small is uneven; default 0.5
+    shards: PositiveInt | None = None  # shards of one label each that an agent gets; default 2
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Self:
+        owners = {"alpha": ("dirichlet", "quantity"), "shards": ("shards",)}
+        for key, names in owners.items():
+            if getattr(self, key) is not None and self.name not in names:
+                raise ValueError(
+                    f"data.partition.{key} belongs to {' and '.join(names)}, not to "
+                    f'"{self.name}": remove it'
+                )
+        return self
+
+
 class Data(Table):
     """The data set, its batches, and its partition over the agents."""
 
@@ -67,7 +89,7 @@ class Data(Table):
     root: str | None = None  # default: the environment variable RAYDIST_DATA, else "data"
     download: bool = False
     validation: Share = 0.1  # held out of the training set
-    partition: Literal["iid"] = "iid"
+    partition: Partition = Partition()  # a name, or a table with its parameters
     augment: Literal["auto", "none", "crop", "crop-flip"] = (
         "auto"  # auto: what is usual for the set
     )
@@ -103,94 +125,6 @@ class Model(Table):
     params: dict[str, Any] = {}  # for a model of your own, "module:function"
 
 
-class Threat(Table):
-    """The ball of perturbations that the agents train against and are judged by."""
-
-    norm: Literal["linf", "l2"] = "linf"
-    eps: Budget = 8 / 255
-
-    @model_validator(mode="after")
-    def _fraction(self) -> Self:
-        check_budget("threat.eps", self.eps, self.norm)
-        return self
-
-
-class Attack(Table):
-    """How adversarial examples are made in training; the loss chooses the attack by default."""
-
-    name: Literal["pgd", "fgsm", "kl_pgd"] | None = None
-    steps: Annotated[int, Field(ge=0)] = 10
-    alpha: Budget | None = None  # default: eps / 4, as in the papers
-    start: Literal["uniform", "zero"] | None = None  # default: zero for fgsm, else uniform
-    restarts: PositiveInt = 1
-
-
-class Loss(Table):
-    """The robust loss."""
-
-    name: str = "pgd_at"
-    beta: NonNegative | None = None  # of TRADES; default 6
-    params: dict[str, Any] = {}  # for a loss of your own, "module:function"
-
-    @model_validator(mode="after")
-    def _belongs(self) -> Self:
-        if self.beta is not None and self.name != "trades":
-            raise ValueError(
-                f'loss.beta belongs to the loss "trades", not to "{self.name}": remove it'
-            )
-        if self.params and ":" not in self.name:
-            raise ValueError(
-                'loss.params belongs to a loss of your own, "package.module:function", not to '
-                f'"{self.name}": remove it'
-            )
-        return self
-
-
-class Schedule(Table):
-    """The learning rate over the run; milestones are fractions of it."""
-
-    name: Literal["constant", "piecewise", "cosine"] = "constant"
-    milestones: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
-    factor: PositiveFloat | None = None
-    final: NonNegative | None = None
-
-    @model_validator(mode="after")
-    def _belongs(self) -> Self:
-        allowed = {"piecewise": {"milestones", "factor"}, "cosine": {"final"}}.get(self.name, set())
-        for key in {"milestones", "factor", "final"} - allowed:
-            if getattr(self, key) is not None:
-                raise ValueError(
-                    f'optim.schedule.{key} does not belong to the schedule "{self.name}": remove it'
-                )
-        if self.name == "piecewise" and not self.milestones:
-            raise ValueError(
-                'optim.schedule.milestones is missing for the schedule "piecewise": '
-                "write milestones = [0.5, 0.75]"
-            )
-        return self
-
-    def params(self) -> dict[str, Any]:
-        """The parameters that were given."""
-        return self.model_dump(exclude={"name"}, exclude_none=True)
-
-
-class Optim(Table):
-    """The local step of an agent."""
-
-    name: Literal["sgd"] = "sgd"
-    lr: NonNegative = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    nesterov: bool = False
-    weight_decay: NonNegative = 0.0
-    schedule: Schedule = Schedule()
-
-    @model_validator(mode="after")
-    def _nesterov(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("optim.nesterov needs optim.momentum above 0: write momentum = 0.9")
-        return self
-
-
 class Evaluate(Table):
     """What is measured during training (on validation images) and at its end (on test images)."""
 
@@ -201,34 +135,6 @@ class Evaluate(Table):
     autoattack: Count = "all"  # test images; 0 switches AutoAttack off
     agents: bool = False  # every agent too, not only the centroid
     batch: PositiveInt = 256
-
-
-class FoscRule(Table):
-    """When training counts as unstable: FOSC too high for `patience` measurements in a row."""
-
-    threshold: PositiveFloat | None = None  # absolute
-    relative: Annotated[float, Field(gt=1)] | None = None  # multiple of the running median
-    patience: PositiveInt = 3
-    warmup: Annotated[int, Field(ge=0)] = 0  # measurements that are only remembered
-    on: Literal["validation", "train"] = "validation"
-    form: Literal["published", "box", "relative"] = "published"
-
-    @model_validator(mode="after")
-    def _some_bound(self) -> Self:
-        if self.threshold is None and self.relative is None:
-            raise ValueError("stop.fosc has no threshold and no relative: write threshold = 0.5")
-        if self.on == "train" and self.form != "published":
-            raise ValueError(
-                f'stop.fosc.form is "{self.form}", expected "published" with on = "train": '
-                'write on = "validation"'
-            )
-        return self
-
-
-class Stop(Table):
-    """When a trial is ended early."""
-
-    fosc: FoscRule | None = None
 
 
 class AgentResources(Table):

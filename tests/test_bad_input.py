@@ -178,13 +178,13 @@ CASES = {
     "table": ({"axs.seed": "[0]"}, "axs is not a known key: did you mean axes?"),
     "far from any key": (
         {"threat.zzz": "3"},
-        "threat.zzz is not a known key: known here are norm, eps",
+        "threat.zzz is not a known key: known here are norm, eps, schedule, agents",
     ),
     "type": ({"seed": '"a"'}, 'seed is "a", expected a whole number'),
     "no table": (
         {"optim": "3"},
         "optim is 3, expected a table with keys such as name, lr, momentum, nesterov, "
-        "weight_decay, schedule",
+        "weight_decay, k1, k2, normalise, combine, schedule",
     ),
     "no topology": (
         {"topology.kind": None, "topology.agents": None},
@@ -268,7 +268,7 @@ CASES = {
     ),
     "loss": (
         {"loss.name": '"trade"'},
-        'loss.name is "trade", expected one of standard, pgd_at, trades, quadratic or '
+        'loss.name is "trade", expected one of standard, pgd_at, trades, mart, quadratic or '
         '"package.module:function": did you mean trades?',
     ),
     "strategy": (

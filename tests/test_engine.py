@@ -211,7 +211,7 @@ def test_centralized_is_one_process_with_the_whole_batch():
         for other in pool.agents:  # all still hold the model of round n - 1
             x, y = other.task.batch(n)
             draw = torch_generator(Purpose.ATTACK, 0, other.spec.agent, n)
-            batches.append((other.task.attack(model, x, y, draw).x_adv, y))
+            batches.append((other.task.attack(model, x, y, other.task.threat, draw).x_adv, y))
         x, y = (torch.cat(part) for part in zip(*batches, strict=True))
         loss = torch.nn.functional.cross_entropy(model(x), y)
         parameters = [p for p in model.parameters()]
@@ -346,7 +346,7 @@ def test_round_fosc_is_the_first_order_gap_of_the_attack():
     pool = LocalPool(make_plan(validate(tree)))
     agent = pool.agents[0]
     x, y = agent.task.batch(1)
-    attacked = agent.task.attack(agent.flat.module, x, y, torch.Generator())
+    attacked = agent.task.attack(agent.flat.module, x, y, agent.task.threat, torch.Generator())
     moved = (attacked.x_last - x).abs().amax().item()
     assert moved == pytest.approx(0.03, rel=1e-4)  # the gradient was taken after one step
     slack = 0.1 * attacked.grad.abs().flatten(1).sum(1)

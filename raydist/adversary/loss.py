@@ -4,6 +4,7 @@ A training loss is `(model, x, x_adv, y, **params) -> scalar tensor`, the mean o
 no side effect but the forward passes of the model. A per-sample function maps outputs to (N,).
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -72,6 +73,36 @@ def trades(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -
     """
     clean, adversarial = model(x), model(x_adv)
     return (cross_entropies(clean, y) + beta * kl_divergences(clean, adversarial)).mean()
+
+
+def mart(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Tensor:
+    """Mean of BCE(p(x'), y) + β KL(p(x) ‖ p(x')) (1 − p_y(x)) (MART: Wang et al., ICLR 2020).
+
+        BCE(q, y) = −log q_y − log(1 − max_{k ≠ y} q_k)
+
+    Misclassified points weigh more: the factor 1 − p_y(x) is large where the clean point is wrong.
+    The gradient flows through all three factors. All logarithms are exact, also of probabilities
+    that are 0 or 1 in floating point; the released code adds constants to them instead. The clean
+    batch passes the model first, as in `trades`.
+
+    Args:
+        model: maps (N, ...) to logits (N, C), C ≥ 2.
+        x: clean points, (N, ...).
+        x_adv: adversarial points x', (N, ...).
+        y: labels, (N,).
+        beta: weight β ≥ 0 of the KL term, 5 in the paper.
+
+    Returns:
+        The loss, a scalar.
+    """
+    clean, adversarial = model(x), model(x_adv)
+    label = y.unsqueeze(1)
+    wrong = -torch.expm1(F.log_softmax(clean, dim=1).gather(1, label)).squeeze(1)  # 1 − p_y(x)
+    rival = adversarial.scatter(1, label, -torch.inf).argmax(dim=1, keepdim=True)
+    others = adversarial.scatter(1, rival, -torch.inf)
+    log_rest: Tensor = others.logsumexp(dim=1) - adversarial.logsumexp(dim=1)  # log(1 − max q_k)
+    boosted = cross_entropies(adversarial, y) - log_rest
+    return (boosted + beta * kl_divergences(clean, adversarial) * wrong).mean()
 
 
 def quadratic(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, hessian: Tensor) -> Tensor:

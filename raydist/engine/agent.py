@@ -6,7 +6,7 @@ statistics. Every method is fenced by the round: called out of order, it refuses
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from raydist.adversary import awp
 from raydist.adversary.fosc import first_order_gap
-from raydist.adversary.schedule import lr_at
+from raydist.adversary.schedule import eps_at, lr_at
 from raydist.config import Experiment
 from raydist.engine.flat import FlatModel, join, spread
 from raydist.engine.measurer import Measurer
@@ -28,6 +29,7 @@ from raydist.engine.task import (
     quadratic_task,
 )
 from raydist.learning import optim
+from raydist.learning.average import RunningAverage
 from raydist.measure import trained
 from raydist.network import strategy
 from raydist.seeding import Purpose, torch_generator
@@ -46,6 +48,7 @@ class AgentSpec:
         neighbours: the l of its neighbourhood N_k in ascending order, k among them.
         weights: the a_lk in the same order.
         rounds: length of the run.
+        epoch: rounds in a pass over the data.
         shape: of one input, (C, H, W).
         classes: number of classes.
         scale: what brings stored pixels to [0, 1].
@@ -58,6 +61,7 @@ class AgentSpec:
     neighbours: tuple[int, ...]
     weights: tuple[float, ...]
     rounds: int
+    epoch: int
     shape: tuple[int, ...]
     classes: int
     scale: float
@@ -84,15 +88,17 @@ class Agent:
             self.config, spec.agent, held, spec.scale, spec.classes, self.device
         )
         self.start = self.flat.w.detach().clone()
-        optimiser = self.config.optim
+        table = self.config.optim
         self.optimiser = optim.build(
-            optimiser.name,
+            table.name,
             [self.flat.w],
-            optimiser.lr,
-            momentum=optimiser.momentum,
-            nesterov=optimiser.nesterov,
-            weight_decay=optimiser.weight_decay,
+            table.lr,
+            momentum=table.momentum,
+            nesterov=table.nesterov,
+            weight_decay=table.weight_decay,
+            **table.deat(),
         )
+        self.average = RunningAverage(self.flat.state(), self.config.average_decay())
         self.task = (
             quadratic_task(self.config, spec.agent, self.device)
             if share is None
@@ -134,7 +140,8 @@ class Agent:
         clock = [self._now()]
         x, y = self.task.batch(n)
         draw = torch_generator(Purpose.ATTACK, self.config.seed, self.spec.agent, n, self.device)
-        attacked = self.task.attack(self.flat.module, x, y, draw)
+        threat = replace(self.task.threat, eps=self._eps(n))
+        attacked = self.task.attack(self.flat.module, x, y, threat, draw)
         clock.append(self._now())
         w = self.flat.w.detach().clone()
         loss = self._gradient(x, attacked.x_adv, y)
@@ -148,12 +155,12 @@ class Agent:
         self.round, self.open = n, True
         measured = {"loss": loss, "grad_norm": torch.linalg.vector_norm(self.flat.grad)}
         if attacked.grad is not None:
-            gap = first_order_gap(x, attacked.x_last, attacked.grad, self.task.threat)
+            gap = first_order_gap(x, attacked.x_last, attacked.grad, threat)
             measured["fosc"] = gap.mean()
         info = dict(zip(measured, torch.stack(list(measured.values())).tolist(), strict=True))
         return message, info | {
             "lr": lr,
-            "eps": self.config.threat.eps,
+            "eps": threat.eps,
             "seconds_attack": clock[1] - clock[0],
             "seconds_adapt": clock[2] - clock[1],
             "seconds_combine": self.seconds_combine,
@@ -186,12 +193,13 @@ class Agent:
             else:
                 self.flat.w.copy_(strategy.update(mixed[:size], self.flat.w, self.sent))
         spread(mixed[size:], self._companions())
+        self._add_to_average(n)
         self.open = False
         self.seconds_combine = self._now() - began
 
-    def state(self) -> Message:
-        """w_k and the running statistics, one vector."""
-        return self.flat.state().cpu().numpy()
+    def state(self, averaged: bool = False) -> Message:
+        """w_k and the running statistics, one vector; or their average over the run."""
+        return (self.average.value if averaged else self.flat.state()).cpu().numpy()
 
     def mean(self, *states: Message) -> Message:
         """The centroid (1/K) Σ_k w_k of all agents' states, in their order."""
@@ -255,9 +263,28 @@ class Agent:
         """∇̂J(w) into the flat gradient, model in train mode; returns the loss."""
         self.flat.module.train()
         self.flat.grad.zero_()
-        loss = self.task.loss(self.flat.module, x, x_adv, y)
-        torch.autograd.backward(loss)
+        if self.config.loss.awp == 0:
+            loss = self.task.loss(self.flat.module, x, x_adv, y)
+            torch.autograd.backward(loss)
+            return loss.detach()
+        v = awp.perturbation(self.flat.module, self.task.loss, x, x_adv, y, self.config.loss.awp)
+        with awp.perturbed(self.flat.module, v) as worst:
+            loss = self.task.loss(worst, x, x_adv, y)
+            torch.autograd.backward(loss)
         return loss.detach()
+
+    def _add_to_average(self, n: int) -> None:
+        """The state after round n joins the average, from its first round on."""
+        if self.config.average and n >= self.config.average.start * self.spec.rounds:
+            self.average.add(self.flat.state())
+
+    def _eps(self, n: int) -> float:
+        """This agent's budget in round n; all agents' follow the common schedule."""
+        table, target = self.config.threat.schedule, self.config.threat.eps
+        done = n - 1 if table.per == "round" else (n - 1) // self.spec.epoch * self.spec.epoch
+        params = table.model_dump(include={"eps_max", "eps_min"}, exclude_none=True)
+        now = eps_at(table.name, done / self.spec.rounds, target, **params)
+        return self.task.threat.eps * (now / target if target else 1.0)
 
     def _set_lr(self, n: int) -> float:
         schedule, progress = self.config.optim.schedule, (n - 1) / self.spec.rounds
@@ -271,8 +298,12 @@ class Agent:
         return join(self.sent, self._companions())
 
     def _companions(self) -> list[Tensor]:
-        """What is combined besides the weights: running statistics, if configured."""
-        return self.flat.buffers if self.config.combine_buffers else []
+        """What is combined besides the weights, if configured: running statistics, momentum."""
+        found = list(self.flat.buffers) if self.config.combine_buffers else []
+        if self.config.optim.combine and self.config.strategy != "centralized":
+            state = self.optimiser.state[self.flat.w].values()
+            found += [t for t in state if isinstance(t, Tensor) and t.shape == self.flat.w.shape]
+        return found
 
     def _state_or(self, centroid: Message | None) -> Tensor:
         return self.flat.state() if centroid is None else self._tensor(centroid)

@@ -48,7 +48,8 @@ def _with_key(table: str, line: str) -> str:
     """A line that begins with a key of a table, or with the table, or else with both."""
     if line.startswith((f"{table}.", f"{table} ")):
         return line
-    fields = getattr(Experiment.model_fields[table].annotation, "model_fields", {})
+    annotation = getattr(Experiment.model_fields.get(table), "annotation", None)
+    fields = getattr(annotation, "model_fields", {})
     begin = re.match(r'(\w+)(\[| is | has | have | ")', line)
     return f"{table}{'.' if begin and begin[1] in fields else ': '}{line}"
 

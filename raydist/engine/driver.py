@@ -112,6 +112,9 @@ def _last(pool: Pool, plan: Plan, record: Record, outcome: Outcome) -> Record:
         masks = trained.merge(pool.evaluate(own=False))
         final |= trained.summary(masks)
         images = images_frame(masks, plan.data.test[1])
+        if plan.config.average is not None:
+            averaged = trained.summary(trained.merge(pool.evaluate(own=False, averaged=True)))
+            final |= {f"{plan.config.average.name}_{key}": v for key, v in averaged.items()}
         if plan.config.evaluate.agents:
             final |= _over_agents([trained.summary(own) for own in pool.evaluate(own=True)])
     return Record(record.round, record.agents, record.centroid, outcome, final, images)

@@ -21,6 +21,7 @@ from raydist.learning import partition
 from raydist.network import strategy, theory, topology, weights
 
 BASE_BYTES = 350e6  # a process that has imported torch (its CUDA build), measured
+SKEW, SHARDS = 0.5, 2  # usual values of the field: α of a Dirichlet, labels of an agent
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ class Plan:
         usual = 1 if self.data is None else math.ceil(self.rounds / 10)
         return self.config.evaluate.every or usual
 
+    @property
+    def epoch(self) -> int:
+        """Rounds in which the agent with the fewest images sees all of them."""
+        if self.data is None:
+            return 1
+        return max(1, min(len(share) for share in self.shares) // self.config.data.batch)
+
     def specs(self, threads: int, cuda: bool) -> list[AgentSpec]:
         """What each agent is told; arguments as in `AgentSpec`."""
         mixing = strategy.combination_matrix(self.config.strategy, self.A)
@@ -71,6 +79,7 @@ class Plan:
                 neighbours=tuple(int(l) for l in np.flatnonzero(column)),
                 weights=tuple(float(a) for a in column[np.flatnonzero(column)]),
                 rounds=self.rounds,
+                epoch=self.epoch,
                 shape=shape,
                 classes=classes,
                 scale=scale,
@@ -117,8 +126,10 @@ class Plan:
     def theory(self) -> dict[int, float]:
         """Predicted excess risk of every measured round, (E1); empty where it does not apply."""
         optim = self.config.optim
-        plain = (optim.momentum, optim.weight_decay, optim.schedule.name) == (0, 0, "constant")
-        if self.data is not None or not plain:
+        threat, loss = self.config.threat, self.config.loss
+        plain = (optim.name, optim.momentum, optim.weight_decay, loss.awp) == ("sgd", 0, 0, 0)
+        steady = (optim.schedule.name, threat.schedule.name) == ("constant", "constant")
+        if self.data is not None or not plain or not steady or threat.agents:
             return {}
         task = quadratic_of(self.config)
         w_star = task.minimiser()
@@ -158,8 +169,7 @@ def make_plan(config: Experiment) -> Plan:
         check_quadratic(config)
     else:
         data = checked("data", _data, config)
-        images, agents = len(data.train[1]), config.topology.agents
-        shares = checked("topology", partition.iid, images, agents, config.seed)
+        shares = checked("data.partition", _shares, config, data.train[1])
         smallest = min(len(share) for share in shares)
         check_images(config, data, smallest)
     parameters, activations = probe(config, data)
@@ -180,6 +190,17 @@ def _data(config: Experiment) -> datasets.Data:
     if table.params:
         return datasets.load(table.set, validation=table.validation, params=table.params)
     return _cached(table.set, table.root, table.validation, table.download)
+
+
+def _shares(config: Experiment, labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    table, agents, seed = config.data.partition, config.topology.agents, config.seed
+    if table.name == "dirichlet":
+        return partition.dirichlet(labels, agents, table.alpha or SKEW, seed)
+    if table.name == "quantity":
+        return partition.quantity(len(labels), agents, table.alpha or SKEW, seed)
+    if table.name == "shards":
+        return partition.shards(labels, agents, table.shards or SHARDS, seed)
+    return partition.iid(len(labels), agents, seed)
 
 
 @lru_cache(maxsize=2)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raydist.config import Experiment
 from raydist.engine.agent import Agent, AgentSpec, Info, Message
 from raydist.engine.plan import Plan
 from raydist.measure.trained import Masks, Sums
@@ -36,7 +37,7 @@ class Pool(Protocol):
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """The state after the closed round n: of each agent, and its part of the validation."""
 
-    def evaluate(self, own: bool) -> list[Masks]:
+    def evaluate(self, own: bool, averaged: bool = False) -> list[Masks]:
         """Verdicts on test images: the centroid on one part each, or each agent on all."""
 
     def save(self, folder: Path) -> None:
@@ -87,16 +88,17 @@ class LocalPool:
         centroid = self._centroid()
         return [agent.measure(n, centroid) for agent in self.agents]
 
-    def evaluate(self, own: bool) -> list[Masks]:
+    def evaluate(self, own: bool, averaged: bool = False) -> list[Masks]:
         """As `Pool.evaluate`."""
-        centroid = None if own else self._centroid()
+        centroid = None if own else self._centroid(averaged)
         return [agent.evaluate(centroid) for agent in self.agents]
 
     def save(self, folder: Path) -> None:
         """As `Pool.save`."""
         for k, agent in enumerate(self.agents):
             agent.save(str(folder / agent_file(k)))
-        self.agents[0].save(str(folder / CENTROID_FILE), self._centroid())
+        for name, averaged in centroid_files(self._specs[0].config).items():
+            self.agents[0].save(str(folder / name), self._centroid(averaged))
 
     def states(self) -> list[Message]:
         """As `Pool.states`."""
@@ -106,8 +108,8 @@ class LocalPool:
         """As `Pool.shutdown`; the process gets its number of threads back."""
         torch.set_num_threads(self._threads)
 
-    def _centroid(self) -> Message:
-        return self.agents[0].mean(*self.states())
+    def _centroid(self, averaged: bool = False) -> Message:
+        return self.agents[0].mean(*[agent.state(averaged) for agent in self.agents])
 
     def _receive(self) -> list[list[Message]]:
         """The messages that wait, once; none after a round was closed."""
@@ -115,7 +117,10 @@ class LocalPool:
         return [[] for _ in self._specs] if messages is None else inboxes(self._specs, messages)
 
 
-CENTROID_FILE = "centroid.safetensors"
+def centroid_files(config: Experiment) -> dict[str, bool]:
+    """The files of the centroid and, if there is one, of its average: whether it is that."""
+    average = {"average.safetensors": True} if config.average else {}
+    return {"centroid.safetensors": False} | average
 
 
 def agent_file(k: int) -> str:

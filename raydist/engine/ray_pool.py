@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raydist.config import Experiment, InputError
 from raydist.engine.agent import Agent, AgentSpec, Info, Message
 from raydist.engine.plan import Plan
-from raydist.engine.pool import CENTROID_FILE, agent_file, inboxes
+from raydist.engine.pool import agent_file, centroid_files, inboxes
 from raydist.engine.task import Split
 from raydist.measure.trained import Masks, Sums
 
@@ -183,9 +183,9 @@ class RayPool:
         )
         return found
 
-    def evaluate(self, own: bool) -> list[Masks]:
+    def evaluate(self, own: bool, averaged: bool = False) -> list[Masks]:
         """As `Pool.evaluate`."""
-        centroid = None if own else self._centroid()
+        centroid = None if own else self._centroid(averaged)
         found: list[Masks] = self._get([a.evaluate.remote(centroid) for a in self._actors])
         return found
 
@@ -194,8 +194,11 @@ class RayPool:
         calls = [
             actor.save.remote(str(folder / agent_file(k))) for k, actor in enumerate(self._actors)
         ]
-        centroid = self._centroid()
-        self._get([*calls, self._actors[0].save.remote(str(folder / CENTROID_FILE), centroid)])
+        calls += [
+            self._actors[0].save.remote(str(folder / name), self._centroid(averaged))
+            for name, averaged in centroid_files(self._specs[0].config).items()
+        ]
+        self._get(calls)
 
     def states(self) -> list[Message]:
         """As `Pool.states`."""
@@ -218,8 +221,9 @@ class RayPool:
         held = ray.put(plan.held())
         return [(spec, plan.share(spec.agent), held) for spec in self._specs]
 
-    def _centroid(self) -> Any:
-        return self._actors[0].mean.remote(*[actor.state.remote() for actor in self._actors])
+    def _centroid(self, averaged: bool = False) -> Any:
+        states = [actor.state.remote(averaged) for actor in self._actors]
+        return self._actors[0].mean.remote(*states)
 
     def _receive(self) -> list[list[Any]]:
         messages, self._messages = self._messages, None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydist.adversary import loss as losses
-from raydist.adversary.attack import Ascent, ascend
+from raydist.adversary.attack import Ascent, AttackLoss, ascend
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.learning import data as datasets
@@ -24,6 +24,7 @@ from raydist.learning.quadratic import Quadratic
 from raydist.plugin import resolve
 from raydist.seeding import Purpose, numpy_rng, torch_generator
 
+Attack = Callable[[nn.Module, Tensor, Tensor, ThreatModel, torch.Generator], Ascent]
 Split = tuple[NDArray[Any], NDArray[np.int64]]
 
 # Each loss and the attack that its paper trains with (None: no attack).
@@ -31,9 +32,10 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], str | None]] = {
     "standard": (losses.standard, None),
     "pgd_at": (losses.pgd_at, "pgd"),
     "trades": (losses.trades, "kl_pgd"),
+    "mart": (losses.mart, "pgd"),
     "quadratic": (losses.quadratic, "fgsm"),
 }
-TRADES_BETA = 6.0  # arXiv:1901.08573, its code's default
+BETA = {"trades": 6.0, "mart": 5.0}  # the published codes' values (arXiv:1901.08573; MART)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -63,13 +65,13 @@ class Task:
 
     Attributes:
         batch: round n ≥ 1 -> (x, y) of this agent.
-        attack: (model, x, y, generator) -> the adversarial points and the last gradient.
+        attack: (model, x, y, threat, generator) -> adversarial points and the last gradient.
         loss: (model, x, x_adv, y) -> scalar.
-        threat: the set of allowed perturbations.
+        threat: this agent's set of allowed perturbations, at its full budget.
     """
 
     batch: Callable[[int], tuple[Tensor, Tensor]]
-    attack: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Ascent]
+    attack: Attack
     loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
     threat: ThreatModel
 
@@ -97,13 +99,13 @@ def loss_named(config: Experiment) -> tuple[Callable[..., Tensor], str | None]:
             f'or "package.module:function"{hint}'
         )
     function, attack = LOSSES[name]
-    if name == "trades":
-        beta = TRADES_BETA if config.loss.beta is None else config.loss.beta
+    if name in BETA:
+        beta = BETA[name] if config.loss.beta is None else config.loss.beta
         function = partial(function, beta=beta)
     return function, attack
 
 
-def attack_named(config: Experiment, usual: str | None, each: Any = "ce") -> Callable[..., Ascent]:
+def attack_named(config: Experiment, usual: str | None, each: AttackLoss = "ce") -> Attack:
     """The training attack of a configuration.
 
     Args:
@@ -112,19 +114,34 @@ def attack_named(config: Experiment, usual: str | None, each: Any = "ce") -> Cal
         each: the per-sample function that pgd and fgsm ascend.
 
     Returns:
-        A function (model, x, y, threat, generator=...) -> Ascent.
+        A function (model, x, y, threat, generator) -> Ascent. Its step follows the threat: α is
+        scaled by eps / config.threat.eps (arXiv:2006.08403).
     """
-    attack = config.attack
-    name = attack.name or usual
-    if name is None:
-        return partial(ascend, steps=0, alpha=0.0)
-    if name == "fgsm":
-        alpha = config.threat.eps if attack.alpha is None else attack.alpha
-        return partial(ascend, steps=1, alpha=alpha, start=attack.start or "zero", loss=each)
-    steps = partial(ascend, steps=attack.steps, alpha=config.alpha(), restarts=attack.restarts)
-    if name == "kl_pgd":
-        return partial(steps, start="normal", loss="kl")
-    return partial(steps, start=attack.start or "uniform", loss=each)
+    table, eps = config.attack, config.threat.eps
+    name = table.name or usual
+    alpha = eps if name == "fgsm" and table.alpha is None else config.alpha()
+    steps: Callable[..., Ascent] = {
+        None: partial(ascend, steps=0),
+        "fgsm": partial(ascend, steps=1, start=table.start or "zero", loss=each),
+        "pgd": partial(
+            ascend,
+            steps=table.steps,
+            start=table.start or "uniform",
+            restarts=table.restarts,
+            loss=each,
+        ),
+        "kl_pgd": partial(
+            ascend, steps=table.steps, start="normal", restarts=table.restarts, loss="kl"
+        ),
+    }[name]
+
+    def attack(
+        model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, draw: torch.Generator
+    ) -> Ascent:
+        scaled = alpha * threat.eps / eps if eps else alpha
+        return steps(model, x, y, threat, alpha=scaled, generator=draw)
+
+    return attack
 
 
 def image_task(
@@ -157,14 +174,8 @@ def image_task(
         return x, y_all[index]
 
     function, usual = loss_named(config)
-    threat = ThreatModel(config.threat.norm, config.threat.eps)
-    attack = attack_named(config, usual)
-    return Task(
-        batch,
-        lambda model, x, y, draw: attack(model, x, y, threat, generator=draw),
-        function,
-        threat,
-    )
+    own = config.threat.of(agent)
+    return Task(batch, attack_named(config, usual), function, ThreatModel(own.norm, own.eps))
 
 
 def quadratic_of(config: Experiment) -> Quadratic:
@@ -195,11 +206,10 @@ def quadratic_task(config: Experiment, agent: int, device: torch.device) -> Task
         return x, torch.zeros(len(x), dtype=torch.int64, device=device)
 
     function, usual = loss_named(config)
-    threat = ThreatModel(config.threat.norm, config.threat.eps, (-torch.inf, torch.inf))
-    attack = attack_named(config, usual, partial(losses.quadratics, hessian=hessian))
+    own = config.threat.of(agent)
     return Task(
         batch,
-        lambda model, x, y, draw: attack(model, x, y, threat, generator=draw),
+        attack_named(config, usual, partial(losses.quadratics, hessian=hessian)),
         partial(function, hessian=hessian),
-        threat,
+        ThreatModel(own.norm, own.eps, (-torch.inf, torch.inf)),
     )

@@ -52,11 +52,7 @@ def dirichlet(labels: ArrayLike, agents: int, alpha: float, seed: int) -> Shares
     """
     labels = np.asarray(labels)
     _check_sizes(labels.size, agents, agents)
-    if not 0 < alpha < math.inf:
-        raise ValueError(
-            f"dirichlet alpha is {alpha}, expected a number above 0: write 0.1 for strong and "
-            "100 for hardly any skew"
-        )
+    _check_alpha(alpha)
     rng = numpy_rng(Purpose.PARTITION, seed)
     owner = np.empty(labels.size, np.int64)
     for label in np.unique(labels):
@@ -90,6 +86,39 @@ def shards(labels: ArrayLike, agents: int, shards_per_agent: int, seed: int) -> 
     pieces = np.array_split(shuffled[np.argsort(labels[shuffled], kind="stable")], count)
     dealt = rng.permutation(count).reshape(agents, shards_per_agent)
     return [np.sort(np.concatenate([pieces[i] for i in hand])) for hand in dealt]
+
+
+def quantity(size: int, agents: int, alpha: float, seed: int) -> Shares:
+    """Uneven amounts: the sizes of the shares follow a Dirichlet(α, ..., α), the labels stay IID.
+
+    Args:
+        size: number N of samples, at least K.
+        agents: number of agents K.
+        alpha: α > 0; small is uneven, large is even.
+        seed: the run's seed.
+
+    Returns:
+        K arrays of indices in [0, N), each sorted and not empty.
+
+    Raises:
+        ValueError: alpha is not above 0.
+    """
+    _check_sizes(size, agents, agents)
+    _check_alpha(alpha)
+    rng = numpy_rng(Purpose.PARTITION, seed)
+    ends = np.cumsum(rng.dirichlet(np.full(agents, alpha))) * size
+    owner = np.empty(size, np.int64)
+    owner[rng.permutation(size)] = np.searchsorted(ends[:-1], np.arange(size) + 0.5)
+    _fill_empty(owner, agents, rng)
+    return [np.flatnonzero(owner == k) for k in range(agents)]
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 < alpha < math.inf:
+        raise ValueError(
+            f"alpha is {alpha}, expected a number above 0: write 0.1 for strong and 100 for hardly "
+            "any skew"
+        )
 
 
 def _fill_empty(owner: NDArray[np.int64], agents: int, rng: np.random.Generator) -> None:

@@ -1,0 +1,313 @@
+"""Attacks whose budget is shared by all samples: a ball of the Wasserstein distance.
+
+    V(δ) = sup {E_Q J : W_p(P, Q) ≤ δ} = V(0) + δ Upsilon + o(δ)
+    Upsilon = (E_P ‖∇_x J‖_s^q)^{1/q}
+
+(arXiv:2306.09844 the attacks, arXiv:2502.09352 the training). Moving x to x' costs ‖x' − x‖_r,
+changing a label is not allowed, and (p, q), (r, s) are conjugate. With p = 2 = q sample i moves by
+b_i with (1/N) Σ b_i² ≤ δ²: as far as it is worth. p = ∞ is the threat of one radius for each.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from raydist.adversary.attack import PerSample, frozen, input_gradient
+from raydist.adversary.loss import cross_entropies
+from raydist.adversary.threat import Norm, ThreatModel, rows
+
+Loss = Literal["ce", "dlr", "redlr"] | PerSample
+
+RATIO = 1.875  # the step in units of delta / steps, as in the authors' code
+
+
+def dlr(outputs: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio, −(z_y − max_{j≠y} z_j) / (z_(1) − z_(3) + 1e-12).
+
+    z_(1) ≥ z_(2) ≥ z_(3) are the highest logits (arXiv:2003.01690). Scaling or shifting the
+    logits changes nothing.
+
+    Args:
+        outputs: logits z, (N, C) with C ≥ 3.
+        y: labels, (N,).
+
+    Returns:
+        One value per sample, (N,), in [−1, 0] for right labels and ≥ 0 for wrong ones.
+
+    Raises:
+        ValueError: fewer than 3 classes.
+
+    Example:
+        >>> dlr(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([0]))
+        tensor([-0.5000])
+    """
+    if outputs.ndim != 2 or outputs.shape[1] < 3:
+        raise ValueError(
+            f"outputs is of shape {tuple(outputs.shape)}, expected (N, C) with C >= 3 classes for"
+            ' the DLR losses: write loss="ce"'
+        )
+    top, classes = outputs.topk(3, dim=1)
+    other = torch.where(classes[:, 0] == y, top[:, 1], top[:, 0])
+    own = outputs.gather(1, y.unsqueeze(1)).squeeze(1)
+    return -(own - other) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def redlr(outputs: Tensor, y: Tensor) -> Tensor:
+    """Rectified DLR: `dlr` where the label is right, 0 elsewhere (arXiv:2306.09844).
+
+    A sample that is already wrong has gradient 0, so that no budget is spent on it. Arguments as
+    in `dlr`.
+
+    Returns:
+        One value per sample, (N,), ≤ 0.
+
+    Raises:
+        ValueError: fewer than 3 classes.
+    """
+    return torch.where(outputs.argmax(1) == y, dlr(outputs, y), 0.0)
+
+
+LOSSES: dict[str, PerSample] = {"ce": cross_entropies, "dlr": dlr, "redlr": redlr}
+
+
+def gradient_power(
+    model: nn.Module, x: Tensor, y: Tensor, norm: Norm = "linf", loss: Loss = "ce"
+) -> Tensor:
+    """‖∇_x J_i‖_s of each sample, the most that it gains per unit of its own move.
+
+    Args:
+        model: maps (N, ...) to logits (N, C).
+        x: points, (N, ...).
+        y: labels, (N,).
+        norm: of the moves, "linf" (s = 1) or "l2" (s = 2).
+        loss: "ce", "dlr", "redlr" or a function `(outputs, y) -> (N,)`. Not a divergence from
+            the model's own clean outputs: its gradient at x is 0.
+
+    Returns:
+        (N,), ≥ 0, in units of the loss per unit of x.
+
+    Raises:
+        ValueError: unknown norm or loss.
+    """
+    return ThreatModel(norm, 0.0).dual_norm(input_gradient(model, x, y, _per_sample(loss)))
+
+
+def sensitivity(
+    model: nn.Module, x: Tensor, y: Tensor, norm: Norm = "linf", loss: Loss = "ce"
+) -> float:
+    """Upsilon = ((1/N) Σ ‖∇_x J_i‖_s²)^{1/2}, the slope of V in the W₂ budget (arXiv:2306.09844).
+
+    Of data in several places it is the root of the mean of all squares of `gradient_power`.
+    Arguments as in `gradient_power`, with N ≥ 1.
+
+    Returns:
+        Upsilon ≥ 0, in units of the loss per unit of x.
+
+    Raises:
+        ValueError: no sample, unknown norm or loss.
+    """
+    if len(x) == 0:
+        raise ValueError("x has 0 samples, expected 1 or more: write x of shape (N, ...)")
+    return float(_rms(gradient_power(model, x, y, norm, loss)))
+
+
+def moving(upsilon: float, estimate: float, eta: float) -> float:
+    """Upsilon + η (estimate − Upsilon), kept up in training (arXiv:2502.09352, algorithm 1).
+
+    Args:
+        upsilon: Upsilon so far.
+        estimate: that of the present weights, on a part of the training set.
+        eta: weight η of the estimate in [0, 1]; 1 forgets the past.
+
+    Returns:
+        The new value.
+
+    Raises:
+        ValueError: eta outside [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is {eta}, expected a number in [0, 1]: write 1.0")
+    return upsilon + eta * (estimate - upsilon)
+
+
+def batch_budget(delta: float, upsilon_batch: float, upsilon: float) -> float:
+    """δ_B = δ Upsilon_B / Upsilon, the budget of one batch (arXiv:2502.09352, algorithm 1).
+
+    Over batches of one size that make up the whole set the mean of δ_B² is δ², and the first-order
+    move of a sample, δ_B ‖g_i‖_s / Upsilon_B, does not depend on its batch.
+
+    Args:
+        delta: the budget δ ≥ 0 of the whole set.
+        upsilon_batch: the batch's sensitivity Upsilon_B ≥ 0.
+        upsilon: that of the whole set.
+
+    Returns:
+        The budget, in the units of delta; delta itself if Upsilon = 0, which tells nothing.
+
+    Raises:
+        ValueError: a negative argument, or nan.
+
+    Example:
+        >>> batch_budget(0.25, upsilon_batch=3.0, upsilon=2.0)
+        0.375
+    """
+    for name, value in (("delta", delta), ("upsilon_batch", upsilon_batch), ("upsilon", upsilon)):
+        if not value >= 0:
+            raise ValueError(f"{name} is {value}, expected a number >= 0")
+    return delta if upsilon == 0 else delta * (upsilon_batch / upsilon)
+
+
+def first_order_risk(loss0: float, upsilon: float, delta: float) -> float:
+    """V(0) + δ Upsilon: the worst risk at budget δ, but for o(δ) (arXiv:2306.09844).
+
+    It is exact for losses linear in x and no more than V(δ) for convex ones (without a box).
+
+    Args:
+        loss0: V(0), the mean loss without attack.
+        upsilon: Upsilon of the same loss.
+        delta: the budget δ, in units of x.
+
+    Returns:
+        The risk, in units of the loss.
+    """
+    return loss0 + delta * upsilon
+
+
+def w_pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    delta: float,
+    *,
+    steps: int = 50,
+    norm: Norm = "linf",
+    loss: Loss = "redlr",
+    order: float = 2.0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    ratio: float = RATIO,
+    best: bool = True,
+    batch: int | None = None,
+) -> Tensor:
+    """Projected ascent in a ball of W₂ around all samples at once (W-PGD, arXiv:2306.09844).
+
+    With g_i = ∇_x J_i(x_i'), from x' = x, and α = ratio · δ / T, repeats
+
+        x_i' ← Π(x_i' + α h(g_i) ‖g_i‖_s / Upsilon'),    Upsilon'² = (1/N) Σ ‖g_i‖_s²,
+
+    h(g) the steepest direction: sign(g) for l∞, g/‖g‖₂ for l2. With d = x' − x, D the root mean
+    square of ‖d_i‖_r and c = min(1, δ/D), Π clamps d_i to ± c ‖d_i‖_∞ for l∞ (it cuts only
+    the largest entries) and is c d_i for l2; then it clips to the box. For l∞, and at the box, Π
+    is not the nearest point; the result is in the ball.
+
+    With order=inf each sample has the radius δ: h(g) without weights, and the ball's projection.
+
+    Args:
+        model: maps (N, ...) to logits (N, C).
+        x: clean points inside the box, (N, ...): all that share the budget.
+        y: labels, (N,).
+        delta: the budget δ ≥ 0, in units of x.
+        steps: gradient steps T ≥ 0.
+        norm: of one sample's move, "linf" or "l2".
+        loss: as in `gradient_power`.
+        order: p of the distance W_p, 2 or inf.
+        bounds: the box (low, high).
+        ratio: length of all steps together in units of δ.
+        best: whether to return the iterate of lowest accuracy, x included and the later one of
+            equals, as an evaluation reports it; otherwise the last one, as training uses it.
+        batch: samples per pass of the model; None is all. The result is the same.
+
+    Returns:
+        The points x', (N, ...). With steps = 0 or delta = 0 they are x.
+
+    Raises:
+        ValueError: unknown norm, loss or order, or a number out of its range.
+    """
+    threat, each = ThreatModel(norm, delta, bounds), _per_sample(loss)
+    _check(steps, order, batch)
+    if steps == 0 or delta == 0:
+        return x
+    x, alpha = x.detach(), ratio * delta / steps
+    direction, project = _RULES[order]
+    with frozen(model):
+        x_adv = found = x
+        fewest = len(x)
+        for _ in range(steps):
+            grad, right = _look(model, x_adv, y, each, batch)
+            if right <= fewest:
+                found, fewest = x_adv, right
+            x_adv = project(threat, x_adv + alpha * direction(threat, grad), x)
+        if best and _look(model, x_adv, y, each, batch)[1] > fewest:
+            return found
+    return x_adv
+
+
+# W-FGSM: one step, of length delta
+w_fgsm = partial(w_pgd, steps=1, ratio=1.0, best=False)
+
+
+def _per_sample(loss: Loss) -> PerSample:
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise ValueError(f"loss is {loss!r}, expected a function or one of: {', '.join(LOSSES)}")
+    return LOSSES[loss]
+
+
+def _check(steps: int, order: float, batch: int | None) -> None:
+    if steps < 0:
+        raise ValueError(f"steps is {steps}, expected an integer >= 0: write 0 for no attack")
+    if order not in _RULES:
+        raise ValueError(f"order is {order}, expected the p of W_p: write 2 or math.inf")
+    if batch is not None and batch < 1:
+        raise ValueError(f"batch is {batch}, expected a number of samples >= 1: write 128")
+
+
+def _look(
+    model: nn.Module, x: Tensor, y: Tensor, loss: PerSample, batch: int | None
+) -> tuple[Tensor, int]:
+    """The gradients (N, ...), and the number of right labels, from one pass."""
+    hits = []
+
+    def watched(outputs: Tensor, labels: Tensor) -> Tensor:
+        hits.append((outputs.argmax(1) == labels).sum())
+        return loss(outputs, labels)
+
+    size = batch or max(1, len(x))
+    parts = zip(torch.split(x, size), torch.split(y, size), strict=True)
+    grads = [input_gradient(model, *part, watched) for part in parts]
+    return torch.cat(grads), int(torch.stack(hits).sum())
+
+
+def _rms(values: Tensor) -> Tensor:
+    """Root mean square of (N,), in float64: the squares of tiny gradients must not vanish."""
+    return values.double().square().mean().sqrt()
+
+
+def _weighted(threat: ThreatModel, g: Tensor) -> Tensor:
+    """h(g_i) ‖g_i‖_s / Upsilon', (N, ...): their sizes have root mean square 1 (0 if all g are)."""
+    power = threat.dual_norm(g).double()
+    upsilon = _rms(power)
+    share = torch.where(upsilon > 0, power / upsilon, 0.0).to(g.dtype)
+    return (share.unsqueeze(1) * rows(threat.steepest(g))).view(g.shape)
+
+
+def _contract(threat: ThreatModel, x_adv: Tensor, x: Tensor) -> Tensor:
+    """Π of `w_pgd`."""
+    d = rows(x_adv - x)
+    size = threat.norm_of(d)
+    c = (threat.eps / _rms(size)).clamp(max=1.0)
+    limit = (c * size).unsqueeze(1)
+    inside = d.clamp(-limit, limit) if threat.norm == "linf" else c * d
+    return (x + inside.view(x.shape)).clamp(*threat.bounds)
+
+
+_Direction = Callable[[ThreatModel, Tensor], Tensor]
+_Projection = Callable[[ThreatModel, Tensor, Tensor], Tensor]
+_RULES: dict[float, tuple[_Direction, _Projection]] = {
+    2.0: (_weighted, _contract),
+    math.inf: (ThreatModel.steepest, ThreatModel.project),
+}

@@ -1,0 +1,236 @@
+"""Trained weights as a start: files of this project and of published nets, and perturbed starts.
+
+A published file has its own names for the same tensors; a key map translates them. `KEY_MAPS` has
+those of the usual layouts, by the name of our model.
+"""
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from raydist.learning.model import Normalise
+from raydist.seeding import Purpose, torch_generator
+
+KeyMap = Mapping[str, str]
+
+NESTED = ("state_dict", "model", "net")  # where a training script keeps the weights
+PREFIXES = ("module.", "net.")  # of DataParallel, and of our models that normalise their inputs
+SHOWN = 3  # keys that a message names
+
+# rounds of Purpose.MODEL; 0 is the initialisation
+RESET, NOISE = 1, 2
+
+
+def load(model: nn.Module, file: str | Path, key_map: KeyMap | None = None) -> None:
+    """Load the weights of a file into a model, all of them or none.
+
+    In a file whose names all begin with "module." (DataParallel) or "net." (our models with
+    normalisation) that prefix is dropped first. Counts of batches that are not in the file
+    (`num_batches_tracked`) stay as they are: they have no effect.
+
+    A key map fixes names only. That the function is the same (input normalisation, the order
+    of operations in a block) cannot be seen in a file: compare the clean accuracy.
+
+    Args:
+        model: the receiver; with or without our normalisation, which has no weights.
+        file: a `.safetensors` file, or else one of `torch.save`: a state dict, or a dictionary
+            that has it under "state_dict", "model" or "net". No other pickled object is accepted.
+        key_map: regular expression to replacement, applied in order to each name with `re.sub`; a
+            name that becomes empty is left out. None changes nothing.
+
+    Raises:
+        ValueError: the file holds no weights, two names become one, or names or shapes
+            are not those of the model.
+    """
+    target = _without_normalisation(model)
+    wanted = target.state_dict()
+    found = _renamed(_unprefixed(_read(Path(file)), wanted), key_map or {})
+    missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in found if n not in wanted]
+    reshaped = [
+        f"{n} {tuple(t.shape)}, expected {tuple(wanted[n].shape)}"
+        for n, t in found.items()
+        if n in wanted and t.shape != wanted[n].shape
+    ]
+    if missing or unexpected or reshaped:
+        raise ValueError(
+            f"{file} does not fit the model: {_listed(missing)} missing, {_listed(unexpected)}"
+            f" unexpected, {_listed(reshaped)} of another shape; give the model of that file, or a"
+            f" key_map (there is one for {', '.join(KEY_MAPS)})"
+        )
+    target.load_state_dict(found, strict=False)
+
+
+def reset_last_layer(model: nn.Module, seed: int) -> None:
+    """Draw the last linear layer anew, from the seed alone: U(−1/√m, 1/√m), m its inputs.
+
+    Args:
+        model: changed in place.
+        seed: the run's seed, ≥ 0.
+
+    Raises:
+        ValueError: the model has no linear layer.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError("model has no torch.nn.Linear, expected one to reset: use add_noise")
+    generator = torch_generator(Purpose.MODEL, seed, round=RESET)
+    bound = layers[-1].in_features ** -0.5
+    for parameter in layers[-1].parameters():
+        draw = torch.rand(parameter.shape, generator=generator, dtype=torch.float32)
+        _assign(parameter, bound * (2 * draw - 1))
+
+
+def add_noise(model: nn.Module, std: float, seed: int) -> None:
+    """Add N(0, std²) to every parameter, from the seed alone; running statistics stay.
+
+    Args:
+        model: changed in place.
+        std: standard deviation ≥ 0, in the units of the weights.
+        seed: the run's seed, ≥ 0.
+
+    Raises:
+        ValueError: a negative standard deviation.
+    """
+    if not std >= 0:
+        raise ValueError(f"std is {std}, expected a number >= 0: write 0.01")
+    generator = torch_generator(Purpose.MODEL, seed, round=NOISE)
+    for parameter in model.parameters():
+        draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+        _assign(parameter, parameter + std * draw.to(parameter))
+
+
+def _assign(parameter: nn.Parameter, value: Tensor) -> None:
+    with torch.no_grad():
+        parameter.copy_(value)
+
+
+def _without_normalisation(model: nn.Module) -> nn.Module:
+    normalised = isinstance(model, nn.Sequential) and isinstance(model[0], Normalise)
+    return model.get_submodule("net") if normalised else model
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """The state dict of a file, on the CPU."""
+    try:
+        if file.suffix == ".safetensors":
+            return dict(load_file(file))
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{file} cannot be read as weights alone, expected .safetensors or a saved state dict:"
+            " write torch.save(model.state_dict(), file)"
+        ) from error
+    while isinstance(content, Mapping) and (inner := [n for n in NESTED if _is_dict(content, n)]):
+        content = content[inner[0]]
+    if not (isinstance(content, Mapping) and all(isinstance(t, Tensor) for t in content.values())):
+        what = _listed(list(content)) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(
+            f"{file} holds {what}, expected names of tensors, or those under one of: "
+            + ", ".join(NESTED)
+        )
+    return dict(content)
+
+
+def _is_dict(content: Mapping[str, object], name: str) -> bool:
+    return isinstance(content.get(name), Mapping)
+
+
+def _unprefixed(tensors: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    for prefix in PREFIXES:
+        if all(n.startswith(prefix) for n in tensors) and not any(
+            n.startswith(prefix) for n in wanted
+        ):
+            tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
+    return tensors
+
+
+def _renamed(tensors: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        new = name
+        for pattern, replacement in key_map.items():
+            new = re.sub(pattern, replacement, new)
+        if new in result:
+            raise ValueError(f"key_map gives two tensors the name {new!r}, one of them {name!r}")
+        if new:
+            result[new] = tensor
+    return result
+
+
+def _listed(names: list[str]) -> str:
+    """The number of names, and the first few."""
+    if not names:
+        return "0"
+    dots = ", ..." if len(names) > SHOWN else ""
+    return f"{len(names)} ({', '.join(map(str, names[:SHOWN]))}{dots})"
+
+
+_PRE_ACTIVATION = {
+    r"^(\d+)\.bn1\.": r"\1.activate.0.",
+    r"^(\d+)\.conv1\.": r"\1.residual.0.",
+    r"^(\d+)\.bn2\.": r"\1.residual.1.",
+    r"^(\d+)\.conv2\.": r"\1.residual.3.",
+}
+
+
+def _resnet(first: int) -> dict[str, str]:
+    """Names of the blocks of depth 18, which begin at position `first` of our model."""
+    return {
+        rf"^layer{stage + 1}\.{block}\.": f"{first + 2 * stage + block}."
+        for stage in range(4)
+        for block in range(2)
+    }
+
+
+def _wide_resnet(depth: int) -> dict[str, str]:
+    n = (depth - 4) // 6
+    blocks = {
+        rf"^block{stage + 1}\.layer\.{block}\.": f"{1 + n * stage + block}."
+        for stage in range(3)
+        for block in range(n)
+    }
+    return {
+        r"^sub_block1\..*": "",  # in the files of TRADES, used by nothing
+        r"^conv1\.": "0.",
+        r"^bn1\.": f"{3 * n + 1}.",
+        r"^fc\.": f"{3 * n + 5}.",
+        **blocks,
+        **_PRE_ACTIVATION,
+        r"\.convShortcut\.": ".projection.",
+    }
+
+
+# ResNets as in kuangliu/pytorch-cifar and RobustBench, wide ones as in TRADES and RobustBench.
+# The published pre-activation ResNets need a BatchNorm before the pooling (`bn`, as ours), and must
+# take the shortcut of a new shape from the activated input (RobustBench's PreActBlockV2): those
+# with PreActBlock have the same names, but are another function.
+KEY_MAPS: dict[str, dict[str, str]] = {
+    "resnet-18": {
+        r"^conv1\.": "0.",
+        r"^bn1\.": "1.",
+        r"^linear\.": "13.",
+        **_resnet(3),
+        r"^(\d+)\.conv1\.": r"\1.residual.0.",
+        r"^(\d+)\.bn1\.": r"\1.residual.1.",
+        r"^(\d+)\.conv2\.": r"\1.residual.3.",
+        r"^(\d+)\.bn2\.": r"\1.residual.4.",
+    },
+    "preact-resnet-18": {
+        r"^conv1\.": "0.",
+        r"^bn\.": "9.",
+        r"^linear\.": "13.",
+        **_resnet(1),
+        **_PRE_ACTIVATION,
+        r"\.shortcut\.0\.": ".projection.",
+    },
+    "wrn-16-4": _wide_resnet(16),
+    "wrn-28-10": _wide_resnet(28),
+    "wrn-34-10": _wide_resnet(34),
+}

@@ -1,0 +1,191 @@
+"""Every choice of a training recipe, composed with the others, against what it must do."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from test_engine import digits, quadratic, values, weights_after
+
+from raydist import run_experiment
+from raydist.adversary.schedule import eps_at
+from raydist.config import InputError, validate
+from raydist.engine.plan import make_plan
+from raydist.engine.pool import LocalPool
+from raydist.learning.optim import DEAT
+
+
+@pytest.mark.parametrize("per", ["round", "epoch"])
+def test_the_budget_follows_its_schedule_and_the_step_follows_the_budget(per):
+    schedule = {"name": "cosine", "eps_max": 0.2, "per": per}
+    tree = digits(
+        rounds=8,
+        threat={"eps": 0.1, "schedule": schedule},
+        data={"batch": 161},  # two batches in an epoch
+        attack={"steps": 1, "alpha": 0.05, "start": "zero"},
+    )
+    found = values(run_experiment(tree), "eps")
+    steps = [n - 1 if per == "round" else (n - 1) // 2 * 2 for n in range(1, 9)]
+    expected = [eps_at("cosine", s / 8, 0.1, eps_max=0.2) for s in steps]
+    assert [found[n] for n in range(1, 9)] == pytest.approx(expected)
+    assert found[1] == 0  # and clipped from half of the run on:
+    assert [found[5], found[8]] == pytest.approx([0.1, 0.1], rel=1e-12)
+    pool = LocalPool(make_plan(validate(tree)))
+    agent = pool.agents[0]
+    x, y = agent.task.batch(1)
+    half = agent.task.attack(
+        agent.flat.module, x, y, agent.task.threat.__class__("linf", 0.05), torch.Generator()
+    )
+    assert (half.x_adv - x).abs().amax().item() == pytest.approx(0.025, rel=1e-4)
+    pool.shutdown()
+
+
+def test_agents_may_train_against_different_threats():
+    own = [{"eps": 0.0}, {}, {"norm": "l2", "eps": 0.5}, {"eps": "8/255"}]
+    result = run_experiment(digits(threat={"eps": 0.1, "agents": own}))
+    eps = [values(result, "eps", str(k))[1] for k in range(4)]
+    assert eps == pytest.approx([0.0, 0.1, 0.5, 8 / 255])
+    assert 1 not in values(result, "fosc", "0")  # no attack, nothing to be stationary
+    with pytest.raises(InputError, match=r"threat.agents has 2 tables for topology.agents = 4"):
+        validate(digits(threat={"agents": own[:2]}))
+    with pytest.raises(InputError, match=r"threat.agents\[1\].eps is 8.0"):
+        validate(digits(threat={"agents": [{}, {"eps": 8}, {}, {}]}))
+
+
+@pytest.mark.parametrize("name", ["adam", "deat", "sgd"])
+def test_one_agent_steps_like_the_optimiser_itself(name):
+    table = {"name": name, "lr": 0.01, "weight_decay": 0.01}
+    table |= {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    tree = digits(
+        topology={"kind": "complete", "agents": 1},
+        optim=table,
+        threat={"eps": 0.0},
+        dtype="float64",
+    )
+    pool = LocalPool(make_plan(validate(tree)))
+    agent = pool.agents[0]
+    w = torch.nn.Parameter(agent.flat.w.detach().clone())
+    kinds = {"adam": torch.optim.Adam, "deat": DEAT, "sgd": torch.optim.SGD}
+    extra = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
+    optimiser = kinds[name]([w], lr=0.01, weight_decay=0.01, **extra)
+    for n in range(1, 4):
+        x, y = agent.task.batch(n)
+        loss = torch.nn.functional.cross_entropy(agent.flat.module(x), y)
+        gradients = torch.autograd.grad(loss, list(agent.flat.module.parameters()))
+        w.grad = torch.cat([g.reshape(-1) for g in gradients])
+        optimiser.step()
+        pool.step(n)
+        pool.close(n)
+        np.testing.assert_allclose(pool.states()[0], w.detach().numpy(), atol=1e-13)
+    pool.shutdown()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "deat"])
+def test_combined_optimiser_state_makes_full_averaging_one_optimiser(name):
+    """With A = 11'/K, momentum that is averaged too is the same at all agents."""
+    table = {"name": name, "lr": 0.01} | ({"momentum": 0.9} if name == "sgd" else {})
+
+    def states(combine):
+        tree = digits(
+            topology={"kind": "complete", "agents": 3}, optim=table | {"combine": combine}
+        )
+        pool = LocalPool(make_plan(validate(tree)))
+        for n in (1, 2):
+            pool.step(n)
+        pool.close(2)
+        key = {"sgd": "momentum_buffer", "adam": "exp_avg", "deat": "h1"}[name]
+        found = [a.optimiser.state[a.flat.w][key].numpy().copy() for a in pool.agents]
+        sent = pool.agents[0].adapt(3)[0].size
+        pool.shutdown()
+        return np.stack(found), sent
+
+    (kept, small), (combined, large) = states(False), states(True)
+    assert np.abs(kept - kept[0]).max() > 1e-4
+    np.testing.assert_allclose(combined, combined[:1].repeat(3, axis=0), atol=1e-7)
+    assert large == small * {"sgd": 2, "adam": 3, "deat": 3}[name]
+
+
+def test_awp_takes_the_gradient_at_the_perturbed_weights():
+    """By hand: v = gamma |w| g/|g| of the matrix, gradient at w + v, step from w."""
+    one = {"topology": {"kind": "complete", "agents": 1}, "rounds": 1, "dtype": "float64"}
+    tree = digits(**one, threat={"eps": 0.0}, optim={"lr": 0.1}, loss={"name": "standard"})
+    agent = LocalPool(make_plan(validate(tree))).agents[0]
+    model = agent.flat.module
+    x, y = agent.task.batch(1)
+    w = [p.detach().clone() for p in model.parameters()]
+
+    def gradients(parameters):
+        names = [name for name, _ in model.named_parameters()]
+        leaves = [p.clone().requires_grad_() for p in parameters]
+        out = torch.func.functional_call(model, dict(zip(names, leaves, strict=True)), (x,))
+        return torch.autograd.grad(torch.nn.functional.cross_entropy(out, y), leaves)
+
+    g = gradients(w)
+    moved = [
+        a + 0.5 * a.norm() * b / b.norm() if a.ndim > 1 else a for a, b in zip(w, g, strict=True)
+    ]
+    stepped = [a - 0.1 * b for a, b in zip(w, gradients(moved), strict=True)]
+    found = weights_after(tree | {"loss": {"name": "standard", "awp": 0.5}}, 1)[0]
+    np.testing.assert_allclose(found, torch.cat([p.reshape(-1) for p in stepped]), atol=1e-13)
+
+
+@pytest.mark.parametrize("average", [{"name": "swa", "start": 0.5}, {"name": "ema", "decay": 0.5}])
+def test_the_average_of_the_centroid_is_judged_beside_it(average):
+    tree = digits(rounds=4, average=average, dtype="float64")
+    pool = LocalPool(make_plan(validate(tree)))
+    centroids = []
+    for n in range(1, 5):
+        pool.step(n)
+        pool.close(n)
+        centroids.append(np.mean(pool.states(), axis=0))
+    if average["name"] == "swa":
+        expected = np.mean(centroids[1:], axis=0)  # from round 2 of 4 on
+    else:
+        expected = centroids[0]
+        for w in centroids[1:]:
+            expected = 0.5 * expected + 0.5 * w
+    np.testing.assert_allclose(pool._centroid(averaged=True), expected, atol=1e-13)
+    pool.shutdown()
+    final = run_experiment(tree).final
+    assert 0 <= final[f"{average['name']}_clean_acc"] <= 1
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards", "quantity"])
+def test_partitions_deal_out_all_images_once(partition):
+    plan = make_plan(validate(digits(data={"partition": partition, "batch": 2})))
+    dealt = np.concatenate(plan.shares)
+    assert sorted(dealt) == list(range(len(plan.data.train[1])))
+    labels = [len(set(plan.data.train[1][share])) for share in plan.shares]
+    sizes = [len(share) for share in plan.shares]
+    if partition == "shards":
+        assert max(labels) <= 6  # two shards each, which may straddle labels
+    if partition in ("dirichlet", "quantity"):
+        assert max(sizes) > 1.2 * min(sizes)
+
+
+def test_choices_compose_with_each_other_with_every_strategy_and_graph(tmp_path):
+    """DEAT with TRADES and a cosine warm-up, by diffusion on a torus, over Dirichlet-split data."""
+    for strategy, loss in itertools.product(("diffusion", "centralized"), ("trades", "mart")):
+        tree = digits(
+            strategy=strategy,
+            topology={"kind": "torus", "agents": 9},
+            data={"partition": {"name": "dirichlet", "alpha": 1.0}, "batch": 4},
+            loss={"name": loss, "beta": 3.0, "awp": 0.01},
+            optim={"name": "deat", "lr": 0.05, "combine": True},
+            threat={"eps": 0.1, "schedule": {"name": "cosine", "eps_max": 0.2}},
+            average={"name": "ema"},
+            model={"name": "small-cnn"},
+            rounds=4,
+        )
+        final = run_experiment(tree).final
+        assert final["status"] == "completed" and 0 <= final["ema_pgd2_acc"] <= 1
+
+
+def test_theory_is_only_reported_where_it_holds():
+    assert make_plan(validate(quadratic())).theory()
+    for change in (
+        {"optim": {"momentum": 0.9}},
+        {"loss": {"awp": 0.1}},
+        {"optim": {"name": "deat"}},
+    ):
+        assert not make_plan(validate(quadratic(**change))).theory()
