@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -42,6 +42,9 @@ class Experiment(Table):
     loss: Loss = Loss()
     optim: Optim = Optim()
     average: Average | None = None
+    # Where the schedules of eps and learning rate begin again, as fractions of the run.
+    restarts: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=list)
+    telemetry: int = Field(default=0, ge=0)  # a closer look every so many rounds; 0: never
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
     agent: AgentResources = AgentResources()
@@ -59,6 +62,11 @@ class Experiment(Table):
             raise ValueError(
                 f"attack.alpha is {self.attack.alpha:g} but attack.steps is 0, so nothing would be "
                 "attacked: write attack.steps = 10, or threat.eps = 0 to train without an attack"
+            )
+        if sorted(set(self.restarts)) != self.restarts:
+            raise ValueError(
+                f"restarts is {self.restarts}, expected increasing fractions of the run: "
+                "write [0.5, 0.75]"
             )
         own = self.threat.agents
         if own is not None and len(own) != self.topology.agents:
@@ -78,6 +86,10 @@ class Experiment(Table):
     def alpha(self) -> float:
         """The attack step: as configured, else a quarter of the budget."""
         return self.threat.eps / 4 if self.attack.alpha is None else self.attack.alpha
+
+    def period_ends(self, rounds: int) -> list[int]:
+        """The last round of each period of the schedules."""
+        return [round(r * rounds) for r in self.restarts] + [rounds]
 
     def average_decay(self) -> float | None:
         """The decay of the moving average of weights per round; None for a plain mean."""

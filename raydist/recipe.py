@@ -79,16 +79,22 @@ class Loss(Table):
     """The robust loss, and what goes on top of it."""
 
     name: str = "pgd_at"
-    beta: NonNegative | None = None  # of TRADES (default 6) and MART (default 5)
+    beta: NonNegative | None = None  # of trades (default 6), mart (5), wasserstein (1)
+    gamma: NonNegative | None = None  # of wasserstein: weight of the pointwise term; default 0
+    delta: Budget | None = None  # of wasserstein: the distributional budget; default threat.eps
+    eta: Annotated[float, Field(gt=0, le=1)] | None = None  # of wasserstein: of Upsilon; default 1
+    order: Literal["2", "inf"] | None = None  # of wasserstein: of the distance; default "2"
     awp: NonNegative = 0.0  # adversarial weight perturbation, relative size γ; 0 is none
     params: dict[str, Any] = Field(default_factory=dict)  # for a loss of your own
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
-        if self.beta is not None and self.name not in ("trades", "mart"):
-            raise ValueError(
-                f'loss.beta belongs to the losses trades and mart, not to "{self.name}": remove it'
-            )
+        owners = {key: ["wasserstein"] for key in ("gamma", "delta", "eta", "order")}
+        for key, names in {"beta": ["trades", "mart", "wasserstein"], **owners}.items():
+            if getattr(self, key) is not None and self.name not in names:
+                raise ValueError(
+                    f'loss.{key} belongs to {", ".join(names)}, not to "{self.name}": remove it'
+                )
         if self.params and ":" not in self.name:
             raise ValueError(
                 'loss.params belongs to a loss of your own, "package.module:function", not to '
@@ -180,6 +186,7 @@ class FoscRule(Table):
     warmup: Annotated[int, Field(ge=0)] = 0  # measurements that are only remembered
     on: Literal["validation", "train"] = "validation"
     form: Literal["published", "box", "relative"] = "published"
+    adv_above_clean: bool = False  # a sign too: adversarial above clean training accuracy
 
     @model_validator(mode="after")
     def _some_bound(self) -> Self:
@@ -193,7 +200,26 @@ class FoscRule(Table):
         return self
 
 
+class Remedy(Table):
+    """Gaussian noise on the inputs, before the attack, at the start of an epoch (2410.07675)."""
+
+    amount: NonNegative = 0.1  # of the paper's N(0, 0.1)
+    how: Literal["std", "variance"] = "std"  # what the 0.1 is: the paper does not say
+    batches: PositiveInt = 10  # rounds of the next epoch that get it
+
+
 class Stop(Table):
-    """When a trial is ended early."""
+    """When training counts as unstable, and whether it then stops, is healed, or only watched."""
 
     fosc: FoscRule | None = None
+    on_instability: Literal["stop", "heal", "watch"] = "stop"
+    remedy: Remedy = Remedy()
+
+    @model_validator(mode="after")
+    def _rule(self) -> Self:
+        if self.fosc is None and self.on_instability != "stop":
+            raise ValueError(
+                f'stop.on_instability is "{self.on_instability}", but nothing tells instability: '
+                "write stop.fosc = { threshold = 0.5 }"
+            )
+        return self

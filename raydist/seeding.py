@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     EVALUATE = 5
     GRAPH = 6
     SPLIT = 7
+    NOISE = 8
 
 
 def seed_for(purpose: Purpose, seed: int, agent: int = 0, round: int = 0) -> int:

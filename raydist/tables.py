@@ -122,7 +122,24 @@ class Model(Table):
     name: str = "small-cnn"
     width: PositiveFloat = 1.0  # factor on the number of channels
     start: list[float] | None = None  # the point model's w_0
+    checkpoint: str | None = None  # weights to start from: .safetensors or a saved state dict
+    key_map: Annotated[  # its names to ours: regular expressions, in order; or the published ones
+        Literal["", "published"] | dict[str, str],
+        either('"published" or a table of regular expressions'),
+    ] = ""
+    reset_last: bool = False  # fine-tuning: a new last layer
+    noise: NonNegative = 0.0  # fine-tuning: standard deviation of noise on all weights
     params: dict[str, Any] = {}  # for a model of your own, "module:function"
+
+    @model_validator(mode="after")
+    def _fine_tuning(self) -> Self:
+        for key in ("key_map", "reset_last", "noise"):
+            if getattr(self, key) and self.checkpoint is None:
+                raise ValueError(
+                    f"model.{key} belongs to fine-tuning, but model.checkpoint is missing: write "
+                    'checkpoint = "runs/.../weights/centroid.safetensors"'
+                )
+        return self
 
 
 class Evaluate(Table):

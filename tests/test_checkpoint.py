@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from raydist.learning.checkpoint import KEY_MAPS, add_noise, load, reset_last_layer
 from raydist.learning.model import build
+from raydist.seeding import Purpose, torch_generator
 
 STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 
@@ -239,6 +240,17 @@ def test_a_file_that_does_not_fit_is_refused_whole(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "of another shape"])
+def test_one_fault_is_enough(fault, tmp_path):
+    state = small(1).state_dict()
+    if fault == "missing":
+        del state["0.weight"]
+    else:
+        state["0.weight" if "shape" in fault else "more"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=rf"1 \(.*\) {fault}"):
+        load(small(2), written(tmp_path, state))
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
@@ -321,14 +333,15 @@ def test_no_noise_changes_nothing_and_noise_keeps_the_type():
 
 
 def test_reset_and_noise_draw_from_streams_of_their_own():
-    model = nn.Linear(3, 3, bias=False)
-    draws = []
-    for change in (lambda: reset_last_layer(model, 4), lambda: add_noise(model, 1.0, 4)):
-        with torch.no_grad():
-            model.weight.zero_()
-        change()
-        draws.append(model.weight.flatten().argsort().tolist())
-    assert draws[0] != draws[1]
+    model = nn.Linear(4, 3, bias=False)
+    reset_last_layer(model, 4)
+    first, second = (torch_generator(Purpose.MODEL, 4, round=n) for n in (1, 2))
+    expected = torch.rand(3, 4, generator=first) - 0.5  # 1 / sqrt(4) at most
+    torch.testing.assert_close(model.weight.data, expected)
+    add_noise(model, 0.1, 4)
+    torch.testing.assert_close(
+        model.weight.data, expected + 0.1 * torch.randn(3, 4, generator=second)
+    )
 
 
 def test_bad_arguments_are_refused():

@@ -209,9 +209,11 @@ def test_centralized_is_one_process_with_the_whole_batch():
         pool.step(n)
         batches = []
         for other in pool.agents:  # all still hold the model of round n - 1
-            x, y = other.task.batch(n)
+            x, y = other.local.task.batch(n)
             draw = torch_generator(Purpose.ATTACK, 0, other.spec.agent, n)
-            batches.append((other.task.attack(model, x, y, other.task.threat, draw).x_adv, y))
+            batches.append(
+                (other.local.task.attack(model, x, y, other.local.task.threat, draw).x_adv, y)
+            )
         x, y = (torch.cat(part) for part in zip(*batches, strict=True))
         loss = torch.nn.functional.cross_entropy(model(x), y)
         parameters = [p for p in model.parameters()]
@@ -345,8 +347,10 @@ def test_round_fosc_is_the_first_order_gap_of_the_attack():
     result = run_experiment(tree | {"evaluate": {"every": 1, "test": 4, "autoattack": 0}})
     pool = LocalPool(make_plan(validate(tree)))
     agent = pool.agents[0]
-    x, y = agent.task.batch(1)
-    attacked = agent.task.attack(agent.flat.module, x, y, agent.task.threat, torch.Generator())
+    x, y = agent.local.task.batch(1)
+    attacked = agent.local.task.attack(
+        agent.flat.module, x, y, agent.local.task.threat, torch.Generator()
+    )
     moved = (attacked.x_last - x).abs().amax().item()
     assert moved == pytest.approx(0.03, rel=1e-4)  # the gradient was taken after one step
     slack = 0.1 * attacked.grad.abs().flatten(1).sum(1)
@@ -366,8 +370,8 @@ def test_every_agent_is_judged_on_request():
 
 def test_evaluation_does_not_depend_on_how_it_is_shared_out():
     pool = LocalPool(make_plan(validate(digits(evaluate={"test": 200}))))
-    shared = pool.evaluate(own=False)
-    whole = pool.agents[0].evaluate(None)  # round 0: its own state is the centroid
+    shared = pool.evaluate("now")
+    whole = pool.agents[0].evaluate()  # round 0: its own state is the centroid
     merged = trained.merge(shared)
     assert len([part for part in shared if len(part.index)]) == 4
     np.testing.assert_array_equal(merged.index, np.arange(200))

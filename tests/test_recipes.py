@@ -32,9 +32,9 @@ def test_the_budget_follows_its_schedule_and_the_step_follows_the_budget(per):
     assert [found[5], found[8]] == pytest.approx([0.1, 0.1], rel=1e-12)
     pool = LocalPool(make_plan(validate(tree)))
     agent = pool.agents[0]
-    x, y = agent.task.batch(1)
-    half = agent.task.attack(
-        agent.flat.module, x, y, agent.task.threat.__class__("linf", 0.05), torch.Generator()
+    x, y = agent.local.task.batch(1)
+    half = agent.local.task.attack(
+        agent.flat.module, x, y, agent.local.task.threat.__class__("linf", 0.05), torch.Generator()
     )
     assert (half.x_adv - x).abs().amax().item() == pytest.approx(0.025, rel=1e-4)
     pool.shutdown()
@@ -69,7 +69,7 @@ def test_one_agent_steps_like_the_optimiser_itself(name):
     extra = {"momentum": 0.9, "nesterov": True} if name == "sgd" else {}
     optimiser = kinds[name]([w], lr=0.01, weight_decay=0.01, **extra)
     for n in range(1, 4):
-        x, y = agent.task.batch(n)
+        x, y = agent.local.task.batch(n)
         loss = torch.nn.functional.cross_entropy(agent.flat.module(x), y)
         gradients = torch.autograd.grad(loss, list(agent.flat.module.parameters()))
         w.grad = torch.cat([g.reshape(-1) for g in gradients])
@@ -94,7 +94,7 @@ def test_combined_optimiser_state_makes_full_averaging_one_optimiser(name):
             pool.step(n)
         pool.close(2)
         key = {"sgd": "momentum_buffer", "adam": "exp_avg", "deat": "h1"}[name]
-        found = [a.optimiser.state[a.flat.w][key].numpy().copy() for a in pool.agents]
+        found = [a.local.optimiser.state[a.flat.w][key].numpy().copy() for a in pool.agents]
         sent = pool.agents[0].adapt(3)[0].size
         pool.shutdown()
         return np.stack(found), sent
@@ -111,7 +111,7 @@ def test_awp_takes_the_gradient_at_the_perturbed_weights():
     tree = digits(**one, threat={"eps": 0.0}, optim={"lr": 0.1}, loss={"name": "standard"})
     agent = LocalPool(make_plan(validate(tree))).agents[0]
     model = agent.flat.module
-    x, y = agent.task.batch(1)
+    x, y = agent.local.task.batch(1)
     w = [p.detach().clone() for p in model.parameters()]
 
     def gradients(parameters):
@@ -144,7 +144,7 @@ def test_the_average_of_the_centroid_is_judged_beside_it(average):
         expected = centroids[0]
         for w in centroids[1:]:
             expected = 0.5 * expected + 0.5 * w
-    np.testing.assert_allclose(pool._centroid(averaged=True), expected, atol=1e-13)
+    np.testing.assert_allclose(pool._centroid("average"), expected, atol=1e-13)
     pool.shutdown()
     final = run_experiment(tree).final
     assert 0 <= final[f"{average['name']}_clean_acc"] <= 1

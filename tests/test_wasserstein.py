@@ -235,8 +235,8 @@ def test_tiny_gradients_keep_their_sensitivity_and_their_budget():
     def tiny(z, labels):
         return 1e-30 * cross_entropies(z, labels)
 
-    expected = 1e-30 * sensitivity(model, x, y)
-    assert sensitivity(model, x, y, loss=tiny) == pytest.approx(expected, rel=1e-5)
+    ratio = sensitivity(model, x, y, loss=tiny) / sensitivity(model, x, y)
+    assert ratio * 1e30 == pytest.approx(1, rel=1e-5)
     attack = {"steps": 1, "bounds": UNBOUNDED, "best": False}
     points = [w_pgd(model, x, y, 0.1, **attack, loss=loss) for loss in ("ce", tiny)]
     torch.testing.assert_close(*points)
@@ -315,8 +315,23 @@ def test_the_best_iterate_is_returned_unless_the_last_is_asked_for():
     attack = partial(w_pgd, model, x, y, 0.8, steps=2, bounds=UNBOUNDED, loss=loss)
     assert accuracy(model, attack(best=False), y) == 1
     assert accuracy(model, attack(), y) == 0
-    clean = w_pgd(model, -x, y, 0.8, steps=2, bounds=UNBOUNDED, loss=lambda z, _: z[:, 0])
+    upwards = {"bounds": UNBOUNDED, "loss": lambda z, _: z[:, 0]}
+    clean = w_pgd(model, -x, y, 0.8, steps=2, **upwards)
     assert torch.equal(clean, -x)  # an attack that repairs is none
+    # among equals the later one, with and without a change of accuracy
+    assert w_pgd(model, x, y, 0.8, steps=2, **upwards).item() == pytest.approx(1.0)
+    signs = iter([-1, -1, 1, 1])  # 0.4, -0.1, -0.4, 0.1
+    there_and_back = {"bounds": UNBOUNDED, "loss": lambda z, _: next(signs) * z[:, 0]}
+    assert w_pgd(model, 2 * x, y, 0.8, steps=3, **there_and_back).item() == pytest.approx(-0.4)
+
+
+def test_w_fgsm_is_one_step_of_length_delta_along_the_weighted_signs():
+    model, (x, y) = network(), images()
+    leaf = x.clone().requires_grad_()
+    g = torch.autograd.grad(cross_entropies(model.eval()(leaf), y).sum(), leaf)[0]
+    sizes = g.abs().sum((1, 2, 3), keepdim=True)
+    expected = x + 0.1 * g.sign() * sizes / sensitivity(model, x, y)
+    torch.testing.assert_close(w_fgsm(model, x, y, 0.1, loss="ce"), expected.clamp(0, 1))
 
 
 # contract
@@ -414,9 +429,23 @@ def test_batch_budgets_make_the_first_step_that_of_the_whole_set(norm):
     assert max(budgets) > 1.1 * min(budgets)
 
 
-def test_a_sensitivity_of_zero_leaves_the_budget_alone():
-    budgets = [batch_budget(0.1, *pair) for pair in [(0.0, 0.0), (2.0, 0.0), (0.0, 2.0)]]
-    assert budgets == [0.1, 0.1, 0.0]
+def test_a_sensitivity_that_tells_nothing_leaves_the_budget_alone():
+    nan, inf = math.nan, math.inf
+    for pair in [(0.0, 0.0), (2.0, 0.0), (nan, 2.0), (2.0, nan), (inf, 2.0), (inf, inf)]:
+        assert batch_budget(0.1, *pair) == pytest.approx(0.1)
+    assert batch_budget(0.1, 0.0, 2.0) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_net_that_has_diverged_is_no_error(norm):
+    model, (x, y) = network(), images()
+    with torch.no_grad():
+        model[5].weight.fill_(math.nan)
+    upsilon = sensitivity(model, x, y, norm)
+    assert math.isnan(upsilon)
+    budget = batch_budget(0.1, upsilon, upsilon)
+    x_adv = w_pgd(model, x, y, budget, steps=2, norm=norm, loss="ce", best=False)
+    assert x_adv.isnan().all() or torch.equal(x_adv, x)
 
 
 @pytest.mark.parametrize(
@@ -432,7 +461,7 @@ def test_a_sensitivity_of_zero_leaves_the_budget_alone():
         (lambda *a: sensitivity(*a, "l3"), "norm is 'l3'"),
         (lambda *a: moving(1.0, 1.0, 1.5), r"eta is 1\.5, expected a number in \[0, 1\]"),
         (lambda *a: batch_budget(0.1, -1.0, 1.0), "upsilon_batch is -1.0, expected a number >= 0"),
-        (lambda *a: batch_budget(0.1, 1.0, math.nan), "upsilon is nan, expected a number >= 0"),
+        (lambda *a: batch_budget(0.1, 1.0, -2.0), r"upsilon is -2\.0, expected a number >= 0"),
     ],
 )
 def test_bad_arguments_are_refused(call, match):

@@ -105,6 +105,29 @@ def mart(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> 
     return (boosted + beta * kl_divergences(clean, adversarial) * wrong).mean()
 
 
+def wasserstein(
+    model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, beta: float, gamma: float = 0.0
+) -> Tensor:
+    """Mean of CE(f(x), y) + β CE(f(x'), y) + γ CE(f(x''), y) (arXiv:2502.09352, eqs. 5.1 and 5.6).
+
+    Args:
+        model: maps (N, ...) to logits (N, C).
+        x: clean points, (N, ...).
+        x_adv: points x' of the distributional attack, (N, ...); behind them those x'' of the
+            pointwise attack if γ > 0, (2N, ...).
+        y: labels, (N,).
+        beta: weight β ≥ 0 of the distributional term.
+        gamma: weight γ ≥ 0 of the pointwise term.
+
+    Returns:
+        The loss, a scalar.
+    """
+    terms = [model(part) for part in (x, *torch.split(x_adv, len(x)))]
+    weights = (1.0, beta, gamma)[: len(terms)]
+    each = [w * cross_entropies(z, y) for w, z in zip(weights, terms, strict=True)]
+    return sum(each[1:], each[0]).mean()
+
+
 def quadratic(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, hessian: Tensor) -> Tensor:
     """Mean of ½ rᵀ H r with r = model(x'), the task whose every answer is known.
 

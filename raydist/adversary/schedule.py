@@ -68,6 +68,25 @@ def eps_at(name: str, progress: float, eps: float, **params: Any) -> float:
     return _evaluate("eps", _EPS, name, progress, eps, params)
 
 
+def local_progress(progress: float, restarts: Sequence[float]) -> float:
+    """Progress within the present period of a run whose schedules begin again (2006.08403).
+
+    Args:
+        progress: the fraction of the run that is done, in [0, 1].
+        restarts: increasing fractions in (0, 1) at which a new period begins; none: one period.
+
+    Returns:
+        The fraction of the period that is done, in [0, 1].
+
+    Example:
+        >>> local_progress(0.6, [0.5, 0.75]), local_progress(0.5, [0.5]), local_progress(0.3, [])
+        (0.4, 0.0, 0.3)
+    """
+    begin = max((r for r in restarts if r <= progress), default=0.0)
+    end = min((r for r in restarts if r > progress), default=1.0)
+    return min(1.0, round((progress - begin) / (end - begin), 12))
+
+
 def _constant(progress: float, target: float) -> float:
     return target
 

@@ -1,7 +1,7 @@
 """Attacks whose budget is shared by all samples: a ball of the Wasserstein distance.
 
-    V(δ) = sup {E_Q J : W_p(P, Q) ≤ δ} = V(0) + δ Upsilon + o(δ)
-    Upsilon = (E_P ‖∇_x J‖_s^q)^{1/q}
+    V(δ) = sup {E_Q J : W_p(P, Q) ≤ δ} = V(0) + δ Υ + o(δ)
+    Υ = (E_P ‖∇_x J‖_s^q)^{1/q}
 
 (arXiv:2306.09844 the attacks, arXiv:2502.09352 the training). Moving x to x' costs ‖x' − x‖_r,
 changing a label is not allowed, and (p, q), (r, s) are conjugate. With p = 2 = q sample i moves by
@@ -16,13 +16,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from raydist.adversary.attack import PerSample, frozen, input_gradient
+from raydist.adversary.attack import PerSample, input_gradient
 from raydist.adversary.loss import cross_entropies
 from raydist.adversary.threat import Norm, ThreatModel, rows
 
 Loss = Literal["ce", "dlr", "redlr"] | PerSample
 
-RATIO = 1.875  # the step in units of delta / steps, as in the authors' code
+RATIO = 1.875  # length of all steps together in units of delta, as in the authors' code
 
 
 def dlr(outputs: Tensor, y: Tensor) -> Tensor:
@@ -99,13 +99,13 @@ def gradient_power(
 def sensitivity(
     model: nn.Module, x: Tensor, y: Tensor, norm: Norm = "linf", loss: Loss = "ce"
 ) -> float:
-    """Upsilon = ((1/N) Σ ‖∇_x J_i‖_s²)^{1/2}, the slope of V in the W₂ budget (arXiv:2306.09844).
+    """Υ = ((1/N) Σ ‖∇_x J_i‖_s²)^{1/2}, the slope of V in the W₂ budget (arXiv:2306.09844).
 
     Of data in several places it is the root of the mean of all squares of `gradient_power`.
     Arguments as in `gradient_power`, with N ≥ 1.
 
     Returns:
-        Upsilon ≥ 0, in units of the loss per unit of x.
+        Υ ≥ 0, in units of the loss per unit of x.
 
     Raises:
         ValueError: no sample, unknown norm or loss.
@@ -116,10 +116,10 @@ def sensitivity(
 
 
 def moving(upsilon: float, estimate: float, eta: float) -> float:
-    """Upsilon + η (estimate − Upsilon), kept up in training (arXiv:2502.09352, algorithm 1).
+    """Υ + η (estimate − Υ), kept up in training (arXiv:2502.09352, algorithm 1).
 
     Args:
-        upsilon: Upsilon so far.
+        upsilon: Υ so far.
         estimate: that of the present weights, on a part of the training set.
         eta: weight η of the estimate in [0, 1]; 1 forgets the past.
 
@@ -135,40 +135,42 @@ def moving(upsilon: float, estimate: float, eta: float) -> float:
 
 
 def batch_budget(delta: float, upsilon_batch: float, upsilon: float) -> float:
-    """δ_B = δ Upsilon_B / Upsilon, the budget of one batch (arXiv:2502.09352, algorithm 1).
+    """δ_B = δ Υ_B / Υ, the budget of one batch (arXiv:2502.09352, algorithm 1).
 
     Over batches of one size that make up the whole set the mean of δ_B² is δ², and the first-order
-    move of a sample, δ_B ‖g_i‖_s / Upsilon_B, does not depend on its batch.
+    move of a sample, δ_B ‖g_i‖_s / Υ_B, does not depend on its batch.
 
     Args:
         delta: the budget δ ≥ 0 of the whole set.
-        upsilon_batch: the batch's sensitivity Upsilon_B ≥ 0.
+        upsilon_batch: the batch's sensitivity Υ_B ≥ 0.
         upsilon: that of the whole set.
 
     Returns:
-        The budget, in the units of delta; delta itself if Upsilon = 0, which tells nothing.
+        The budget, in the units of delta; delta itself where the ratio tells nothing: Υ = 0, or a
+        net that has diverged.
 
     Raises:
-        ValueError: a negative argument, or nan.
+        ValueError: a negative argument.
 
     Example:
         >>> batch_budget(0.25, upsilon_batch=3.0, upsilon=2.0)
         0.375
     """
     for name, value in (("delta", delta), ("upsilon_batch", upsilon_batch), ("upsilon", upsilon)):
-        if not value >= 0:
+        if value < 0:
             raise ValueError(f"{name} is {value}, expected a number >= 0")
-    return delta if upsilon == 0 else delta * (upsilon_batch / upsilon)
+    share = upsilon_batch / upsilon if upsilon > 0 else math.nan
+    return delta * share if math.isfinite(share) else delta
 
 
 def first_order_risk(loss0: float, upsilon: float, delta: float) -> float:
-    """V(0) + δ Upsilon: the worst risk at budget δ, but for o(δ) (arXiv:2306.09844).
+    """V(0) + δ Υ: the worst risk at budget δ, but for o(δ) (arXiv:2306.09844).
 
     It is exact for losses linear in x and no more than V(δ) for convex ones (without a box).
 
     Args:
         loss0: V(0), the mean loss without attack.
-        upsilon: Upsilon of the same loss.
+        upsilon: Υ of the same loss.
         delta: the budget δ, in units of x.
 
     Returns:
@@ -188,15 +190,14 @@ def w_pgd(
     loss: Loss = "redlr",
     order: float = 2.0,
     bounds: tuple[float, float] = (0.0, 1.0),
-    ratio: float = RATIO,
     best: bool = True,
     batch: int | None = None,
 ) -> Tensor:
     """Projected ascent in a ball of W₂ around all samples at once (W-PGD, arXiv:2306.09844).
 
-    With g_i = ∇_x J_i(x_i'), from x' = x, and α = ratio · δ / T, repeats
+    With g_i = ∇_x J_i(x_i'), from x' = x, and α = 1.875 δ / T, repeats
 
-        x_i' ← Π(x_i' + α h(g_i) ‖g_i‖_s / Upsilon'),    Upsilon'² = (1/N) Σ ‖g_i‖_s²,
+        x_i' ← Π(x_i' + α h(g_i) ‖g_i‖_s / Υ'),    Υ'² = (1/N) Σ ‖g_i‖_s²,
 
     h(g) the steepest direction: sign(g) for l∞, g/‖g‖₂ for l2. With d = x' − x, D the root mean
     square of ‖d_i‖_r and c = min(1, δ/D), Π clamps d_i to ± c ‖d_i‖_∞ for l∞ (it cuts only
@@ -215,7 +216,6 @@ def w_pgd(
         loss: as in `gradient_power`.
         order: p of the distance W_p, 2 or inf.
         bounds: the box (low, high).
-        ratio: length of all steps together in units of δ.
         best: whether to return the iterate of lowest accuracy, x included and the later one of
             equals, as an evaluation reports it; otherwise the last one, as training uses it.
         batch: samples per pass of the model; None is all. The result is the same.
@@ -230,23 +230,22 @@ def w_pgd(
     _check(steps, order, batch)
     if steps == 0 or delta == 0:
         return x
-    x, alpha = x.detach(), ratio * delta / steps
+    x, alpha = x.detach(), RATIO * delta / steps
     direction, project = _RULES[order]
-    with frozen(model):
-        x_adv = found = x
-        fewest = len(x)
-        for _ in range(steps):
-            grad, right = _look(model, x_adv, y, each, batch)
-            if right <= fewest:
-                found, fewest = x_adv, right
-            x_adv = project(threat, x_adv + alpha * direction(threat, grad), x)
-        if best and _look(model, x_adv, y, each, batch)[1] > fewest:
-            return found
+    x_adv = found = x
+    fewest = len(x)
+    for _ in range(steps):
+        grad, right = _look(model, x_adv, y, each, batch)
+        if right <= fewest:
+            found, fewest = x_adv, right
+        x_adv = project(threat, x_adv + alpha * direction(threat, grad), x)
+    if best and _look(model, x_adv, y, each, batch)[1] > fewest:
+        return found
     return x_adv
 
 
-# W-FGSM: one step, of length delta
-w_fgsm = partial(w_pgd, steps=1, ratio=1.0, best=False)
+# W-FGSM: one step of length delta, which is what Π leaves of a longer one
+w_fgsm = partial(w_pgd, steps=1, best=False)
 
 
 def _per_sample(loss: Loss) -> PerSample:
@@ -288,7 +287,7 @@ def _rms(values: Tensor) -> Tensor:
 
 
 def _weighted(threat: ThreatModel, g: Tensor) -> Tensor:
-    """h(g_i) ‖g_i‖_s / Upsilon', (N, ...): their sizes have root mean square 1 (0 if all g are)."""
+    """h(g_i) ‖g_i‖_s / Υ', (N, ...): their sizes have root mean square 1 (0 if all g are)."""
     power = threat.dual_norm(g).double()
     upsilon = _rms(power)
     share = torch.where(upsilon > 0, power / upsilon, 0.0).to(g.dtype)

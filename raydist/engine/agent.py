@@ -4,9 +4,10 @@ Its whole state travels as one flat vector: the parameters, and behind them Batc
 statistics. Every method is fenced by the round: called out of order, it refuses to work.
 """
 
+import copy
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from raydist.adversary import awp
-from raydist.adversary.fosc import first_order_gap
-from raydist.adversary.schedule import eps_at, lr_at
 from raydist.config import Experiment
 from raydist.engine.flat import FlatModel, join, spread
+from raydist.engine.local_step import LocalStep
 from raydist.engine.measurer import Measurer
 from raydist.engine.task import (
     Split,
@@ -28,11 +27,9 @@ from raydist.engine.task import (
     quadratic_of,
     quadratic_task,
 )
-from raydist.learning import optim
-from raydist.learning.average import RunningAverage
+from raydist.learning.average import Ensemble, RunningAverage
 from raydist.measure import trained
 from raydist.network import strategy
-from raydist.seeding import Purpose, torch_generator
 
 Message = NDArray[np.floating[Any]]
 Info = dict[str, float]
@@ -88,31 +85,24 @@ class Agent:
             self.config, spec.agent, held, spec.scale, spec.classes, self.device
         )
         self.start = self.flat.w.detach().clone()
-        table = self.config.optim
-        self.optimiser = optim.build(
-            table.name,
-            [self.flat.w],
-            table.lr,
-            momentum=table.momentum,
-            nesterov=table.nesterov,
-            weight_decay=table.weight_decay,
-            **table.deat(),
-        )
         self.average = RunningAverage(self.flat.state(), self.config.average_decay())
-        self.task = (
+        self.snapshots: list[Tensor] = []
+        task = (
             quadratic_task(self.config, spec.agent, self.device)
             if share is None
             else image_task(self.config, spec.agent, share, spec.scale, self.device)
         )
+        self.local = LocalStep(self.config, spec.agent, spec.rounds, spec.epoch, task, self.flat)
         self.round, self.open = 0, False
         self.sent = self.flat.w.detach()
         self.seconds_combine = 0.0
 
-    def step(self, n: int, *messages: Message) -> tuple[Message, Info]:
+    def step(self, n: int, noisy: bool, *messages: Message) -> tuple[Message, Info]:
         """Finish round n − 1 with what the neighbours sent, then adapt in round n.
 
         Args:
             n: the round, one more than the last.
+            noisy: as in `adapt`.
             messages: m_l(n−1) of the neighbours other than k, in ascending order; none if that
                 round was already finished by `combine`.
 
@@ -121,13 +111,14 @@ class Agent:
         """
         if self.open:
             self.combine(n - 1, *messages)
-        return self.adapt(n)
+        return self.adapt(n, noisy)
 
-    def adapt(self, n: int) -> tuple[Message, Info]:
+    def adapt(self, n: int, noisy: bool = False) -> tuple[Message, Info]:
         """Attack a fresh batch, take the gradient there, make the local step φ = w − μ ∇̂J(w).
 
         Args:
             n: the round.
+            noisy: whether the inputs get Gaussian noise first (`stop.remedy`).
 
         Returns:
             The message m_k(n) and what was measured: loss, grad_norm, fosc, lr, eps, times, bytes.
@@ -138,29 +129,26 @@ class Agent:
         if self.open or n != self.round + 1:
             raise RuntimeError(f"agent {self.spec.agent} is at round {self.round}, not before {n}")
         clock = [self._now()]
-        x, y = self.task.batch(n)
-        draw = torch_generator(Purpose.ATTACK, self.config.seed, self.spec.agent, n, self.device)
-        threat = replace(self.task.threat, eps=self._eps(n))
-        attacked = self.task.attack(self.flat.module, x, y, threat, draw)
+        batch = self.local.attack(n, noisy)
         clock.append(self._now())
         w = self.flat.w.detach().clone()
-        loss = self._gradient(x, attacked.x_adv, y)
-        lr = self._set_lr(n)
+        measured = self.local.gradient(batch)
+        telemetry = self.config.telemetry
+        closer = self.local.look_closer(batch, n) if telemetry and n % telemetry == 0 else dict
+        gradient = self.flat.grad
         if self.config.strategy != "centralized":  # that one steps with the mean gradient
-            self.optimiser.step()
-        phi = self.flat.w.detach()
-        self.sent = strategy.message(self.config.strategy, w, phi, self.flat.grad)
+            self.local.step(n)
+        measured |= closer()
+        self.sent = strategy.message(self.config.strategy, w, self.flat.w.detach(), gradient)
         message = self._outgoing().cpu().numpy().copy()
         clock.append(self._now())
         self.round, self.open = n, True
-        measured = {"loss": loss, "grad_norm": torch.linalg.vector_norm(self.flat.grad)}
-        if attacked.grad is not None:
-            gap = first_order_gap(x, attacked.x_last, attacked.grad, threat)
-            measured["fosc"] = gap.mean()
         info = dict(zip(measured, torch.stack(list(measured.values())).tolist(), strict=True))
+        if self.local.upsilon:
+            info["sensitivity"] = self.local.upsilon
         return message, info | {
-            "lr": lr,
-            "eps": threat.eps,
+            "lr": self.local.lr(n),
+            "eps": batch.threat.eps,
             "seconds_attack": clock[1] - clock[0],
             "seconds_adapt": clock[2] - clock[1],
             "seconds_combine": self.seconds_combine,
@@ -189,17 +177,28 @@ class Agent:
         with torch.no_grad():
             if self.config.strategy == "centralized":
                 self.flat.grad.copy_(mixed[:size])
-                self.optimiser.step()
+                self.local.step(n)
             else:
                 self.flat.w.copy_(strategy.update(mixed[:size], self.flat.w, self.sent))
         spread(mixed[size:], self._companions())
-        self._add_to_average(n)
+        self._remember(n)
         self.open = False
         self.seconds_combine = self._now() - began
 
-    def state(self, averaged: bool = False) -> Message:
-        """w_k and the running statistics, one vector; or their average over the run."""
-        return (self.average.value if averaged else self.flat.state()).cpu().numpy()
+    def state(self, which: str = "now") -> Message:
+        """One vector: parameters and running statistics.
+
+        Args:
+            which: "now"; "average", over the run; "snapshot-i", at the end of the i-th period.
+
+        Returns:
+            The state, (S,).
+        """
+        if which == "now":
+            return self.flat.state().cpu().numpy()
+        if which == "average":
+            return self.average.value.cpu().numpy()
+        return self.snapshots[int(which.removeprefix("snapshot-"))].cpu().numpy()
 
     def mean(self, *states: Message) -> Message:
         """The centroid (1/K) Σ_k w_k of all agents' states, in their order."""
@@ -234,18 +233,37 @@ class Agent:
         with self.flat.holding(center) as model:
             return own, self.measurer.validate(model, n)
 
-    def evaluate(self, centroid: Message | None) -> trained.Masks:
+    def evaluate(self, *centroids: Message) -> trained.Masks:
         """Per-image verdicts on test images.
 
         Args:
-            centroid: judge this model on this agent's part of the images; None judges the agent's
-                own model on all of them.
+            *centroids: judge this model on this agent's part of the images; several: the ensemble
+                of them; none: the agent's own model on all images.
 
         Returns:
             The verdicts.
         """
-        with self.flat.holding(self._state_or(centroid)) as model:
-            return self.measurer.judge(model, shared=centroid is not None)
+        if len(centroids) > 1:
+            members = []
+            for centroid in centroids:
+                with self.flat.holding(self._tensor(centroid)) as model:
+                    members.append(copy.deepcopy(model))
+            return self.measurer.judge(Ensemble(members), shared=True)
+        with self.flat.holding(self._state_or(*centroids)) as model:
+            return self.measurer.judge(model, shared=bool(centroids))
+
+    def power(self, n: int) -> Message:
+        """This agent's part of the network's sensitivity after round n (`LocalStep.power`)."""
+        return self.local.power(n).cpu().numpy()
+
+    def add_power(self, *powers: Message) -> Message:
+        """The sum of all agents' parts."""
+        total: Message = np.sum(powers, axis=0)
+        return total
+
+    def learn_sensitivity(self, power: Message) -> None:
+        """Take in the network's sensitivity."""
+        self.local.learn_sensitivity(self._tensor(power))
 
     def save(self, file: str, centroid: Message | None = None) -> None:
         """Write the model (or the centroid, given its state) as safetensors, whole or not at all.
@@ -259,39 +277,13 @@ class Agent:
         save_file(tensors, file + ".part")
         os.replace(file + ".part", file)
 
-    def _gradient(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        """∇̂J(w) into the flat gradient, model in train mode; returns the loss."""
-        self.flat.module.train()
-        self.flat.grad.zero_()
-        if self.config.loss.awp == 0:
-            loss = self.task.loss(self.flat.module, x, x_adv, y)
-            torch.autograd.backward(loss)
-            return loss.detach()
-        v = awp.perturbation(self.flat.module, self.task.loss, x, x_adv, y, self.config.loss.awp)
-        with awp.perturbed(self.flat.module, v) as worst:
-            loss = self.task.loss(worst, x, x_adv, y)
-            torch.autograd.backward(loss)
-        return loss.detach()
-
-    def _add_to_average(self, n: int) -> None:
-        """The state after round n joins the average, from its first round on."""
-        if self.config.average and n >= self.config.average.start * self.spec.rounds:
+    def _remember(self, n: int) -> None:
+        """The state after round n joins the average, and is kept at the end of a period."""
+        average, ends = self.config.average, self.config.period_ends(self.spec.rounds)
+        if average and n >= average.start * self.spec.rounds:
             self.average.add(self.flat.state())
-
-    def _eps(self, n: int) -> float:
-        """This agent's budget in round n; all agents' follow the common schedule."""
-        table, target = self.config.threat.schedule, self.config.threat.eps
-        done = n - 1 if table.per == "round" else (n - 1) // self.spec.epoch * self.spec.epoch
-        params = table.model_dump(include={"eps_max", "eps_min"}, exclude_none=True)
-        now = eps_at(table.name, done / self.spec.rounds, target, **params)
-        return self.task.threat.eps * (now / target if target else 1.0)
-
-    def _set_lr(self, n: int) -> float:
-        schedule, progress = self.config.optim.schedule, (n - 1) / self.spec.rounds
-        lr = lr_at(schedule.name, progress, self.config.optim.lr, **schedule.params())
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
-        return lr
+        if self.config.restarts and n in ends:
+            self.snapshots.append(self.flat.state())
 
     def _outgoing(self) -> Tensor:
         """m_k, and behind it what travels with it."""
@@ -301,11 +293,10 @@ class Agent:
         """What is combined besides the weights, if configured: running statistics, momentum."""
         found = list(self.flat.buffers) if self.config.combine_buffers else []
         if self.config.optim.combine and self.config.strategy != "centralized":
-            state = self.optimiser.state[self.flat.w].values()
-            found += [t for t in state if isinstance(t, Tensor) and t.shape == self.flat.w.shape]
+            found += self.local.state()
         return found
 
-    def _state_or(self, centroid: Message | None) -> Tensor:
+    def _state_or(self, centroid: Message | None = None) -> Tensor:
         return self.flat.state() if centroid is None else self._tensor(centroid)
 
     def _tensor(self, message: Message) -> Tensor:

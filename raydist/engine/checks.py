@@ -121,6 +121,11 @@ def check_images(config: Experiment, data: Data, share: int) -> None:
         raise InputError(f"evaluate.images is {config.evaluate.images}, expected {agents} or more")
     if isinstance(config.evaluate.test, int) and config.evaluate.test < agents:
         raise InputError(f"evaluate.test is {config.evaluate.test}, expected {agents} or more")
+    if config.loss.name == "wasserstein" and data.classes < 3:
+        raise InputError(
+            f'loss.name = "wasserstein" attacks with ReDLR, which needs 3 classes: data.set '
+            f'"{config.data.set}" has {data.classes}'
+        )
     if config.dtype != "float32" and config.evaluate.autoattack != 0:
         raise InputError(
             f'evaluate.autoattack needs dtype = "float32", not "{config.dtype}": '

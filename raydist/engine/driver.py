@@ -1,18 +1,15 @@
 """The driver: rounds as a generator of records. It never touches a weight."""
 
-import math
 from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
 
-from raydist.adversary.fosc import unstable
 from raydist.engine.plan import Plan
 from raydist.engine.pool import Pending, Pool
+from raydist.engine.watch import Watch
 from raydist.measure import trained
 from raydist.record import Outcome, Record, images_frame
-
-FORMS = {"published": "val_fosc", "box": "val_fosc_box", "relative": "val_fosc_relative"}
 
 
 def train(pool: Pool, plan: Plan) -> Iterator[Record]:
@@ -29,37 +26,38 @@ def train(pool: Pool, plan: Plan) -> Iterator[Record]:
     Yields:
         A record for round 0 and for each round after it; the last one holds the outcome.
     """
-    theory, history = plan.theory(), list[float]()
-    rule = plan.config.stop.fosc
-    ahead = 0 if rule and rule.on == "train" else 1
+    theory, watch = plan.theory(), Watch(plan)
+    stop = plan.config.stop
+    ahead = 0 if stop.fosc and stop.fosc.on == "train" else 1
     record = _measured(pool, plan, 0, [], theory)
+    if plan.sensed(0):
+        pool.learn_sensitivity(0)
     in_flight: deque[tuple[int, Pending]] = deque()
     submitted = 0
     for n in range(1, plan.rounds + 1):
         yield record
-        while submitted < min(n + ahead, _next_barrier(plan, n)):
+        while submitted < min(n + ahead, plan.next_barrier(n)):
             submitted += 1
-            in_flight.append((submitted, pool.step(submitted)))
+            in_flight.append((submitted, pool.step(submitted, watch.noisy(submitted))))
         infos = pool.collect(in_flight.popleft()[1])
         record = Record(n, infos)
-        if n == _next_barrier(plan, n):
+        closed = n == plan.next_barrier(n)
+        if closed:
             pool.close(n)
+        if plan.measured(n):
             record = _measured(pool, plan, n, infos, theory)
-        outcome = _outcome(plan, record, history)
+        if plan.sensed(n):
+            pool.learn_sensitivity(n)
+        outcome = watch.observe(record)
         if outcome is not None:
             for _, pending in in_flight:
                 pool.collect(pending)
-            if n != _next_barrier(plan, n):
+            if not closed:
                 pool.close(submitted)
-                if outcome.status != "diverged":
-                    record = _measured(pool, plan, n, infos, theory)
-            yield _last(pool, plan, record, outcome)
+            if not plan.measured(n) and outcome.status != "diverged":
+                record = _measured(pool, plan, n, infos, theory)
+            yield _last(pool, plan, record, outcome, watch.summary())
             return
-
-
-def _next_barrier(plan: Plan, n: int) -> int:
-    """The first round from n on whose state is measured."""
-    return min(-(-n // plan.every) * plan.every, plan.rounds)
 
 
 def _measured(
@@ -76,48 +74,35 @@ def _measured(
     return Record(n, agents, centroid)
 
 
-def _outcome(plan: Plan, record: Record, history: list[float]) -> Outcome | None:
-    """Whether the run ends with this record, and how; remembers the measured FOSC."""
-    n, rule = record.round, plan.config.stop.fosc
-    watched = ("loss", "grad_norm", "distance", "val_loss")
-    for k, info in enumerate([*record.agents, record.centroid]):
-        bad = [name for name in watched if not math.isfinite(info.get(name, 0.0))]
-        if bad:
-            who = f"agent {k}" if k < len(record.agents) else "the centroid"
-            return Outcome("diverged", f"{bad[0]} of {who} is {info[bad[0]]} in round {n}", n)
-    if rule is not None:
-        measured = record.mean.get("fosc") if rule.on == "train" else None
-        if rule.on == "validation":
-            measured = record.centroid.get(FORMS[rule.form])
-        if measured is not None:
-            history.append(measured)
-            limits = rule.model_dump(include={"threshold", "relative", "patience", "warmup"})
-            if unstable(history, **limits):
-                return Outcome(
-                    "stopped",
-                    f"FOSC on {rule.on} is {measured:.4g} in round {n}, too high for "
-                    f"{rule.patience} measurements in a row",
-                    n,
-                )
-    return Outcome("completed", "", n) if n == plan.rounds else None
-
-
-def _last(pool: Pool, plan: Plan, record: Record, outcome: Outcome) -> Record:
+def _last(
+    pool: Pool, plan: Plan, record: Record, outcome: Outcome, watched: dict[str, float | str]
+) -> Record:
     """The record that ends a run: its final numbers and the verdict on each test image."""
     mean, images = record.mean, None
     kept = ("disagreement", "distance", "excess_risk")
     final: dict[str, float | str] = {name: mean[name] for name in kept if name in mean}
-    final |= {"train_loss": mean["loss"], **record.centroid}
+    final |= {"train_loss": mean["loss"], **record.centroid, **watched}
     if plan.data is not None and outcome.status != "diverged":
-        masks = trained.merge(pool.evaluate(own=False))
+        masks = trained.merge(pool.evaluate("now"))
         final |= trained.summary(masks)
         images = images_frame(masks, plan.data.test[1])
-        if plan.config.average is not None:
-            averaged = trained.summary(trained.merge(pool.evaluate(own=False, averaged=True)))
-            final |= {f"{plan.config.average.name}_{key}": v for key, v in averaged.items()}
+        for name, which in _besides(plan, outcome).items():
+            judged = trained.summary(trained.merge(pool.evaluate(*which)))
+            final |= {f"{name}_{key}": value for key, value in judged.items()}
         if plan.config.evaluate.agents:
-            final |= _over_agents([trained.summary(own) for own in pool.evaluate(own=True)])
+            final |= _over_agents([trained.summary(own) for own in pool.evaluate()])
     return Record(record.round, record.agents, record.centroid, outcome, final, images)
+
+
+def _besides(plan: Plan, outcome: Outcome) -> dict[str, list[str]]:
+    """What is judged beside the last centroid: its average, the ensemble of its snapshots."""
+    found: dict[str, list[str]] = {}
+    if plan.config.average is not None:
+        found[plan.config.average.name] = ["average"]
+    periods = sum(end <= outcome.round for end in plan.config.period_ends(plan.rounds))
+    if plan.config.restarts and periods > 1:
+        found["ensemble"] = [f"snapshot-{i}" for i in range(periods)]
+    return found
 
 
 def _over_agents(found: list[dict[str, float | str]]) -> dict[str, float | str]:

@@ -68,6 +68,18 @@ class Plan:
             return 1
         return max(1, min(len(share) for share in self.shares) // self.config.data.batch)
 
+    def measured(self, n: int) -> bool:
+        """Whether the state after round n is measured."""
+        return n % self.every == 0 or n == self.rounds
+
+    def sensed(self, n: int) -> bool:
+        """Whether the network's sensitivity is taken after round n: at the start of each epoch."""
+        return self.config.loss.name == "wasserstein" and n % self.epoch == 0
+
+    def next_barrier(self, n: int) -> int:
+        """The first round from n on that all agents finish before the next one begins."""
+        return next(m for m in range(n, self.rounds + 1) if self.measured(m) or self.sensed(m))
+
     def specs(self, threads: int, cuda: bool) -> list[AgentSpec]:
         """What each agent is told; arguments as in `AgentSpec`."""
         mixing = strategy.combination_matrix(self.config.strategy, self.A)

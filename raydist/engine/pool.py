@@ -25,7 +25,7 @@ Pending = Any  # what `step` returns: infos, or references to them
 class Pool(Protocol):
     """Agents that run rounds together. Rounds are submitted in order and collected later."""
 
-    def step(self, n: int) -> Pending:
+    def step(self, n: int, noisy: bool = False) -> Pending:
         """Submit round n of all agents; the messages of round n − 1 travel along the edges."""
 
     def collect(self, pending: Pending) -> list[Info]:
@@ -34,11 +34,17 @@ class Pool(Protocol):
     def close(self, n: int) -> None:
         """Combine round n at all agents, so that their state can be read."""
 
+    def learn_sensitivity(self, n: int) -> None:
+        """After the closed round n, give all agents the sensitivity Υ of the whole network."""
+
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """The state after the closed round n: of each agent, and its part of the validation."""
 
-    def evaluate(self, own: bool, averaged: bool = False) -> list[Masks]:
-        """Verdicts on test images: the centroid on one part each, or each agent on all."""
+    def evaluate(self, *which: str) -> list[Masks]:
+        """Verdicts on test images, of the centroid of the states `which` (as in `Agent.state`).
+
+        Each agent judges one part. Several: their ensemble. None: each agent's own model on all.
+        """
 
     def save(self, folder: Path) -> None:
         """Write the models of all agents and of the centroid."""
@@ -66,10 +72,11 @@ class LocalPool:
         self.agents = [Agent(spec, plan.share(spec.agent), held) for spec in self._specs]
         self._messages: list[Message] | None = None
 
-    def step(self, n: int) -> list[Info]:
+    def step(self, n: int, noisy: bool = False) -> list[Info]:
         """As `Pool.step`; the round is done when it returns."""
         replies = [
-            agent.step(n, *inbox) for agent, inbox in zip(self.agents, self._receive(), strict=True)
+            agent.step(n, noisy, *inbox)
+            for agent, inbox in zip(self.agents, self._receive(), strict=True)
         ]
         self._messages = [message for message, _ in replies]
         return [info for _, info in replies]
@@ -83,22 +90,28 @@ class LocalPool:
         for agent, inbox in zip(self.agents, self._receive(), strict=True):
             agent.combine(n, *inbox)
 
+    def learn_sensitivity(self, n: int) -> None:
+        """As `Pool.learn_sensitivity`."""
+        power = self.agents[0].add_power(*[agent.power(n) for agent in self.agents])
+        for agent in self.agents:
+            agent.learn_sensitivity(power)
+
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """As `Pool.measure`."""
         centroid = self._centroid()
         return [agent.measure(n, centroid) for agent in self.agents]
 
-    def evaluate(self, own: bool, averaged: bool = False) -> list[Masks]:
+    def evaluate(self, *which: str) -> list[Masks]:
         """As `Pool.evaluate`."""
-        centroid = None if own else self._centroid(averaged)
-        return [agent.evaluate(centroid) for agent in self.agents]
+        centroids = [self._centroid(each) for each in which]
+        return [agent.evaluate(*centroids) for agent in self.agents]
 
     def save(self, folder: Path) -> None:
         """As `Pool.save`."""
         for k, agent in enumerate(self.agents):
             agent.save(str(folder / agent_file(k)))
-        for name, averaged in centroid_files(self._specs[0].config).items():
-            self.agents[0].save(str(folder / name), self._centroid(averaged))
+        for name, which in centroid_files(self._specs[0].config).items():
+            self.agents[0].save(str(folder / name), self._centroid(which))
 
     def states(self) -> list[Message]:
         """As `Pool.states`."""
@@ -108,8 +121,8 @@ class LocalPool:
         """As `Pool.shutdown`; the process gets its number of threads back."""
         torch.set_num_threads(self._threads)
 
-    def _centroid(self, averaged: bool = False) -> Message:
-        return self.agents[0].mean(*[agent.state(averaged) for agent in self.agents])
+    def _centroid(self, which: str = "now") -> Message:
+        return self.agents[0].mean(*[agent.state(which) for agent in self.agents])
 
     def _receive(self) -> list[list[Message]]:
         """The messages that wait, once; none after a round was closed."""
@@ -117,10 +130,10 @@ class LocalPool:
         return [[] for _ in self._specs] if messages is None else inboxes(self._specs, messages)
 
 
-def centroid_files(config: Experiment) -> dict[str, bool]:
-    """The files of the centroid and, if there is one, of its average: whether it is that."""
-    average = {"average.safetensors": True} if config.average else {}
-    return {"centroid.safetensors": False} | average
+def centroid_files(config: Experiment) -> dict[str, str]:
+    """The files of the centroid and, if there is one, of its average, and which state each is."""
+    average = {"average.safetensors": "average"} if config.average else {}
+    return {"centroid.safetensors": "now"} | average
 
 
 def agent_file(k: int) -> str:

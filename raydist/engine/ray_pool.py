@@ -156,10 +156,10 @@ class RayPool:
         inputs = self._inputs(plan)
         self._wait([a.reset.remote(*i) for a, i in zip(self._actors, inputs, strict=True)])
 
-    def step(self, n: int) -> list[Any]:
+    def step(self, n: int, noisy: bool = False) -> list[Any]:
         """As `Pool.step`; returns references to what the agents measure."""
         replies = [
-            actor.step.options(num_returns=2).remote(n, *inbox)
+            actor.step.options(num_returns=2).remote(n, noisy, *inbox)
             for actor, inbox in zip(self._actors, self._receive(), strict=True)
         ]
         self._messages = [message for message, _ in replies]
@@ -175,6 +175,12 @@ class RayPool:
         for actor, inbox in zip(self._actors, self._receive(), strict=True):
             self._closed.append(actor.combine.remote(n, *inbox))
 
+    def learn_sensitivity(self, n: int) -> None:
+        """As `Pool.learn_sensitivity`."""
+        powers = [actor.power.remote(n) for actor in self._actors]
+        power = self._actors[0].add_power.remote(*powers)
+        self._closed += [actor.learn_sensitivity.remote(power) for actor in self._actors]
+
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """As `Pool.measure`."""
         centroid = self._centroid()
@@ -183,10 +189,10 @@ class RayPool:
         )
         return found
 
-    def evaluate(self, own: bool, averaged: bool = False) -> list[Masks]:
+    def evaluate(self, *which: str) -> list[Masks]:
         """As `Pool.evaluate`."""
-        centroid = None if own else self._centroid(averaged)
-        found: list[Masks] = self._get([a.evaluate.remote(centroid) for a in self._actors])
+        centroids = [self._centroid(each) for each in which]
+        found: list[Masks] = self._get([a.evaluate.remote(*centroids) for a in self._actors])
         return found
 
     def save(self, folder: Path) -> None:
@@ -195,8 +201,8 @@ class RayPool:
             actor.save.remote(str(folder / agent_file(k))) for k, actor in enumerate(self._actors)
         ]
         calls += [
-            self._actors[0].save.remote(str(folder / name), self._centroid(averaged))
-            for name, averaged in centroid_files(self._specs[0].config).items()
+            self._actors[0].save.remote(str(folder / name), self._centroid(which))
+            for name, which in centroid_files(self._specs[0].config).items()
         ]
         self._get(calls)
 
@@ -221,8 +227,8 @@ class RayPool:
         held = ray.put(plan.held())
         return [(spec, plan.share(spec.agent), held) for spec in self._specs]
 
-    def _centroid(self, averaged: bool = False) -> Any:
-        states = [actor.state.remote(averaged) for actor in self._actors]
+    def _centroid(self, which: str = "now") -> Any:
+        states = [actor.state.remote(which) for actor in self._actors]
         return self._actors[0].mean.remote(*states)
 
     def _receive(self) -> list[list[Any]]:

@@ -18,6 +18,7 @@ from raydist.adversary import loss as losses
 from raydist.adversary.attack import Ascent, AttackLoss, ascend
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
+from raydist.learning import checkpoint
 from raydist.learning import data as datasets
 from raydist.learning import model as models
 from raydist.learning.quadratic import Quadratic
@@ -33,9 +34,11 @@ LOSSES: dict[str, tuple[Callable[..., Tensor], str | None]] = {
     "pgd_at": (losses.pgd_at, "pgd"),
     "trades": (losses.trades, "kl_pgd"),
     "mart": (losses.mart, "pgd"),
+    "wasserstein": (losses.wasserstein, "pgd"),
     "quadratic": (losses.quadratic, "fgsm"),
 }
-BETA = {"trades": 6.0, "mart": 5.0}  # the published codes' values (arXiv:1901.08573; MART)
+# The published codes' values (arXiv:1901.08573; MART); arXiv:2502.09352 gives none.
+BETA = {"trades": 6.0, "mart": 5.0, "wasserstein": 1.0}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -56,6 +59,15 @@ def build_model(config: Experiment, shape: tuple[int, ...], classes: int) -> nn.
     extra |= models.NORMALISATION.get(config.data.set, {})
     name, width = config.model.name, config.model.width
     model = models.build(name, shape, classes, width=width, seed=config.seed, **extra)
+    if config.model.checkpoint is not None:
+        key_map = config.model.key_map
+        if key_map == "published":
+            key_map = checkpoint.KEY_MAPS.get(name, {})
+        checkpoint.load(model, config.model.checkpoint, key_map or None)
+    if config.model.reset_last:
+        checkpoint.reset_last_layer(model, config.seed)
+    if config.model.noise:
+        checkpoint.add_noise(model, config.model.noise, config.seed)
     return model.to(DTYPES[config.dtype])
 
 
@@ -68,12 +80,14 @@ class Task:
         attack: (model, x, y, threat, generator) -> adversarial points and the last gradient.
         loss: (model, x, x_adv, y) -> scalar.
         threat: this agent's set of allowed perturbations, at its full budget.
+        sample: (fraction, round n) -> a random fraction of its images, not augmented.
     """
 
     batch: Callable[[int], tuple[Tensor, Tensor]]
     attack: Attack
     loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
     threat: ThreatModel
+    sample: Callable[[float, int], tuple[Tensor, Tensor]] | None = None
 
 
 def loss_named(config: Experiment) -> tuple[Callable[..., Tensor], str | None]:
@@ -102,6 +116,8 @@ def loss_named(config: Experiment) -> tuple[Callable[..., Tensor], str | None]:
     if name in BETA:
         beta = BETA[name] if config.loss.beta is None else config.loss.beta
         function = partial(function, beta=beta)
+    if name == "wasserstein":
+        function = partial(function, gamma=config.loss.gamma or 0.0)
     return function, attack
 
 
@@ -173,9 +189,16 @@ def image_task(
             x = datasets.augment(x, draw, flip=kind == "crop-flip")
         return x, y_all[index]
 
+    def sample(fraction: float, n: int) -> tuple[Tensor, Tensor]:
+        rng = numpy_rng(Purpose.EVALUATE, config.seed, agent, n)
+        chosen = rng.permutation(len(y_all))[: max(1, round(fraction * len(y_all)))]
+        index = torch.as_tensor(chosen, device=device)
+        return datasets.to_tensor(x_all[index], scale, DTYPES[config.dtype], device), y_all[index]
+
     function, usual = loss_named(config)
     own = config.threat.of(agent)
-    return Task(batch, attack_named(config, usual), function, ThreatModel(own.norm, own.eps))
+    threat = ThreatModel(own.norm, own.eps)
+    return Task(batch, attack_named(config, usual), function, threat, sample)
 
 
 def quadratic_of(config: Experiment) -> Quadratic:

@@ -4,7 +4,11 @@ BatchNorm's running statistics do not belong to an average of weights: measure t
 them in the same way, as part of the same vector.
 """
 
-from torch import Tensor
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
 
 
 def ema(average: Tensor, w: Tensor, decay: float) -> Tensor:
@@ -82,3 +86,16 @@ class RunningAverage:
         else:
             self.value = ema(self.value, w, self._decay)
         self._count += 1
+
+
+class Ensemble(nn.Module):
+    """The members' softmax outputs averaged, as log-probabilities (arXiv:2006.08403)."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Log (1/S) Σ_s softmax(f_s(x)), (N, C): its softmax is the average."""
+        logs = torch.stack([torch.log_softmax(member(x), dim=1) for member in self.members])
+        return torch.logsumexp(logs, dim=0) - math.log(len(self.members))

@@ -1,0 +1,252 @@
+"""An agent's local step: the batch, the noise, the attack, the gradient, the optimiser.
+
+The equations stand in `raydist.adversary` and `raydist.learning`; here they meet the round, whose
+number decides every draw, the budget and the learning rate.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from raydist.adversary import awp, telemetry, wasserstein
+from raydist.adversary.attack import Ascent
+from raydist.adversary.fosc import first_order_gap
+from raydist.adversary.instability import add_gaussian
+from raydist.adversary.schedule import eps_at, local_progress, lr_at
+from raydist.adversary.threat import ThreatModel
+from raydist.config import Experiment
+from raydist.engine.flat import FlatModel
+from raydist.engine.task import Task
+from raydist.learning import optim
+from raydist.seeding import Purpose, torch_generator
+
+WASSERSTEIN_ATTACK: wasserstein.Loss = "redlr"  # what W-PGD ascends, and Υ is measured with
+TENTH = 0.1  # of an agent's share, for Υ (arXiv:2502.09352)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A batch and what the attack made of it.
+
+    Attributes:
+        x: inputs, (N, ...), with the remedy's noise if it is due.
+        y: labels, (N,).
+        points: the attack's result.
+        threat: at the budget of the round.
+    """
+
+    x: Tensor
+    y: Tensor
+    points: Ascent
+    threat: ThreatModel
+
+
+class LocalStep:
+    """What agent k does between two exchanges."""
+
+    def __init__(
+        self, config: Experiment, agent: int, rounds: int, epoch: int, task: Task, flat: FlatModel
+    ) -> None:
+        """Bind the parts.
+
+        Args:
+            config: the experiment.
+            agent: the agent k.
+            rounds: length of the run.
+            epoch: rounds in a pass over the data.
+            task: batches, attack and loss.
+            flat: the model.
+        """
+        self.config, self.agent, self.task, self.flat = config, agent, task, flat
+        self._rounds, self._epoch = rounds, epoch
+        self._device = flat.w.device
+        self.upsilon = 0.0  # Υ, the network's sensitivity (wasserstein)
+        table = config.optim
+        self.optimiser = optim.build(
+            table.name,
+            [flat.w],
+            table.lr,
+            momentum=table.momentum,
+            nesterov=table.nesterov,
+            weight_decay=table.weight_decay,
+            **table.deat(),
+        )
+
+    def attack(self, n: int, noisy: bool) -> Attacked:
+        """The batch of round n, attacked.
+
+        Args:
+            n: the round.
+            noisy: whether the inputs get Gaussian noise first (the remedy of arXiv:2410.07675).
+
+        Returns:
+            The batch and its adversarial points.
+        """
+        x, y = self.task.batch(n)
+        threat = replace(self.task.threat, eps=self.eps(n))
+        if noisy:
+            remedy, draw = self.config.stop.remedy, self._draw(Purpose.NOISE, n)
+            x = add_gaussian(x, remedy.amount, remedy.how, generator=draw, bounds=threat.bounds)
+        draw = self._draw(Purpose.ATTACK, n)
+        if self.config.loss.name == "wasserstein":
+            return Attacked(x, y, self._distributional(x, y, threat, draw), threat)
+        return Attacked(x, y, self.task.attack(self.flat.module, x, y, threat, draw), threat)
+
+    def _distributional(
+        self, x: Tensor, y: Tensor, threat: ThreatModel, draw: torch.Generator
+    ) -> Ascent:
+        """W-PGD with this batch's part of the budget; behind it pointwise points if γ > 0.
+
+        (arXiv:2502.09352, algorithm 1: δ_B = δ Υ_B / Υ, attack with ReDLR.)
+
+        Returns:
+            The points; the gradient of the pointwise attack, if there was one.
+        """
+        table, model = self.config.loss, self.flat.module
+        full = self.config.threat.eps if table.delta is None else table.delta
+        order = math.inf if table.order == "inf" else 2.0
+        if table.order != "inf":
+            batch = wasserstein.sensitivity(model, x, y, threat.norm, WASSERSTEIN_ATTACK)
+            full = wasserstein.batch_budget(full, batch, self.upsilon)
+        points = wasserstein.w_pgd(
+            model,
+            x,
+            y,
+            full,
+            steps=self.config.attack.steps,
+            norm=threat.norm,
+            loss=WASSERSTEIN_ATTACK,
+            order=order,
+            bounds=threat.bounds,
+            best=False,
+        )
+        if not table.gamma:
+            return Ascent(points, x, None)
+        pointwise = self.task.attack(model, x, y, threat, draw)
+        return pointwise._replace(x_adv=torch.cat([points, pointwise.x_adv]))
+
+    def power(self, n: int) -> Tensor:
+        """(Σ ‖∇_x J_i‖², N) over a random tenth of this agent's share, for the network's Υ.
+
+        Args:
+            n: the round after which it is taken.
+
+        Returns:
+            Two numbers, to be added up over the agents.
+        """
+        assert self.task.sample is not None  # the quadratic task has no such loss
+        x, y = self.task.sample(TENTH, n)
+        each = wasserstein.gradient_power(
+            self.flat.module, x, y, self.task.threat.norm, WASSERSTEIN_ATTACK
+        )
+        return torch.stack([each.double().square().sum(), each.new_tensor(len(y)).double()])
+
+    def learn_sensitivity(self, power: Tensor) -> None:
+        """Υ ← Υ + η (Υ̂ − Υ), Υ̂ the root of the network's mean (the first one: Υ̂ itself)."""
+        estimate = float((power[0] / power[1]).sqrt())
+        eta = 1.0 if self.upsilon == 0 else self.config.loss.eta or 1.0
+        self.upsilon = wasserstein.moving(self.upsilon, estimate, eta)
+
+    def gradient(self, batch: Attacked) -> dict[str, Tensor]:
+        """∇̂J(w) into the flat gradient, model in train mode.
+
+        Args:
+            batch: the attacked batch.
+
+        Returns:
+            Scalars: `loss`, `grad_norm`, and `fosc` of the attack at its last gradient's point.
+        """
+        model, loss = self.flat.module.train(), self.task.loss
+        x, x_adv, y = batch.x, batch.points.x_adv, batch.y
+        self.flat.grad.zero_()
+        if self.config.loss.awp == 0:
+            value = loss(model, x, x_adv, y)
+            torch.autograd.backward(value)
+        else:
+            v = awp.perturbation(model, loss, x, x_adv, y, self.config.loss.awp)
+            with awp.perturbed(model, v) as worst:
+                value = loss(worst, x, x_adv, y)
+                torch.autograd.backward(value)
+        found = {
+            "loss": value.detach(),
+            "grad_norm": torch.linalg.vector_norm(self.flat.grad),
+        }
+        if batch.points.grad is not None:
+            gap = first_order_gap(x, batch.points.x_last, batch.points.grad, batch.threat)
+            found["fosc"] = gap.mean()
+        return found
+
+    def look_closer(self, batch: Attacked, n: int) -> Callable[[], dict[str, Tensor]]:
+        """Telemetry of arXiv:2410.07675 on a batch, in two parts: before the own step and after.
+
+        Args:
+            batch: the attacked batch, its gradient just taken.
+            n: the round.
+
+        Returns:
+            What to call after the step for all of it: training accuracies, `stepwise_cosine`
+            along PGD, `grad_norm_ce` and `grad_norm_kl` (TRADES), `grad_cosine` before and after.
+        """
+        model, x, x_adv, y = self.flat.module, batch.x, batch.points.x_adv, batch.y
+        before = self.flat.grad.clone()
+        found = dict(
+            zip(
+                ("train_clean_acc", "train_adv_acc"),
+                telemetry.accuracies(model, x, x_adv[: len(x)], y),
+                strict=True,
+            )
+        )
+        if batch.threat.eps > 0:
+            found["stepwise_cosine"] = telemetry.stepwise_cosine(
+                model,
+                x,
+                y,
+                batch.threat,
+                steps=max(1, self.config.attack.steps),
+                alpha=batch.threat.eps / 4,
+                generator=self._draw(Purpose.EVALUATE, n),
+            )
+        if self.config.loss.name == "trades":
+            terms = telemetry.trades_gradients(model, x, x_adv, y, 1.0)
+            for name in ("ce", "kl"):
+                found[f"grad_norm_{name}"] = torch.linalg.vector_norm(terms[name])
+
+        def after() -> dict[str, Tensor]:
+            now = telemetry.weight_gradient(model, lambda: self.task.loss(model, x, x_adv, y))
+            return found | {"grad_cosine": telemetry.cosine(before, now)}
+
+        return after
+
+    def step(self, n: int) -> None:
+        """The optimiser's step of round n with the flat gradient."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.lr(n)
+        self.optimiser.step()
+
+    def lr(self, n: int) -> float:
+        """The learning rate of round n."""
+        table = self.config.optim.schedule
+        return lr_at(table.name, self._progress(n - 1), self.config.optim.lr, **table.params())
+
+    def eps(self, n: int) -> float:
+        """This agent's budget in round n; all agents' follow the common schedule."""
+        table, target = self.config.threat.schedule, self.config.threat.eps
+        done = n - 1 if table.per == "round" else (n - 1) // self._epoch * self._epoch
+        params = table.model_dump(include={"eps_max", "eps_min"}, exclude_none=True)
+        now = eps_at(table.name, self._progress(done), target, **params)
+        return self.task.threat.eps * (now / target if target else 1.0)
+
+    def state(self) -> list[Tensor]:
+        """The optimiser's vectors, (P,) each, such as momentum."""
+        state = self.optimiser.state[self.flat.w].values()
+        return [t for t in state if isinstance(t, Tensor) and t.shape == self.flat.w.shape]
+
+    def _progress(self, done: int) -> float:
+        """The fraction of the present period that is done, after `done` rounds."""
+        return local_progress(done / self._rounds, self.config.restarts)
+
+    def _draw(self, purpose: Purpose, n: int) -> torch.Generator:
+        return torch_generator(purpose, self.config.seed, self.agent, n, self._device)

@@ -1,0 +1,177 @@
+"""Healing, watching, periods, distributional training, fine-tuning and telemetry in whole runs."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from test_engine import digits, values, weights_after
+
+from raydist import run_experiment
+from raydist.adversary.instability import add_gaussian
+from raydist.adversary.schedule import local_progress
+from raydist.adversary.wasserstein import sensitivity
+from raydist.config import InputError, validate
+from raydist.engine.driver import train
+from raydist.engine.plan import make_plan
+from raydist.engine.pool import LocalPool
+from raydist.seeding import Purpose, torch_generator
+
+# Two rounds in an epoch, the state measured after each epoch.
+UNSTABLE = {
+    "data": {"set": "digits", "batch": 161},
+    "rounds": 8,
+    "evaluate": {"every": 2, "images": 32, "test": 32, "pgd": [2], "autoattack": 0},
+}
+
+
+def rule(**more):
+    return {"fosc": {"threshold": 1e-9, "patience": 9, "warmup": 1}, **more}
+
+
+def test_the_remedy_puts_noise_on_the_first_batches_after_the_measurement():
+    healing = rule(on_instability="heal", remedy={"batches": 1, "amount": 0.2})
+    healing["fosc"]["warmup"] = 2  # rounds 2 and 4 are remembered, 6 is judged
+    tree = digits(**UNSTABLE, stop=healing)
+    healed = run_experiment(tree)
+    watched = run_experiment(digits(**UNSTABLE, stop=healing | {"on_instability": "watch"}))
+    plain = run_experiment(digits(**UNSTABLE))
+    np.testing.assert_array_equal(watched.weights, plain.weights)
+    same = [values(healed, "loss")[n] == values(plain, "loss")[n] for n in range(1, 9)]
+    assert same == [True] * 6 + [False, False]  # noise in round 7 alone, its effect in 8
+    assert values(healed, "unstable", "centroid") == {2: 0, 4: 0, 6: 1, 8: 1}
+    assert healed.final["onset_round"] == 6 and healed.final["unstable_episodes"] == 1
+    assert "recovery_round" not in healed.final
+
+
+def test_the_noise_is_added_before_the_attack():
+    plan = make_plan(validate(digits(stop=rule(on_instability="heal", remedy={"how": "variance"}))))
+    pool = LocalPool(plan)
+    local = pool.agents[1].local
+    x, _ = local.task.batch(1)
+    batch = local.attack(1, noisy=True)
+    draw = torch_generator(Purpose.NOISE, 0, 1, 1)
+    torch.testing.assert_close(batch.x, add_gaussian(x, 0.1, "variance", generator=draw))
+    assert (batch.points.x_adv - batch.x).abs().max() <= 0.1 + 1e-6
+    assert (batch.points.x_adv - x).abs().max() > 0.1 + 1e-3
+    pool.shutdown()
+
+
+def test_an_instability_that_ends_is_recorded_with_its_rounds():
+    calm = {"fosc": {"threshold": 0.05, "warmup": 0, "patience": 99}, "on_instability": "watch"}
+    tree = digits(**UNSTABLE | {"rounds": 16}, stop=calm, model={"name": "small-cnn"})
+    result = run_experiment(tree | {"optim": {"lr": 0.05, "momentum": 0.9}})
+    flags = values(result, "unstable", "centroid")
+    fosc = values(result, "val_fosc", "centroid")
+    assert flags == {n: float(fosc[n] > 0.05) for n in flags}
+    first = next((n for n in flags if flags[n]), None)
+    assert result.final.get("onset_round") == first
+
+
+def test_watching_needs_a_rule():
+    with pytest.raises(InputError, match=r'stop.on_instability is "heal", but nothing tells'):
+        validate(digits(stop={"on_instability": "heal"}))
+
+
+def test_schedules_begin_again_and_snapshots_vote_together():
+    tree = digits(
+        rounds=8,
+        restarts=[0.5, 0.75],
+        threat={"eps": 0.1, "schedule": {"name": "linear"}},
+        optim={"lr": 0.1, "schedule": {"name": "cosine"}},
+        evaluate={"every": 4},
+    )
+    result = run_experiment(tree)
+    progress = [local_progress((n - 1) / 8, [0.5, 0.75]) for n in range(1, 9)]
+    assert progress == [0, 0.25, 0.5, 0.75, 0, 0.5, 0, 0.5]
+    eps, lr = values(result, "eps"), values(result, "lr")
+    assert [eps[n] for n in range(1, 9)] == pytest.approx([0.1 * p for p in progress])
+    expected = [0.05 * (1 + math.cos(math.pi * p)) for p in progress]
+    assert [lr[n] for n in range(1, 9)] == pytest.approx(expected)
+    pool = LocalPool(make_plan(validate(tree)))
+    list(train(pool, make_plan(validate(tree))))
+    ends = [weights_after(tree, n).mean(axis=0) for n in (4, 6, 8)]
+    for i, end in enumerate(ends):
+        np.testing.assert_allclose(pool._centroid(f"snapshot-{i}"), end, atol=1e-6)
+    x, y = pool.agents[0].local.task.batch(1)
+    votes = []
+    for end in ends:
+        with pool.agents[0].flat.holding(torch.from_numpy(end)) as model:
+            votes.append(torch.softmax(model(x), 1).detach())
+    right = (torch.stack(votes).mean(0).argmax(1) == y).float().mean()
+    assert 0 <= right <= 1 and 0 <= result.final["ensemble_clean_acc"] <= 1
+    pool.shutdown()
+
+
+def test_the_sensitivity_is_that_of_the_network_and_is_renewed_each_epoch():
+    wasserstein = {"name": "wasserstein", "beta": 1.0, "eta": 0.5}
+    tree = digits(**UNSTABLE, loss=wasserstein, model={"name": "small-cnn"})
+    result = run_experiment(tree)
+    plan = make_plan(validate(tree))
+    pool = LocalPool(plan)
+    samples = [agent.local.task.sample(0.1, 0) for agent in pool.agents]
+    x, y = (torch.cat(part) for part in zip(*samples, strict=True))
+    model = pool.agents[0].flat.module  # the start is common to all agents
+    expected = sensitivity(model, x, y, "linf", "redlr")
+    seen = values(result, "sensitivity", "0")
+    assert seen[1] == pytest.approx(expected, rel=1e-5)
+    assert values(result, "sensitivity", "3") == seen  # the same for all agents
+    assert seen[1] == seen[2] != seen[3] == seen[4] != seen[5]
+    pool.shutdown()
+
+
+@pytest.mark.parametrize("order", ["2", "inf"])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_distributional_points_keep_the_budget_and_pointwise_ones_follow(norm, order):
+    loss = {"name": "wasserstein", "gamma": 0.5, "order": order, "delta": 0.05}
+    tree = digits(loss=loss, threat={"norm": norm, "eps": 0.1}, model={"name": "small-cnn"})
+    pool = LocalPool(make_plan(validate(tree)))
+    pool.learn_sensitivity(0)
+    local = pool.agents[0].local
+    batch = local.attack(1, noisy=False)
+    part, pointwise = batch.points.x_adv.split(len(batch.x))
+    size = local.task.threat.norm_of(part - batch.x)
+    power = sensitivity(local.flat.module, batch.x, batch.y, norm, "redlr")
+    budget = 0.05 if order == "inf" else 0.05 * power / local.upsilon
+    spent = size.max() if order == "inf" else size.square().mean().sqrt()
+    assert 0 < spent <= budget * (1 + 1e-4)
+    assert local.task.threat.norm_of(pointwise - batch.x).max() <= 0.1 + 1e-5
+    assert run_experiment(tree).final["status"] == "completed"
+    pool.shutdown()
+
+
+def test_wasserstein_needs_three_classes():
+    with pytest.raises(InputError, match=r"loss.delta belongs to wasserstein"):
+        validate(digits(loss={"name": "trades", "delta": 0.1}))
+
+
+def test_fine_tuning_starts_from_what_was_trained(tmp_path):
+    run_experiment(digits(), out=tmp_path / "first")
+    file = str(tmp_path / "first" / "weights" / "centroid.safetensors")
+    centroid = weights_after(digits(), 3).mean(axis=0)
+
+    def start(**model):
+        pool = LocalPool(make_plan(validate(digits(model={"name": "linear", **model}))))
+        state = pool.states()[0]
+        pool.shutdown()
+        return state
+
+    np.testing.assert_allclose(start(checkpoint=file), centroid, atol=1e-7)
+    noisy = start(checkpoint=file, noise=0.01) - centroid
+    assert noisy.std() == pytest.approx(0.01, rel=0.1)
+    assert np.abs(start(checkpoint=file, reset_last=True) - centroid).max() > 0.01
+    with pytest.raises(InputError, match=r"model.noise belongs to fine-tuning.*checkpoint"):
+        validate(digits(model={"noise": 0.1}))
+    with pytest.raises(InputError, match="nowhere"):
+        make_plan(validate(digits(model={"name": "linear", "checkpoint": "nowhere.safetensors"})))
+
+
+def test_telemetry_is_taken_where_it_is_asked_for_and_changes_nothing():
+    tree = digits(loss={"name": "trades"}, rounds=4, model={"name": "linear"})
+    plain, close = run_experiment(tree), run_experiment(tree | {"telemetry": 2})
+    np.testing.assert_array_equal(plain.weights, close.weights)
+    for name in ("train_clean_acc", "train_adv_acc", "stepwise_cosine", "grad_norm_kl"):
+        assert sorted(values(close, name)) == [2, 4] and not values(plain, name)
+    cosines = values(close, "grad_cosine")
+    assert all(0.5 < cosines[n] < 1 for n in (2, 4))  # the step was small
+    assert values(close, "grad_norm_ce")[2] > values(close, "grad_norm_kl")[2] > 0
