@@ -68,12 +68,13 @@ class Experiment(Table):
                 f"restarts is {self.restarts}, expected increasing fractions of the run: "
                 "write [0.5, 0.75]"
             )
-        own = self.threat.agents
-        if own is not None and len(own) != self.topology.agents:
-            raise ValueError(
-                f"threat.agents has {len(own)} tables for topology.agents = "
-                f"{self.topology.agents}: write one for each agent, {{}} for the common threat"
-            )
+        owns = {"threat.agents": self.threat.agents, "data.transforms": self.data.transforms}
+        for key, own in owns.items():
+            if own is not None and len(own) != self.topology.agents:
+                raise ValueError(
+                    f"{key} has {len(own)} tables for topology.agents = {self.topology.agents}: "
+                    "write one for each agent, {} where it is as the others"
+                )
         if (self.data.set == "quadratic") != (self.model.name == "point") or (
             (self.data.set == "quadratic") != (self.loss.name == "quadratic")
         ):

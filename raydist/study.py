@@ -235,6 +235,10 @@ def value_label(value: Any) -> str:
     """A short form of one value."""
     if isinstance(value, dict) and {"kind", "agents"} <= value.keys():
         return f"{value['kind']}{value['agents']}"
+    if isinstance(value, dict):
+        named = [str(value["name"])] if "name" in value else []
+        rest = [f"{k}={value_label(v)}" for k, v in value.items() if k != "name"]
+        return " ".join(named + rest)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -81,6 +81,13 @@ class Partition(Table):
         return self
 
 
+class Transform(Table):
+    """A fixed change of one agent's training images."""
+
+    rotate: float = 0.0  # degrees
+    brightness: NonNegative = 1.0  # factor
+
+
 class Data(Table):
     """The data set, its batches, and its partition over the agents."""
 
@@ -93,6 +100,7 @@ class Data(Table):
     augment: Literal["auto", "none", "crop", "crop-flip"] = (
         "auto"  # auto: what is usual for the set
     )
+    transforms: list[Transform] | None = None  # one for each agent; {} changes nothing
     params: dict[str, Any] = {}  # for a set of your own, "module:function"
     centers: list[list[float]] | None = None  # the quadratic task: K points of M coordinates
     hessian: Annotated[  # its diagonal, common or per agent

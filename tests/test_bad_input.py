@@ -268,8 +268,8 @@ CASES = {
     ),
     "loss": (
         {"loss.name": '"trade"'},
-        'loss.name is "trade", expected one of standard, pgd_at, trades, mart, quadratic or '
-        '"package.module:function": did you mean trades?',
+        'loss.name is "trade", expected one of standard, pgd_at, trades, mart, wasserstein, '
+        'quadratic or "package.module:function": did you mean trades?',
     ),
     "strategy": (
         {"strategy": '"difusion"'},

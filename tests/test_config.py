@@ -42,7 +42,7 @@ def leaves(model=Experiment, prefix=""):
         members = [field.annotation, *typing.get_args(field.annotation)]
         members += [inner for member in members for inner in typing.get_args(member)]
         below = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
-        if below and name != "agents":  # a table for each agent
+        if below and name not in ("agents", "transforms"):  # a table for each agent
             yield from leaves(below[0], f"{prefix}{name}.")
         else:
             yield prefix + name
@@ -134,11 +134,14 @@ CHANGED = {
     "attack.restarts": 2,
     "loss.name": "trades",
     "loss.awp": 0.01,
+    "telemetry": 10,
+    "restarts": [0.5],
     "average.name": "swa",
     "average.start": 0.5,
     "optim.name": "adam",
     "optim.combine": True,
     "data.partition.name": "dirichlet",
+    "data.transforms": [{}, {"rotate": 15.0}, {}],
     "optim.lr": 0.2,
     "optim.momentum": 0.9,
     "optim.weight_decay": 5e-4,
@@ -173,6 +176,35 @@ TOGETHER = {
     "data.partition.shards": [
         {"data": {"partition": {"name": "shards", "shards": n}}} for n in (1, 2)
     ],
+    **{
+        f"loss.{key}": [{"loss": {"name": "wasserstein", key: n}} for n in values]
+        for key, values in {
+            "gamma": (0.5, 1.0),
+            "delta": (0.1, 0.2),
+            "eta": (0.1, 1.0),
+            "order": ("2", "inf"),
+        }.items()
+    },
+    **{
+        f"model.{key}": [{"model": {"checkpoint": "a.pt"} | {key: n}} for n in values]
+        for key, values in {
+            "checkpoint": ("a.pt", "b.pt"),
+            "key_map": ("", "published"),
+            "reset_last": (False, True),
+            "noise": (0.0, 0.1),
+        }.items()
+    },
+    "stop.on_instability": [
+        {"stop": {"fosc": {"threshold": 1.0}, "on_instability": n}} for n in ("heal", "watch")
+    ],
+    **{
+        f"stop.remedy.{key}": [{"stop": {"remedy": {key: n}}} for n in values]
+        for key, values in {
+            "amount": (0.1, 0.2),
+            "how": ("std", "variance"),
+            "batches": (5, 10),
+        }.items()
+    },
     "average.decay": [{"average": {"decay": n}} for n in (0.9, 0.99)],
     "optim.k1": [{"optim": {"name": "deat", "k1": n}} for n in (0.5, 1.0)],
     "optim.k2": [{"optim": {"name": "deat", "k2": n}} for n in (0.5, 0.6)],
@@ -199,6 +231,7 @@ TOGETHER |= {
         "warmup": (0, 1),
         "on": ("validation", "train"),
         "form": ("published", "box"),
+        "adv_above_clean": (False, True),
     }.items()
 }
 SAME = {  # where it runs, and where the files lie

@@ -15,6 +15,8 @@ from raydist.config import InputError, validate
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
+from raydist.engine.watch import Watch
+from raydist.record import Record
 from raydist.seeding import Purpose, torch_generator
 
 # Two rounds in an epoch, the state measured after each epoch.
@@ -175,3 +177,34 @@ def test_telemetry_is_taken_where_it_is_asked_for_and_changes_nothing():
     cosines = values(close, "grad_cosine")
     assert all(0.5 < cosines[n] < 1 for n in (2, 4))  # the step was small
     assert values(close, "grad_norm_ce")[2] > values(close, "grad_norm_kl")[2] > 0
+
+
+def test_an_agents_images_are_changed_and_the_test_images_are_not():
+    own = [{}, {"rotate": 90.0}, {"brightness": 0.5}, {}]
+    plain, changed = (
+        LocalPool(make_plan(validate(digits(data={"transforms": t, "augment": "none"}))))
+        for t in (None, own)
+    )
+    pairs = [
+        (a.local.task.batch(1), b.local.task.batch(1))
+        for a, b in zip(plain.agents, changed.agents, strict=True)
+    ]
+    torch.testing.assert_close(pairs[0][0][0], pairs[0][1][0])
+    torch.testing.assert_close(pairs[1][0][0].rot90(1, (2, 3)), pairs[1][1][0])
+    torch.testing.assert_close(0.5 * pairs[2][0][0], pairs[2][1][0])
+    assert plain.evaluate("now")[0].clean.tolist() == changed.evaluate("now")[0].clean.tolist()
+    with pytest.raises(InputError, match=r"data.transforms has 1 tables for topology.agents = 4"):
+        validate(digits(data={"transforms": [{}]}))
+
+
+def test_one_step_training_that_fools_its_own_attack_is_told():
+    """Accuracies under FGSM and PGD are read from the record; the first round counts."""
+    plan = make_plan(validate(digits(attack={"name": "fgsm", "start": "uniform"}, rounds=9)))
+    watch = Watch(plan)
+    for n, (fgsm_acc, pgd_acc) in enumerate([(0.5, 0.45), (0.9, 0.1), (0.9, 0.0)]):
+        known = {"val_fgsm_acc": fgsm_acc, "val_pgd10_acc": pgd_acc}
+        assert watch.observe(Record(n, [{"loss": 1.0}], known)) is None
+    assert watch.summary() == {"catastrophic_overfitting_round": 1.0}
+    other = Watch(make_plan(validate(digits(rounds=9))))
+    other.observe(Record(1, [{"loss": 1.0}], {"val_fgsm_acc": 0.9, "val_pgd10_acc": 0.1}))
+    assert other.summary() == {}

@@ -208,3 +208,21 @@ def add_gaussian(
     sigma = amount if how == "std" else math.sqrt(amount)
     noise = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
     return (x + sigma * noise.to(x.device)).clamp(*bounds)
+
+
+def catastrophic_overfitting(fgsm_acc: float, pgd_acc: float, gap: float = 0.2) -> bool:
+    """Whether training with one-step attacks has learnt to fool them (arXiv:2001.03994).
+
+    Args:
+        fgsm_acc: accuracy under FGSM, in [0, 1], on the same images as
+        pgd_acc: accuracy under PGD, in [0, 1].
+        gap: what an honest model stays below; a few points are usual.
+
+    Returns:
+        True if the one-step attack looks weaker by more than the gap.
+
+    Example:
+        >>> catastrophic_overfitting(0.8, 0.0), catastrophic_overfitting(0.5, 0.45)
+        (True, False)
+    """
+    return fgsm_acc - pgd_acc > gap

@@ -22,6 +22,7 @@ from raydist.learning import checkpoint
 from raydist.learning import data as datasets
 from raydist.learning import model as models
 from raydist.learning.quadratic import Quadratic
+from raydist.learning.transform import transformed
 from raydist.plugin import resolve
 from raydist.seeding import Purpose, numpy_rng, torch_generator
 
@@ -180,10 +181,17 @@ def image_task(
     if kind == "auto":
         kind = datasets.AUGMENTATION.get(config.data.set, "none")
 
+    change = config.data.transforms[agent].model_dump() if config.data.transforms else {}
+
+    def images(index: Tensor) -> Tensor:
+        return transformed(
+            datasets.to_tensor(x_all[index], scale, DTYPES[config.dtype], device), **change
+        )
+
     def batch(n: int) -> tuple[Tensor, Tensor]:
         chosen = datasets.batch_indices(len(y_all), config.data.batch, config.seed, agent, n)
         index = torch.as_tensor(chosen, device=device)
-        x = datasets.to_tensor(x_all[index], scale, DTYPES[config.dtype], device)
+        x = images(index)
         if kind != "none":
             draw = torch_generator(Purpose.AUGMENT, config.seed, agent, n, device)
             x = datasets.augment(x, draw, flip=kind == "crop-flip")
@@ -193,7 +201,7 @@ def image_task(
         rng = numpy_rng(Purpose.EVALUATE, config.seed, agent, n)
         chosen = rng.permutation(len(y_all))[: max(1, round(fraction * len(y_all)))]
         index = torch.as_tensor(chosen, device=device)
-        return datasets.to_tensor(x_all[index], scale, DTYPES[config.dtype], device), y_all[index]
+        return images(index), y_all[index]
 
     function, usual = loss_named(config)
     own = config.threat.of(agent)

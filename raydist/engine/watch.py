@@ -6,7 +6,13 @@ healed by noise on its inputs, or is only watched; either way its episodes are r
 
 import math
 
-from raydist.adversary.instability import episodes, persistent, remedy_rounds, signs
+from raydist.adversary.instability import (
+    catastrophic_overfitting,
+    episodes,
+    persistent,
+    remedy_rounds,
+    signs,
+)
 from raydist.engine.plan import Plan
 from raydist.record import Outcome, Record
 
@@ -25,6 +31,7 @@ class Watch:
         self._accuracies: tuple[list[float], list[float]] = ([], [])
         self._flags: list[bool] = []
         self._noisy: set[int] = set()
+        self._overfitting: int | None = None
 
     def noisy(self, n: int) -> bool:
         """Whether the inputs of round n get the remedy's noise."""
@@ -45,6 +52,7 @@ class Watch:
             if bad:
                 who = f"agent {k}" if k < len(record.agents) else "the centroid"
                 return Outcome("diverged", f"{bad[0]} of {who} is {info[bad[0]]} in round {n}", n)
+        self._look_for_overfitting(record)
         found = self._judge(record)
         if found and self._plan.config.stop.on_instability == "heal":
             self._noisy |= set(
@@ -90,12 +98,23 @@ class Watch:
         record.centroid["unstable"] = float(bool(found))
         return found
 
+    def _look_for_overfitting(self, record: Record) -> None:
+        """Remember the first round in which FGSM looks much weaker than PGD, if it trains."""
+        known = record.centroid
+        if self._plan.config.attack.name == "fgsm" and self._overfitting is None:
+            fgsm_acc = known.get("val_fgsm_acc", 0.0)
+            if catastrophic_overfitting(fgsm_acc, known.get("val_pgd10_acc", fgsm_acc)):
+                self._overfitting = record.round
+
     def summary(self) -> dict[str, float | str]:
         """Columns of the result: the first episode, its recovery, and how many there were."""
+        columns: dict[str, float | str] = {}
+        if self._overfitting is not None:
+            columns["catastrophic_overfitting_round"] = float(self._overfitting)
         if self._rule is None:
-            return {}
+            return columns
         found = episodes(self._rounds, self._flags, self._noisy)
-        columns: dict[str, float | str] = {"unstable_episodes": float(len(found))}
+        columns["unstable_episodes"] = float(len(found))
         if found:
             columns["onset_round"] = float(found[0].onset_round)
             columns["recovered_by"] = found[0].by

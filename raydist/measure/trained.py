@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raydist.adversary.attack import frozen, input_gradient, pgd
+from raydist.adversary.attack import fgsm, frozen, input_gradient, pgd
 from raydist.adversary.fosc import first_order_gap, relative_gap
 from raydist.adversary.loss import cross_entropies
 from raydist.adversary.threat import ThreatModel
@@ -111,7 +111,7 @@ def validate(model: nn.Module, part: Part, threat: ThreatModel, config: Experime
 
     Returns:
         `count` and the sums of `val_loss` (clean cross-entropy), `val_clean_acc`, `val_pgd10_acc`,
-        `val_fosc`, `val_fosc_box`, `val_fosc_relative`.
+        `val_fgsm_acc`, `val_fosc`, `val_fosc_box`, `val_fosc_relative`.
     """
     total: Sums = {"count": float(len(part.index))}
     agent = int(part.index[0]) if len(part.index) else 0
@@ -120,13 +120,15 @@ def validate(model: nn.Module, part: Part, threat: ThreatModel, config: Experime
     for first in range(0, len(part.index), config.evaluate.batch):
         x, y = part.tensors(part.index[first : first + config.evaluate.batch], dtype)
         x_adv, gaps = stationarity(model, x, y, threat, draw)
+        x_fgsm = fgsm(model, x, y, threat)
         with frozen(model), torch.no_grad():
-            logits, attacked = model(x), model(x_adv)
+            logits, attacked, stepped = model(x), model(x_adv), model(x_fgsm)
         right = logits.argmax(1) == y
         sums = {
             "val_loss": cross_entropies(logits, y),
             "val_clean_acc": right,
             "val_pgd10_acc": right & (attacked.argmax(1) == y),
+            "val_fgsm_acc": right & (stepped.argmax(1) == y),
             **{f"val_{name}": gap for name, gap in gaps.items()},
         }
         for name, values in sums.items():
