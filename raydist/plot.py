@@ -110,6 +110,7 @@ def figure(frame: pd.DataFrame, rounds: pd.DataFrame) -> Figure:
         over_rounds(
             axes[2], frame, rounds, "excess_risk_theory", "centroid", "excess risk, theory (E1)"
         )
+        axes[2].set_ylim(axes[0].get_ylim())
     else:
         accuracy_by_eps(axes[0], frame)
         over_rounds(axes[2], frame, rounds, "val_fosc", "centroid", "FOSC at PGD-10 (validation)")

@@ -2,10 +2,12 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from raydist.config import validate
 from raydist.study import read
 
 ROOT = Path(__file__).parents[1]
@@ -47,13 +49,24 @@ def test_your_own_model_data_graph_and_loss_train(tmp_path, monkeypatch):
 
 
 def test_the_study_in_the_readme_is_valid(tmp_path):
-    (study,) = blocks("toml")
+    study = blocks("toml")[0]
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "topologies").symlink_to(ROOT / "topologies")
     (tmp_path / "sweeps" / "cifar.toml").write_text(study)
     loaded = read(tmp_path / "sweeps" / "cifar.toml")
     assert loaded.trials == 3 * 2 * 5
     assert [loaded.experiment(point).threat.eps for point in loaded.corners()]
+
+
+@pytest.mark.parametrize("line", re.findall(r"^[^#\n]+", blocks("toml")[1], re.MULTILINE))
+def test_every_line_of_the_recipes_is_valid(line):
+    tree = tomllib.loads(line) | {"topology": {"kind": "ring", "agents": 4}, "rounds": 1}
+    assert validate(tree)
+
+
+def test_every_study_in_the_readme_exists():
+    studies = set(re.findall(r"`(\w+_(?:digits|quadratic|cifar100?))`", README))
+    assert studies and all((ROOT / "sweeps" / f"{name}.toml").exists() for name in studies)
 
 
 def test_ci_runs_the_commands_of_the_readme():
