@@ -37,6 +37,17 @@ def experiment(**tables):
     return tree | tables
 
 
+EVERYTHING = {
+    "loss": {"name": "wasserstein", "gamma": 0.5, "awp": 0.01},
+    "data": {"set": "digits", "batch": 64, "partition": {"name": "dirichlet", "alpha": 5.0}},
+    "optim": {"name": "deat", "lr": 0.05, "combine": True},
+    "average": {"name": "ema"},
+    "restarts": [0.5],
+    "telemetry": 2,
+    "stop": {"fosc": {"threshold": 1e-9}, "on_instability": "heal"},
+}
+
+
 def free_resources():
     have = ray.available_resources()
     return have.get("CPU", 0.0), have.get("GPU", 0.0)
@@ -53,8 +64,8 @@ def wait_for(condition, seconds=30.0):
 
 def test_ray_agents_equal_local_ones_bit_for_bit_and_stay_warm(ray_cluster):
     pool, pids = None, []
-    for strategy in STRATEGIES:
-        plan = make_plan(validate(experiment(strategy=strategy)))
+    for tables in [*({"strategy": each} for each in STRATEGIES), EVERYTHING]:
+        plan = make_plan(validate(experiment(**tables)))
         local = LocalPool(plan)
         expected = list(train(local, plan))
         if pool is None:

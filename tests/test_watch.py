@@ -177,6 +177,8 @@ def test_telemetry_is_taken_where_it_is_asked_for_and_changes_nothing():
     cosines = values(close, "grad_cosine")
     assert all(0.5 < cosines[n] < 1 for n in (2, 4))  # the step was small
     assert values(close, "grad_norm_ce")[2] > values(close, "grad_norm_kl")[2] > 0
+    centralized = run_experiment(tree | {"telemetry": 2, "strategy": "centralized"})
+    assert values(centralized, "train_clean_acc") and not values(centralized, "grad_cosine")
 
 
 def test_an_agents_images_are_changed_and_the_test_images_are_not():

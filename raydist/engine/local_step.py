@@ -188,7 +188,8 @@ class LocalStep:
 
         Returns:
             What to call after the step for all of it: training accuracies, `stepwise_cosine`
-            along PGD, `grad_norm_ce` and `grad_norm_kl` (TRADES), `grad_cosine` before and after.
+            along PGD, `grad_norm_ce` and `grad_norm_kl` (TRADES), and `grad_cosine` of the gradient
+            before and after the agent's own step (centralized agents make none).
         """
         model, x, x_adv, y = self.flat.module, batch.x, batch.points.x_adv, batch.y
         before = self.flat.grad.clone()
@@ -215,6 +216,8 @@ class LocalStep:
                 found[f"grad_norm_{name}"] = torch.linalg.vector_norm(terms[name])
 
         def after() -> dict[str, Tensor]:
+            if self.config.strategy == "centralized":
+                return found
             now = telemetry.weight_gradient(model, lambda: self.task.loss(model, x, x_adv, y))
             return found | {"grad_cosine": telemetry.cosine(before, now)}
 
