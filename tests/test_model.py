@@ -213,3 +213,10 @@ def test_parameter_count_leaves_out_frozen_parameters():
 def test_bad_models_are_named(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         build(name, **{"shape": (3, 32, 32), "classes": 10, **arguments})
+
+
+def test_a_builder_of_torchvision_is_told_the_number_of_classes():
+    model = build("torchvision.models:resnet18", (3, 32, 32), 7)
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+    flat = build("torchvision.models:squeezenet1_1", (3, 32, 32), 3, dropout=0.0)
+    assert flat(torch.rand(2, 3, 32, 32)).shape == (2, 3)

@@ -85,7 +85,9 @@ class Agent:
             self.config, spec.agent, held, spec.scale, spec.classes, self.device
         )
         self.start = self.flat.w.detach().clone()
-        self.average = RunningAverage(self.flat.state(), self.config.average_decay())
+        self.average: RunningAverage | None = None
+        if self.config.average:
+            self.average = RunningAverage(self.flat.state(), self.config.average_decay())
         self.snapshots: list[Tensor] = []
         task = (
             quadratic_task(self.config, spec.agent, self.device)
@@ -197,6 +199,7 @@ class Agent:
         if which == "now":
             return self.flat.state().cpu().numpy()
         if which == "average":
+            assert self.average is not None
             return self.average.value.cpu().numpy()
         return self.snapshots[int(which.removeprefix("snapshot-"))].cpu().numpy()
 
@@ -279,8 +282,8 @@ class Agent:
 
     def _remember(self, n: int) -> None:
         """The state after round n joins the average, and is kept at the end of a period."""
-        average, ends = self.config.average, self.config.period_ends(self.spec.rounds)
-        if average and n >= average.start * self.spec.rounds:
+        table, ends = self.config.average, self.config.period_ends(self.spec.rounds)
+        if self.average and table and n >= table.start * self.spec.rounds:
             self.average.add(self.flat.state())
         if self.config.restarts and n in ends:
             self.snapshots.append(self.flat.state())

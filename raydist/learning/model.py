@@ -70,7 +70,8 @@ def build(
 
     Args:
         name: a name in `MODELS`, or "package.module:function": the function is called with `shape`,
-            `classes` and `params` (and `width`, where it is not 1) and returns a module. That
+            `classes` and `params` (and `width`, where it is not 1) and returns a module; a builder
+            of torchvision or timm is called with `num_classes` instead of the first two. That
             module is used as it is: it normalises its inputs itself.
         shape: (C, H, W) of an image; (M,) for "point".
         classes: number of classes.
@@ -97,7 +98,7 @@ def build(
         raise ValueError(f"mean is {mean}, std is {std}: give both, or neither")
     function = _find(name)
     kwargs = params if width == 1 else {**params, "width": width}
-    kwargs = {"shape": shape, "classes": classes, **kwargs}
+    kwargs = {**_contract(function, shape, classes), **kwargs}
     try:
         inspect.signature(function).bind(**kwargs)
     except TypeError as error:
@@ -118,6 +119,19 @@ def build(
     if not len(mean) == len(std) == shape[0]:
         raise ValueError(f"mean is {mean}, std is {std}, expected {shape[0]} numbers each")
     return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), net=model))
+
+
+def _contract(function: Callable[..., Any], shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+    """What a builder is told: shape and classes; num_classes if, as in torchvision, it has none."""
+    named = inspect.signature(function).parameters
+    if "num_classes" in named or ("shape" not in named and _takes_anything(function)):
+        return {"num_classes": classes}
+    return {"shape": shape, "classes": classes}
+
+
+def _takes_anything(function: Callable[..., Any]) -> bool:
+    kinds = [p.kind for p in inspect.signature(function).parameters.values()]
+    return inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def parameter_count(model: nn.Module) -> int:
