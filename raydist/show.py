@@ -50,19 +50,37 @@ def results_table(frame: pd.DataFrame, axes: Sequence[str]) -> Table:
         The table; accuracies in percent.
     """
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
-    axes = [axis for axis in axes if axis in frame] or ["trial"]
-    for name in axes:
-        table.add_column(name.rpartition(".")[2])
+    columns = _axis_columns(frame, axes) or ["trial"]
+    short = [name.rpartition(".")[2] for name in columns]
+    for name, last in zip(columns, short, strict=True):
+        table.add_column(last if short.count(last) == 1 else name)
     shown = [name for name in COLUMNS if name in frame and frame[name].notna().any()]
     for name in shown:
         table.add_column(COLUMNS[name][0], justify="left" if name == "status" else "right")
-    for _, row in frame.sort_values(axes).iterrows():
+    for _, row in frame.sort_values(columns, key=_sortable).iterrows():
         cells = [
             row[name] if isinstance(row[name], str) else row[name] * COLUMNS[name][1]
             for name in shown
         ]
-        table.add_row(*(number(cell) for cell in [*(row[axis] for axis in axes), *cells]))
+        table.add_row(*(number(cell) for cell in [*(row[name] for name in columns), *cells]))
     return table
+
+
+def _axis_columns(frame: pd.DataFrame, axes: Sequence[str]) -> list[str]:
+    """The columns that tell trials apart; of an axis of whole tables, its keys that vary."""
+    columns: list[str] = []
+    for axis in axes:
+        if axis in frame:
+            columns.append(axis)
+        else:
+            below = [str(name) for name in frame if str(name).startswith(f"{axis}.")]
+            columns += [name for name in below if frame[name].astype(str).nunique() > 1]
+    return columns
+
+
+def _sortable(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """A column as it is if it holds numbers, else as text: lists have no order."""
+    return column if pd.api.types.is_numeric_dtype(column) else column.astype(str)
 
 
 def footnotes(frame: pd.DataFrame) -> list[str]:

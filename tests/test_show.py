@@ -1,0 +1,53 @@
+"""The table that a sweep prints."""
+
+import io
+
+import pandas as pd
+from rich.console import Console
+
+from raydist.show import footnotes, number, results_table
+
+FRAME = pd.DataFrame(
+    {
+        "trial": ["b", "a"],
+        "optim.name": ["sgd", "deat"],
+        "optim.lr": [10.0, 0.5],
+        "optim.nesterov": [False, False],
+        "loss.name": ["trades", "trades"],
+        "restarts": [[0.5], []],
+        "clean_acc": [0.5, 0.25],
+        "autoattack_acc": [None, 0.125],
+        "autoattack_images": [None, 64.0],
+        "autoattack_flags": ["", "zero-gradient"],
+        "status": ["failed", "completed"],
+    }
+)
+
+
+def lines(axes):
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(results_table(FRAME, axes))
+    return [" ".join(line.split()) for line in console.export_text().splitlines() if line.strip()]
+
+
+def test_an_axis_of_tables_shows_the_keys_that_vary():
+    head, _, *rows = lines(["optim", "loss.name"])
+    assert head == "optim.name lr loss.name clean % AutoAttack % status"
+    assert rows == ["deat 0.5 trades 25 12.5 completed", "sgd 10 trades 50 - failed"]
+
+
+def test_an_axis_of_lists_has_an_order_and_no_axis_shows_the_trial():
+    assert lines(["restarts"])[2].startswith("[0.5] 50")
+    assert [row.split()[0] for row in lines([])[2:]] == ["a", "b"]
+
+
+def test_footnotes_say_how_many_images_and_what_was_raised():
+    assert footnotes(FRAME) == [
+        "AutoAttack on the first 64 test images",
+        "AutoAttack raised: zero-gradient (column autoattack_flags)",
+    ]
+
+
+def test_numbers_are_short():
+    shown = [number(v) for v in (None, float("nan"), 0.123456, 12345.6, 3, "x", 1e-12)]
+    assert shown == ["-", "-", "0.123", "12346", "3", "x", "1e-12"]
