@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_engine import digits, values, weights_after
+from test_engine import digits, quadratic, values, weights_after
 
 from raydist import run_experiment
 from raydist.adversary.instability import add_gaussian
@@ -210,3 +210,29 @@ def test_one_step_training_that_fools_its_own_attack_is_told():
     other = Watch(make_plan(validate(digits(rounds=9))))
     other.observe(Record(1, [{"loss": 1.0}], {"val_fgsm_acc": 0.9, "val_pgd10_acc": 0.1}))
     assert other.summary() == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": {"awp": 0.1}},
+        {"telemetry": 5},
+        {"average": {"name": "ema"}},
+        {"data": {"transforms": [{}, {}, {}, {}]}},
+        {"data": {"partition": "shards"}},
+        {"attack": {"name": "kl_pgd"}},
+    ],
+)
+def test_what_is_for_images_is_refused_for_the_quadratic_task(change):
+    with pytest.raises(InputError, match=r'is for images, not for data.set = "quadratic"'):
+        make_plan(validate(quadratic(**change)))
+
+
+def test_the_sign_of_the_accuracies_needs_them_at_every_measurement():
+    stop = {"fosc": {"threshold": 1.0, "adv_above_clean": True}, "on_instability": "watch"}
+    for telemetry in (0, 2):  # measured every 3 rounds
+        with pytest.raises(InputError, match=r"adv_above_clean needs .* write telemetry = 3"):
+            make_plan(validate(digits(stop=stop, telemetry=telemetry)))
+    result = run_experiment(digits(stop=stop, telemetry=3))
+    above = values(result, "train_adv_acc")[3] > values(result, "train_clean_acc")[3]
+    assert values(result, "unstable", "centroid")[3] == float(above)

@@ -87,6 +87,16 @@ def check_quadratic(config: Experiment) -> None:
         raise InputError(
             f'threat.norm is "{config.threat.norm}", expected "linf" for data.set = "quadratic"'
         )
+    for key, used in {
+        "loss.awp": config.loss.awp > 0,
+        "telemetry": config.telemetry > 0,
+        "average": config.average is not None,
+        "data.transforms": config.data.transforms is not None,
+        "data.partition": config.data.partition.name != "iid",
+        "attack.name": config.attack.name == "kl_pgd",
+    }.items():
+        if used:
+            raise InputError(f'{key} is for images, not for data.set = "quadratic": remove it')
     if config.stop.fosc and config.stop.fosc.on == "validation":
         raise InputError(
             'stop.fosc is measured on validation images, which data.set = "quadratic" has not: '

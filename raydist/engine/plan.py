@@ -12,7 +12,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from raydist.config import Experiment
+from raydist.config import Experiment, InputError
 from raydist.engine.agent import AgentSpec
 from raydist.engine.checks import check_images, check_quadratic, checked, input_of, probe
 from raydist.engine.task import Split, quadratic_of
@@ -138,8 +138,8 @@ class Plan:
     def theory(self) -> dict[int, float]:
         """Predicted excess risk of every measured round, (E1); empty where it does not apply."""
         optim = self.config.optim
-        threat, loss = self.config.threat, self.config.loss
-        plain = (optim.name, optim.momentum, optim.weight_decay, loss.awp) == ("sgd", 0, 0, 0)
+        threat = self.config.threat
+        plain = (optim.name, optim.momentum, optim.weight_decay) == ("sgd", 0, 0)
         steady = (optim.schedule.name, threat.schedule.name) == ("constant", "constant")
         if self.data is not None or not plain or not steady or threat.agents:
             return {}
@@ -187,7 +187,16 @@ def make_plan(config: Experiment) -> Plan:
     parameters, activations = probe(config, data)
     rounds = config.rounds or max(1, round((config.epochs or 0) * (smallest // config.data.batch)))
     rate = weights.mixing_rate(A)
-    return Plan(config, graph, A, rate, rounds, data, shares, parameters, activations)
+    plan = Plan(config, graph, A, rate, rounds, data, shares, parameters, activations)
+    rule = config.stop.fosc
+    if rule is not None and rule.adv_above_clean:
+        period = 1 if rule.on == "train" else plan.every
+        if config.telemetry == 0 or period % config.telemetry:
+            raise InputError(
+                "stop.fosc.adv_above_clean needs the training accuracies of every measurement: "
+                f"write telemetry = {period}"
+            )
+    return plan
 
 
 def _graph(config: Experiment) -> nx.Graph | nx.DiGraph:
