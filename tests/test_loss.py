@@ -10,11 +10,13 @@ from raydist.adversary.attack import fgsm, kl_pgd
 from raydist.adversary.loss import (
     cross_entropies,
     kl_divergences,
+    mart,
     pgd_at,
     quadratic,
     quadratics,
     standard,
     trades,
+    wasserstein,
 )
 from raydist.adversary.threat import ThreatModel
 
@@ -23,6 +25,8 @@ LOSSES = {
     "standard": standard,
     "pgd_at": pgd_at,
     "trades": partial(trades, beta=6.0),
+    "mart": partial(mart, beta=5.0),
+    "wasserstein": partial(wasserstein, beta=1.5),
     "quadratic": partial(quadratic, hessian=HESSIAN),
 }
 
@@ -164,6 +168,50 @@ def test_kl_by_hand_and_with_a_class_of_probability_zero():
     value = kl_divergences(certain, torch.zeros(1, 2)).sum()
     torch.testing.assert_close(value.detach(), torch.tensor(math.log(2)))
     assert torch.autograd.grad(value, certain)[0].isfinite().all()
+
+
+class Table(nn.Module):
+    """Looks its logits up: the point x is the number of a row."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, x):
+        return self.logits[x[:, 0].long()]
+
+
+def test_wasserstein_by_hand():
+    # three batches of two points: clean 0 and 1, distributional 2 and 3, pointwise 4 and 5
+    p = torch.tensor([[1, 1], [1, 3], [1, 7], [1, 1], [3, 1], [1, 15]], dtype=torch.float64)
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1])
+    both = torch.tensor([[2.0], [3.0], [4.0], [5.0]])
+    clean, distributional = math.log(2) + math.log(4 / 3), math.log(8) + math.log(2)
+    pointwise = math.log(4 / 3) + math.log(16 / 15)
+    loss = wasserstein(Table(p.log()), x, both, y, beta=1.5, gamma=0.25)
+    expected = (clean + 1.5 * distributional + 0.25 * pointwise) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    loss = wasserstein(Table(p.log()), x, both[:2], y, beta=1.5)
+    assert loss.item() == pytest.approx((clean + 1.5 * distributional) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_wasserstein_without_weights_is_the_clean_loss(copies):
+    model = network().eval()
+    x, x_adv, y = batch()
+    loss = wasserstein(model, x, torch.cat([x_adv] * copies), y, beta=0.0, gamma=0.0)
+    torch.testing.assert_close(loss, standard(model, x, x, y), rtol=1e-14, atol=0)
+
+
+def test_wasserstein_weighs_the_gradients_of_its_terms():
+    model = network().eval()
+    x, x_adv, y = batch()
+    beyond = 1 - x
+    whole = gradients(model, wasserstein(model, x, torch.cat([x_adv, beyond]), y, 1.5, 0.25))
+    terms = [gradients(model, standard(model, z, z, y)) for z in (x, x_adv, beyond)]
+    for ours, clean, distributional, pointwise in zip(whole, *terms, strict=True):
+        expected = clean + 1.5 * distributional + 0.25 * pointwise
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_quadratic_by_hand():

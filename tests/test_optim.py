@@ -85,22 +85,77 @@ def test_deat_step_noise_is_five_times_that_of_the_average():
     assert step @ covariance[1:, 1:] @ step == pytest.approx(5 * 0.19 / 1.81, rel=1e-6)
 
 
-def test_deat_resumes_from_its_state_dict():
-    gradients = np.random.default_rng(1).normal(size=(6, 3))
-    whole, first = parameter([1.0, 2.0, 3.0]), parameter([1.0, 2.0, 3.0])
-    undisturbed, broken_off = DEAT([whole], 0.1), DEAT([first], 0.1)
-    for g in gradients[:3]:
-        whole.grad, first.grad = torch.tensor(g), torch.tensor(g)
-        undisturbed.step()
-        broken_off.step()
-    second = parameter(first.tolist())
-    resumed = DEAT([second], 0.1)
-    resumed.load_state_dict(broken_off.state_dict())
-    for g in gradients[3:]:
-        whole.grad, second.grad = torch.tensor(g), torch.tensor(g)
-        undisturbed.step()
-        resumed.step()
-    assert torch.equal(whole, second)
+OPTIMISERS = {
+    "sgd": {},
+    "momentum": {"name": "sgd", "momentum": 0.9},
+    "nesterov": {"name": "sgd", "momentum": 0.9, "nesterov": True},
+    "adam": {},
+    "deat": {},
+    "deat, plain": {"name": "deat", "k1": 0.4, "k2": 0.5, "normalise": False},
+}
+START = np.random.default_rng(2).normal(size=7)
+GRADIENTS = np.random.default_rng(3).normal(size=(6, 7))
+
+
+def built(label, params, lr=0.1, **options):
+    return build(**{"name": label, "params": params, "lr": lr, **OPTIMISERS[label], **options})
+
+
+def walk(optimiser, gradients):
+    """One step per row, spread over the parameters in their order; all numbers after each."""
+    (group,) = optimiser.param_groups
+    path = []
+    for row in torch.tensor(gradients):
+        parts = row.split([theta.numel() for theta in group["params"]])
+        for theta, g in zip(group["params"], parts, strict=True):
+            theta.grad = g.reshape(theta.shape).clone()
+        optimiser.step()
+        path.append(torch.cat([theta.detach().flatten().clone() for theta in group["params"]]))
+    return torch.stack(path)
+
+
+@pytest.mark.parametrize("label", OPTIMISERS)
+def test_zero_gradients_move_nothing_from_the_first_step(label):
+    path = walk(built(label, [parameter(START)]), np.zeros((4, 7)))
+    assert torch.equal(path, torch.tensor(START).expand(4, 7))
+
+
+@pytest.mark.parametrize("label", OPTIMISERS)
+def test_a_rate_of_zero_moves_nothing(label):
+    path = walk(built(label, [parameter(START)], lr=0.0, weight_decay=0.1), GRADIENTS)
+    assert torch.equal(path, torch.tensor(START).expand(6, 7))
+
+
+@pytest.mark.parametrize("label", OPTIMISERS)
+def test_steps_depend_on_the_gradients_alone(label):
+    first, second = (built(label, [parameter(START)], weight_decay=0.1) for _ in range(2))
+    path = walk(first, GRADIENTS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        assert torch.equal(walk(second, GRADIENTS), path)
+    assert (path.diff(dim=0) != 0).all()
+    other = built(label, [parameter(START)], weight_decay=0.1)
+    assert not torch.isclose(walk(other, GRADIENTS[::-1].copy())[-1], path[-1]).all()
+
+
+@pytest.mark.parametrize("label", OPTIMISERS)
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_optimisers_resume_from_their_state_dict(label, done, tmp_path):
+    whole = walk(built(label, [parameter(START)], weight_decay=0.1), GRADIENTS)
+    broken_off = built(label, [parameter(START)], weight_decay=0.1)
+    reached = walk(broken_off, GRADIENTS[:done])[-1]
+    torch.save(broken_off.state_dict(), tmp_path / "state")
+    resumed = built(label, [torch.nn.Parameter(reached)], lr=0.7)  # the options come back too
+    resumed.load_state_dict(torch.load(tmp_path / "state"))
+    assert torch.equal(walk(resumed, GRADIENTS[done:]), whole[done:])
+
+
+@pytest.mark.parametrize("label", OPTIMISERS)
+def test_one_flat_vector_steps_as_its_parts_do(label):
+    flat = walk(built(label, [parameter(START)], weight_decay=0.1), GRADIENTS)
+    parts = [parameter(START[:1]), parameter(START[1:5].reshape(2, 2)), parameter(START[5:])]
+    split = walk(built(label, parts, weight_decay=0.1), GRADIENTS)
+    torch.testing.assert_close(split, flat, rtol=1e-14, atol=1e-15)
 
 
 def test_deat_keeps_parameters_without_gradient_and_returns_the_closures_loss():

@@ -185,7 +185,6 @@ def test_theory_is_only_reported_where_it_holds():
     assert make_plan(validate(quadratic())).theory()
     for change in (
         {"optim": {"momentum": 0.9}},
-        {"loss": {"awp": 0.1}},
         {"optim": {"name": "deat"}},
     ):
         assert not make_plan(validate(quadratic(**change))).theory()

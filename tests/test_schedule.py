@@ -1,13 +1,15 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from raydist.adversary.schedule import eps_at, lr_at
+from raydist.adversary.schedule import eps_at, local_progress, lr_at
 
 LR = {"constant": {}, "piecewise": {"milestones": [0.5, 0.75]}, "cosine": {"final": 0.01}}
 EPS = {"constant": {}, "linear": {"eps_max": 16.0}, "cosine": {"eps_max": 16.0, "eps_min": 0.5}}
+FRACTIONS = st.floats(0, 1, exclude_min=True, exclude_max=True)
+RESTARTS = st.lists(FRACTIONS, unique=True, max_size=4).map(sorted)
 
 
 @pytest.mark.parametrize("name", EPS)
@@ -63,6 +65,35 @@ def test_rates_by_hand():
     assert lr_at("cosine", 1 / 3, 1.0) == pytest.approx(0.75)
     assert lr_at("cosine", 1.0, 1.0, final=0.2) == pytest.approx(0.2)
     assert lr_at("constant", 1.0, 0.25) == pytest.approx(0.25, rel=0)
+
+
+@given(p=st.floats(0, 1), restarts=RESTARTS)
+def test_local_progress_is_a_fraction_that_is_zero_at_each_restart(p, restarts):
+    assert 0 <= local_progress(p, restarts) <= 1
+    assert all(local_progress(begin, restarts) == 0 for begin in [0.0, *restarts])
+    assert local_progress(1.0, restarts) == 1
+
+
+@given(p=st.floats(0, 1), q=st.floats(0, 1), restarts=RESTARTS)
+def test_local_progress_increases_within_a_period(p, q, restarts):
+    p, q = sorted([p, q])
+    assume(not any(p < begin <= q for begin in restarts))
+    low, high = local_progress(p, restarts), local_progress(q, restarts)
+    assert low <= high
+    assert low < high or q - p < 1e-11
+
+
+@given(p=st.floats(0, 1), restarts=RESTARTS)
+def test_local_progress_and_the_bounds_of_its_period_give_progress_back(p, restarts):
+    bounds = [0.0, *restarts, 1.0]
+    i = sum(begin <= p for begin in restarts)
+    begin, end = bounds[i], bounds[i + 1]
+    assert begin + (end - begin) * local_progress(p, restarts) == pytest.approx(p, abs=1e-11)
+
+
+@given(p=st.floats(0, 1))
+def test_without_restarts_local_progress_is_progress(p):
+    assert local_progress(p, []) == pytest.approx(p, rel=0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
