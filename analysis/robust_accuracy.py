@@ -16,22 +16,44 @@ from raydist import load, load_rounds, plot
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies in percent by strategy and eps: mean, standard deviation, number of trials."""
-    measured = [name for name in ("clean_acc", *plot.ROBUST) if name in frame]
+    """By strategy and eps: mean, standard deviation and number of trials of what was measured.
+
+    Args:
+        frame: one row for each trial.
+
+    Returns:
+        Accuracies in percent; for the quadratic task the excess risk and its theory.
+    """
     done = frame[frame["status"].isin(["completed", "stopped"])]
-    percent = done.assign(**{name: 100 * done[name] for name in measured})
-    return percent.groupby(["strategy", "threat.eps"])[measured].agg(["mean", "std", "count"])
+    accuracies = [name for name in ("clean_acc", *plot.ROBUST) if name in done]
+    risks = [name for name in ("excess_risk", "excess_risk_theory") if name in done]
+    shown = done.assign(**{name: 100 * done[name] for name in accuracies})
+    return shown.groupby(["strategy", "threat.eps"])[accuracies + risks].agg(
+        ["mean", "std", "count"]
+    )
 
 
 def main(
     run: Annotated[Path, typer.Argument(help="The folder of a sweep.")],
     out: Annotated[Path | None, typer.Option(help="Default: robust_accuracy.png in it.")] = None,
 ) -> None:
-    """Draw the figure of the sweep in RUN and print the numbers in it."""
-    frame = load(run)
+    """Draw the figure of the sweep in RUN and print the numbers in it.
+
+    Args:
+        run: the folder of a sweep.
+        out: the figure's file.
+
+    Raises:
+        Exit: with code 2 if there is no sweep in the folder.
+    """
+    try:
+        frame = load(run)
+    except ValueError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(2) from error
     file = out or run / "robust_accuracy.png"
     plot.summary(frame, load_rounds(run), file)
-    print(table(frame).round(1).to_string())
+    print(table(frame).to_string(float_format="{:.4g}".format))
     print(file)
 
 

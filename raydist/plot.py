@@ -18,51 +18,63 @@ STYLES: dict[str, dict[str, Any]] = {
     "diffusion": {"color": "#009E73", "marker": "^", "linestyle": "-."},
     "local": {"color": "#CC79A7", "marker": "D", "linestyle": ":"},
 }
-SOME = ("autoattack_acc",)  # measured on the first `autoattack_images` only
+CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 ROUNDING = 1e-10  # smaller values are zero up to rounding: a logarithm would show only that
 ROBUST = {"autoattack_acc": "AutoAttack", "pgd20_acc": "PGD-20", "pgd10_acc": "PGD-10"}
 
 
 def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
-    """Robust accuracy against eps, one line for each strategy, mean ± s.d. over the other axes.
+    """Robust accuracy against eps, one line for each group, mean ± s.d. over the other axes.
 
     Args:
         ax: where to draw.
         frame: one row for each trial.
     """
-    metric = next((m for m in ROBUST if m in frame and frame[m].notna().any()), None)
+    metric = _robust(frame)
     if metric is None:
         _nothing(ax, "no robust accuracy was measured")
         return
-    for strategy, rows in frame.groupby("strategy"):
-        percent = rows.assign(percent=100 * rows[metric])
-        by_eps = percent.groupby("threat.eps")["percent"].agg(["mean", "std"]).fillna(0.0)
-        ax.errorbar(
-            by_eps.index,
-            by_eps["mean"],
-            yerr=by_eps["std"] if by_eps["std"].any() else None,
-            label=str(strategy),
-            capsize=3,
-            **STYLES[str(strategy)],
-        )
-    seen = sorted(frame["autoattack_images"].dropna().unique()) if metric in SOME else []
-    images = f"\nfirst {', '.join(f'{n:.0f}' for n in seen)} test images" if seen else ""
-    in_255 = frame["threat.eps"] * 255
-    whole = bool(((in_255 - in_255.round()).abs() < 1e-6).all())
+    frame = frame.assign(group=_groups(frame), percent=100 * frame[metric])
+    for name, rows in frame.groupby("group", sort=False):
+        by_eps = rows.groupby("threat.eps")["percent"].agg(["mean", "std"]).fillna(0.0)
+        spread = by_eps["std"] if by_eps["std"].any() else None
+        style = _style(str(name), frame["group"])
+        ax.errorbar(by_eps.index, by_eps["mean"], yerr=spread, label=str(name), capsize=3, **style)
     ticks = sorted(frame["threat.eps"].unique())
+    whole = all(abs(eps * 255 - round(eps * 255)) < 1e-6 for eps in ticks)
     ax.set_xticks(ticks, [f"{eps * 255:.0f}/255" if whole else f"{eps:g}" for eps in ticks])
     ax.set(
         xlabel="budget ε in training and test (fraction of the pixel range)",
-        ylabel=f"{ROBUST[metric]} accuracy of the centroid (%){images}",
+        ylabel=f"{ROBUST[metric]} accuracy of the centroid (%){_images(frame, metric)}",
     )
     ax.set_ylim(bottom=0)
     ax.legend()
 
 
+def accuracy_by_trial(ax: Axes, frame: pd.DataFrame) -> None:
+    """Clean and robust accuracy of each trial, as bars: for studies with one budget.
+
+    Args:
+        ax: where to draw.
+        frame: one row for each trial.
+    """
+    metric = _robust(frame)
+    if metric is None:
+        _nothing(ax, "no robust accuracy was measured")
+        return
+    frame = frame.sort_values("trial", ascending=False)
+    at = range(len(frame))
+    ax.barh(at, 100 * frame["clean_acc"], color="#BBBBBB", label="clean")
+    ax.barh(at, 100 * frame[metric], color="#0072B2", height=0.5, label=ROBUST[metric])
+    ax.set_yticks(at, [_short(trial) for trial in frame["trial"]], fontsize=7)
+    ax.set(xlabel=f"accuracy of the centroid (%){_images(frame, metric)}", xlim=(0, 100))
+    ax.legend(loc="lower right", framealpha=0.9)
+
+
 def over_rounds(
     ax: Axes, frame: pd.DataFrame, rounds: pd.DataFrame, metric: str, agent: str, label: str
 ) -> None:
-    """A metric over rounds, one line for each strategy (mean over trials) with thin single trials.
+    """A metric over rounds, one line for each group (mean over trials) with thin single trials.
 
     Args:
         ax: where to draw.
@@ -73,17 +85,17 @@ def over_rounds(
         label: of the y axis, with its unit.
     """
     chosen = rounds[(rounds["metric"] == metric) & (rounds["agent"] == agent)]
-    chosen = chosen.merge(frame[["trial", "strategy"]], on="trial")
+    chosen = chosen.merge(frame.assign(group=_groups(frame))[["trial", "group"]], on="trial")
     if chosen.empty:
         _nothing(ax, f"{metric} was not measured")
         return
-    for strategy, rows in chosen.groupby("strategy"):
-        name = str(strategy)
+    for group, rows in chosen.groupby("group", sort=False):
+        name, style = str(group), _style(str(group), chosen["group"])
+        style.pop("marker")
         if (rows["value"].abs() < ROUNDING).all():
-            ax.plot([], [], color=STYLES[name]["color"], label=f"{name}: 0 (rounding)")
+            ax.plot([], [], color=style["color"], label=f"{name}: 0 (rounding)")
             continue
         rows = rows[rows["value"].abs() >= ROUNDING]
-        style = {key: STYLES[name][key] for key in ("color", "linestyle")}
         for _, trial in rows.groupby("trial"):
             ax.plot(trial["round"], trial["value"], **style, alpha=0.25, linewidth=1)
         mean = rows.groupby("round")["value"].mean()
@@ -91,7 +103,37 @@ def over_rounds(
     if (chosen["value"] > 0).any():
         ax.set_yscale("log")
     ax.set(xlabel="round n", ylabel=label)
-    ax.legend()
+    if chosen["group"].nunique() <= len(CYCLE):
+        ax.legend(fontsize=8)
+
+
+def _groups(frame: pd.DataFrame) -> "pd.Series[str]":
+    """What a line stands for: the strategy, or the trial in a study of one strategy and budget."""
+    alone = frame["strategy"].nunique() == 1 and frame["threat.eps"].nunique() == 1
+    return frame["trial"].map(_short) if alone else frame["strategy"]
+
+
+def _style(name: str, groups: "pd.Series[str]") -> dict[str, Any]:
+    if name in STYLES:
+        return dict(STYLES[name])
+    number = list(dict.fromkeys(groups)).index(name)
+    return {"color": CYCLE[number % len(CYCLE)], "linestyle": "-", "marker": "o"}
+
+
+def _short(trial: str) -> str:
+    """A trial's folder without the digits that make it unique."""
+    return trial.rpartition("-")[0] or trial
+
+
+def _robust(frame: pd.DataFrame) -> str | None:
+    return next((name for name in ROBUST if name in frame and frame[name].notna().any()), None)
+
+
+def _images(frame: pd.DataFrame, metric: str) -> str:
+    if metric != "autoattack_acc":  # the others are measured on all test images
+        return ""
+    seen = sorted(frame["autoattack_images"].dropna().unique())
+    return f"\nAutoAttack on the first {', '.join(f'{n:.0f}' for n in seen)} test images"
 
 
 def figure(frame: pd.DataFrame, rounds: pd.DataFrame) -> Figure:
@@ -104,7 +146,7 @@ def figure(frame: pd.DataFrame, rounds: pd.DataFrame) -> Figure:
     Returns:
         The figure.
     """
-    fig, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     if (rounds["metric"] == "excess_risk").any():
         over_rounds(axes[0], frame, rounds, "excess_risk", "mean", "excess risk (mean over agents)")
         over_rounds(
@@ -112,11 +154,13 @@ def figure(frame: pd.DataFrame, rounds: pd.DataFrame) -> Figure:
         )
         axes[2].set_ylim(axes[0].get_ylim())
     else:
-        accuracy_by_eps(axes[0], frame)
+        budgets = frame["threat.eps"].nunique()
+        (accuracy_by_eps if budgets > 1 else accuracy_by_trial)(axes[0], frame)
         over_rounds(axes[2], frame, rounds, "val_fosc", "centroid", "FOSC at PGD-10 (validation)")
     over_rounds(axes[1], frame, rounds, "disagreement", "mean", "disagreement (squared distance)")
     for ax in axes:
         ax.grid(alpha=0.3)
+        ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
     return fig
 

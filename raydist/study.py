@@ -239,6 +239,8 @@ def value_label(value: Any) -> str:
         named = [str(value["name"])] if "name" in value else []
         rest = [f"{k}={value_label(v)}" for k, v in value.items() if k != "name"]
         return " ".join(named + rest)
+    if isinstance(value, list):
+        return "+".join(value_label(each) for each in value) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydist.learning.partition import dirichlet, iid, shards
+from raydist.learning.partition import dirichlet, iid, quantity, shards
 
 # each: (labels, agents, seed) -> shares
 FAMILY = {
@@ -13,6 +13,8 @@ FAMILY = {
     "dirichlet 1e-3": lambda labels, agents, seed: dirichlet(labels, agents, 1e-3, seed),
     "dirichlet 1": lambda labels, agents, seed: dirichlet(labels, agents, 1.0, seed),
     "dirichlet 1e9": lambda labels, agents, seed: dirichlet(labels, agents, 1e9, seed),
+    "quantity 0.1": lambda labels, agents, seed: quantity(len(labels), agents, 0.1, seed),
+    "quantity 1e9": lambda labels, agents, seed: quantity(len(labels), agents, 1e9, seed),
     "shards 1": lambda labels, agents, seed: shards(labels, agents, 1, seed),
     "shards 3": lambda labels, agents, seed: shards(labels, agents, 3, seed),
 }
@@ -83,6 +85,13 @@ def test_alpha_sets_the_spread_of_the_proportions():
 def test_agents_left_with_nothing_take_one_sample_each():
     shares = dirichlet(np.zeros(20, int), 5, 1e-6, seed=0)
     assert sorted(len(share) for share in shares) == [1, 1, 1, 1, 16]
+
+
+def test_quantities_go_from_even_to_one_agent_with_almost_all():
+    even = [len(share) for share in quantity(6000, 4, 1e9, 0)]
+    assert max(even) - min(even) < 10
+    uneven = [len(share) for share in quantity(6000, 4, 1e-3, 0)]
+    assert max(uneven) > 5900 and min(uneven) >= 1
 
 
 def test_shards_hold_few_classes_and_samples_of_equal_number():

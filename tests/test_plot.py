@@ -1,0 +1,85 @@
+"""The figures show the numbers of the frames."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from raydist import plot
+
+TRIALS = pd.DataFrame(
+    {
+        "trial": [f"strategy={s},eps={e},seed={n}-abc" for s in "cd" for e in "12" for n in "01"],
+        "strategy": ["consensus"] * 4 + ["diffusion"] * 4,
+        "threat.eps": [0.1, 0.1, 0.2, 0.2] * 2,
+        "clean_acc": 0.9,
+        "autoattack_acc": [0.5, 0.7, 0.2, 0.2, 0.6, 0.6, 0.3, 0.5],
+        "autoattack_images": 64.0,
+    }
+)
+ROUNDS = pd.DataFrame(
+    [
+        {"trial": t, "round": n, "agent": who, "metric": m, "value": n + 1.0 + i}
+        for i, t in enumerate(TRIALS["trial"])
+        for n in (0, 5)
+        for who, m in (("mean", "disagreement"), ("centroid", "val_fosc"))
+    ]
+)
+
+
+@pytest.fixture
+def ax():
+    fig, axes = plt.subplots()
+    yield axes
+    plt.close(fig)
+
+
+def test_accuracy_by_eps_is_the_mean_in_percent_with_its_deviation(ax):
+    plot.accuracy_by_eps(ax, TRIALS)
+    first, second = ax.containers
+    np.testing.assert_allclose(first.lines[0].get_xydata(), [[0.1, 60], [0.2, 20]])
+    np.testing.assert_allclose(second.lines[0].get_xydata(), [[0.1, 60], [0.2, 40]])
+    ends = first.lines[2][0].get_segments()[0][:, 1]
+    np.testing.assert_allclose(ends, 60 + np.array([-1, 1]) * 10 * np.sqrt(2))
+    assert "%" in ax.get_ylabel() and "64 test images" in ax.get_ylabel()
+
+
+def test_one_budget_is_drawn_as_bars_of_trials(ax):
+    plot.accuracy_by_trial(ax, TRIALS.iloc[:2])
+    clean, robust = ax.containers
+    assert [bar.get_width() for bar in clean] == pytest.approx([90, 90])
+    assert sorted(bar.get_width() for bar in robust) == pytest.approx([50, 70])
+    assert "abc" not in ax.get_yticklabels()[0].get_text()
+
+
+def test_lines_over_rounds_are_means_of_each_strategy(ax):
+    plot.over_rounds(ax, TRIALS, ROUNDS, "disagreement", "mean", "disagreement")
+    thick = {line.get_label(): line for line in ax.lines if line.get_linewidth() == 2}
+    np.testing.assert_allclose(thick["consensus"].get_xydata(), [[0, 2.5], [5, 7.5]])
+    np.testing.assert_allclose(thick["diffusion"].get_xydata(), [[0, 6.5], [5, 11.5]])
+    assert ax.get_xlabel() == "round n" and ax.get_yscale() == "log"
+
+
+def test_values_that_are_rounding_are_called_zero(ax):
+    plot.over_rounds(ax, TRIALS, ROUNDS.assign(value=1e-13), "disagreement", "mean", "disagreement")
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["consensus: 0 (rounding)", "diffusion: 0 (rounding)"]
+
+
+def test_a_study_of_one_strategy_and_budget_has_a_line_for_each_trial():
+    alone = TRIALS.assign(strategy="diffusion", **{"threat.eps": 0.1})
+    fig = plot.figure(alone, ROUNDS)
+    thick = [line for line in fig.axes[2].lines if line.get_linewidth() == 2]
+    assert len(thick) == 8 and fig.axes[2].get_legend() is None  # too many for a legend
+    plt.close(fig)
+
+
+def test_what_was_not_measured_is_said(ax):
+    plot.accuracy_by_eps(ax, TRIALS.drop(columns="autoattack_acc"))
+    assert ax.texts[0].get_text() == "no robust accuracy was measured"
+
+
+def test_the_file_is_a_picture(tmp_path):
+    plot.summary(TRIALS, ROUNDS, tmp_path / "x.png")
+    height, width, _ = plt.imread(tmp_path / "x.png").shape
+    assert width > 2 * height > 500
