@@ -14,7 +14,8 @@ from raydist.config import Experiment, InputError, validate
 from raydist.engine.driver import train
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool import LocalPool, Pool, parameters_of
-from raydist.record import Folder, Record, Result, final_numbers, rounds_frame
+from raydist.folder import Folder, final_numbers
+from raydist.record import Record, Result, rounds_frame
 from raydist.show import console, number, numbers
 from raydist.study import from_tree, read
 

@@ -6,7 +6,6 @@ grid) or a table that names one of Ray Tune's search spaces, such as { logunifor
 
 import copy
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -22,9 +21,8 @@ from pydantic import Field, PositiveInt, ValidationError
 
 from raydist.axes import check_axis, ends
 from raydist.config import Experiment, InputError, explain, nearest, shown, validate
+from raydist.naming import Point, value_label
 from raydist.tables import Table
-
-Point = dict[str, Any]  # dotted key -> value: one trial of a study
 
 TABLES = ("base", "axes", "stop", "search")
 KEY = r"[\w-]+(\.[\w-]+)*"  # a dotted key
@@ -225,25 +223,6 @@ def parse_overrides(overrides: Sequence[str]) -> Point:
     return parsed
 
 
-def label(point: Mapping[str, Any]) -> str:
-    """A short name of a point, fit for a folder: "strategy=diffusion,eps=8-255"."""
-    parts = [f"{key.rpartition('.')[2]}={value_label(value)}" for key, value in point.items()]
-    return re.sub(r"[^\w.=,+-]", "-", ",".join(parts))[:100]
-
-
-def value_label(value: Any) -> str:
-    """A short form of one value."""
-    if isinstance(value, dict) and {"kind", "agents"} <= value.keys():
-        return f"{value['kind']}{value['agents']}"
-    if isinstance(value, dict):
-        named = [str(value["name"])] if "name" in value else []
-        rest = [f"{k}={value_label(v)}" for k, v in value.items() if k != "name"]
-        return " ".join(named + rest)
-    if isinstance(value, list):
-        return "+".join(value_label(each) for each in value) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _toml(path: Path) -> dict[str, Any]:
     text = ""
     try:
@@ -295,9 +274,3 @@ def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
             raise InputError(f"{key} cannot be set: {parent} is {shown(below)}, not a table")
         tree = below
     tree[last] = copy.deepcopy(value)
-
-
-def folder_name(point: Mapping[str, Any]) -> str:
-    """The folder of a trial within its study: readable, and different for different points."""
-    digest = hashlib.sha256(json.dumps(point, sort_keys=True, default=float).encode()).hexdigest()
-    return f"{label(point) or 'trial'}-{digest[:6]}"

@@ -22,8 +22,9 @@ from raydist.config import InputError
 from raydist.engine.plan import make_plan
 from raydist.engine.ray_pool import layout
 from raydist.engine.ray_session import cluster_resources, ray_session
+from raydist.naming import folder_name, value_label
 from raydist.show import console, errors, footnotes, print_failures, results_table
-from raydist.study import Study, folder_name, from_tree, read, value_label
+from raydist.study import Study, from_tree, read
 from raydist.tune_progress import TuneProgress
 from raydist.tune_trial import Job, Trial
 

@@ -19,8 +19,10 @@ from raydist.engine.driver import train
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool import LocalPool, Pool
 from raydist.engine.ray_pool import Layout, RayPool, layout
-from raydist.record import Folder, Record
-from raydist.study import Point, Study, folder_name
+from raydist.folder import Folder
+from raydist.naming import Point, folder_name
+from raydist.record import Record
+from raydist.study import Study
 
 REPORT_SECONDS = 2.0  # at most this long between two reports, and no more often without reason
 SCALARS = (int, float, str, bool)

@@ -17,58 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from raydist.adversary.attack import PerSample, input_gradient
+from raydist.adversary.dlr import dlr, redlr
 from raydist.adversary.loss import cross_entropies
 from raydist.adversary.threat import Norm, ThreatModel, rows
 
 Loss = Literal["ce", "dlr", "redlr"] | PerSample
 
 RATIO = 1.875  # length of all steps together in units of delta, as in the authors' code
-
-
-def dlr(outputs: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio, −(z_y − max_{j≠y} z_j) / (z_(1) − z_(3) + 1e-12).
-
-    z_(1) ≥ z_(2) ≥ z_(3) are the highest logits (arXiv:2003.01690). Scaling or shifting the
-    logits changes nothing.
-
-    Args:
-        outputs: logits z, (N, C) with C ≥ 3.
-        y: labels, (N,).
-
-    Returns:
-        One value per sample, (N,), in [−1, 0] for right labels and ≥ 0 for wrong ones.
-
-    Raises:
-        ValueError: fewer than 3 classes.
-
-    Example:
-        >>> dlr(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([0]))
-        tensor([-0.5000])
-    """
-    if outputs.ndim != 2 or outputs.shape[1] < 3:
-        raise ValueError(
-            f"outputs is of shape {tuple(outputs.shape)}, expected (N, C) with C >= 3 classes for"
-            ' the DLR losses: write loss="ce"'
-        )
-    top, classes = outputs.topk(3, dim=1)
-    other = torch.where(classes[:, 0] == y, top[:, 1], top[:, 0])
-    own = outputs.gather(1, y.unsqueeze(1)).squeeze(1)
-    return -(own - other) / (top[:, 0] - top[:, 2] + 1e-12)
-
-
-def redlr(outputs: Tensor, y: Tensor) -> Tensor:
-    """Rectified DLR: `dlr` where the label is right, 0 elsewhere (arXiv:2306.09844).
-
-    A sample that is already wrong has gradient 0, so that no budget is spent on it. Arguments as
-    in `dlr`.
-
-    Returns:
-        One value per sample, (N,), ≤ 0.
-
-    Raises:
-        ValueError: fewer than 3 classes.
-    """
-    return torch.where(outputs.argmax(1) == y, dlr(outputs, y), 0.0)
 
 
 LOSSES: dict[str, PerSample] = {"ce": cross_entropies, "dlr": dlr, "redlr": redlr}

@@ -7,7 +7,6 @@ statistics. Every method is fenced by the round: called out of order, it refuses
 import copy
 import os
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from raydist.config import Experiment
 from raydist.engine.flat import FlatModel, join, spread
 from raydist.engine.local_step import LocalStep
 from raydist.engine.measurer import Measurer
+from raydist.engine.spec import AgentSpec
 from raydist.engine.task import (
     Split,
     build_model,
@@ -33,37 +32,6 @@ from raydist.network import strategy
 
 Message = NDArray[np.floating[Any]]
 Info = dict[str, float]
-
-
-@dataclass(frozen=True)
-class AgentSpec:
-    """What an agent is told when it starts.
-
-    Attributes:
-        agent: its number k in 0..K-1.
-        config: the experiment.
-        neighbours: the l of its neighbourhood N_k in ascending order, k among them.
-        weights: the a_lk in the same order.
-        rounds: length of the run.
-        epoch: rounds in a pass over the data.
-        shape: of one input, (C, H, W).
-        classes: number of classes.
-        scale: what brings stored pixels to [0, 1].
-        threads: CPU threads that it may use.
-        cuda: whether it computes on a GPU.
-    """
-
-    agent: int
-    config: Experiment
-    neighbours: tuple[int, ...]
-    weights: tuple[float, ...]
-    rounds: int
-    epoch: int
-    shape: tuple[int, ...]
-    classes: int
-    scale: float
-    threads: int
-    cuda: bool
 
 
 class Agent:

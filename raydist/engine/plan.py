@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydist.config import Experiment, InputError
-from raydist.engine.agent import AgentSpec
 from raydist.engine.checks import check_images, check_quadratic, checked, input_of, probe
+from raydist.engine.spec import AgentSpec
 from raydist.engine.task import Split, quadratic_of
 from raydist.learning import data as datasets
 from raydist.learning import partition

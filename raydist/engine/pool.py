@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from raydist.config import Experiment
-from raydist.engine.agent import Agent, AgentSpec, Info, Message
+from raydist.engine.agent import Agent, Info, Message
 from raydist.engine.plan import Plan
+from raydist.engine.spec import AgentSpec
 from raydist.measure.trained import Masks, Sums
 
 T = TypeVar("T")

@@ -18,9 +18,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydist.config import Experiment, InputError
-from raydist.engine.agent import Agent, AgentSpec, Info, Message
+from raydist.engine.agent import Agent, Info, Message
 from raydist.engine.plan import Plan
 from raydist.engine.pool import agent_file, centroid_files, inboxes
+from raydist.engine.spec import AgentSpec
 from raydist.engine.task import Split
 from raydist.measure.trained import Masks, Sums
 

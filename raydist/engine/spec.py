@@ -1,0 +1,36 @@
+"""What an agent is told when it starts."""
+
+from dataclasses import dataclass
+
+from raydist.config import Experiment
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """What an agent is told when it starts.
+
+    Attributes:
+        agent: its number k in 0..K-1.
+        config: the experiment.
+        neighbours: the l of its neighbourhood N_k in ascending order, k among them.
+        weights: the a_lk in the same order.
+        rounds: length of the run.
+        epoch: rounds in a pass over the data.
+        shape: of one input, (C, H, W).
+        classes: number of classes.
+        scale: what brings stored pixels to [0, 1].
+        threads: CPU threads that it may use.
+        cuda: whether it computes on a GPU.
+    """
+
+    agent: int
+    config: Experiment
+    neighbours: tuple[int, ...]
+    weights: tuple[float, ...]
+    rounds: int
+    epoch: int
+    shape: tuple[int, ...]
+    classes: int
+    scale: float
+    threads: int
+    cuda: bool
