@@ -89,8 +89,8 @@ class Result:
 
     rounds: pd.DataFrame
     final: dict[str, Any]
-    weights: NDArray[np.floating[Any]]
-    centroid: NDArray[np.floating[Any]]
+    weights: NDArray[np.float64]
+    centroid: NDArray[np.float64]
 
 
 def load(path: str | os.PathLike[str]) -> pd.DataFrame:

@@ -142,9 +142,9 @@ def agent_file(k: int) -> str:
     return f"agent-{k:03d}.safetensors"
 
 
-def parameters_of(states: Sequence[Message], parameters: int) -> NDArray[np.floating[Any]]:
+def parameters_of(states: Sequence[Message], parameters: int) -> NDArray[np.float64]:
     """The weights (K, P) in the states of all agents, without running statistics."""
-    return np.stack([state[:parameters] for state in states])
+    return np.stack([state[:parameters] for state in states]).astype(np.float64)
 
 
 def _use_cuda(plan: Plan) -> bool:
