@@ -8,6 +8,7 @@ import torch
 from test_engine import digits, quadratic, values, weights_after
 
 from raydist import run_experiment
+from raydist.adversary.attack import ascend
 from raydist.adversary.schedule import eps_at
 from raydist.config import InputError, validate
 from raydist.engine.plan import make_plan
@@ -188,3 +189,40 @@ def test_theory_is_only_reported_where_it_holds():
         {"optim": {"name": "deat"}},
     ):
         assert not make_plan(validate(quadratic(**change))).theory()
+
+
+@pytest.mark.parametrize(
+    ("threat", "attack", "alpha"),
+    [
+        ({"norm": "linf", "eps": 0.1}, {"steps": 1, "name": "kl_pgd"}, 0.025),
+        ({"norm": "l2", "eps": 0.1}, {"steps": 8, "name": "kl_pgd"}, 0.025),
+        ({"norm": "l2", "eps": 0.1}, {"steps": 8, "name": "kl_pgd", "alpha": 0.01}, 0.01),
+        ({"norm": "l2", "eps": 0.1}, {"steps": 8, "name": "pgd"}, 0.025),
+        ({"norm": "l2", "eps": 0.1}, {"name": "fgsm"}, 0.1),
+    ],
+)
+def test_the_usual_step_is_that_of_the_published_codes(threat, attack, alpha):
+    pool = LocalPool(make_plan(validate(digits(threat=threat, attack=attack))))
+    local = pool.agents[0].local
+    x, y = local.task.batch(1)
+    threat = local.task.threat
+    found = local.task.attack(local.flat.module, x, y, threat, torch.Generator().manual_seed(0))
+    usual = {
+        "kl_pgd": ("normal", "kl", 10),
+        "pgd": ("uniform", "ce", 10),
+        "fgsm": ("zero", "ce", 1),
+    }
+    start, loss, steps = usual[attack["name"]]
+    expected = ascend(
+        local.flat.module,
+        x,
+        y,
+        threat,
+        steps=attack.get("steps", steps),
+        alpha=alpha,
+        start=start,
+        loss=loss,
+        generator=torch.Generator().manual_seed(0),
+    )
+    torch.testing.assert_close(found.x_adv, expected.x_adv, rtol=0, atol=1e-6)
+    pool.shutdown()

@@ -136,7 +136,11 @@ def attack_named(config: Experiment, usual: str | None, each: AttackLoss = "ce")
     """
     table, eps = config.attack, config.threat.eps
     name = table.name or usual
-    alpha = eps if name == "fgsm" and table.alpha is None else config.alpha()
+    alpha = config.alpha()
+    if table.alpha is None and name == "fgsm":
+        alpha = eps
+    elif table.alpha is None and name == "kl_pgd" and config.threat.norm == "l2":
+        alpha = 2 * eps / max(1, table.steps)  # as in the code of arXiv:1901.08573
     steps: Callable[..., Ascent] = {
         None: partial(ascend, steps=0),
         "fgsm": partial(ascend, steps=1, start=table.start or "zero", loss=each),
