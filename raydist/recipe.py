@@ -70,7 +70,7 @@ class Attack(Table):
 
     name: Literal["pgd", "fgsm", "kl_pgd"] | None = None
     steps: Annotated[int, Field(ge=0)] = 10
-    alpha: Budget | None = None  # default: eps / 4, as in the papers
+    alpha: Budget | None = None  # default: eps / 4; of kl_pgd in l2 2 eps / steps; of fgsm eps
     start: Literal["uniform", "zero"] | None = None  # default: zero for fgsm, else uniform
     restarts: PositiveInt = 1
 
