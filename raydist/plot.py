@@ -68,7 +68,7 @@ def accuracy_by_trial(ax: Axes, frame: pd.DataFrame) -> None:
     ax.barh(at, 100 * frame[metric], color="#0072B2", height=0.5, label=ROBUST[metric])
     ax.set_yticks(at, [_short(trial) for trial in frame["trial"]], fontsize=7)
     ax.set(xlabel=f"accuracy of the centroid (%){_images(frame, metric)}", xlim=(0, 100))
-    ax.legend(loc="lower right", framealpha=0.9)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
 
 
 def over_rounds(
@@ -103,7 +103,7 @@ def over_rounds(
     if (chosen["value"] > 0).any():
         ax.set_yscale("log")
     ax.set(xlabel="round n", ylabel=label)
-    if chosen["group"].nunique() <= len(CYCLE):
+    if chosen["group"].nunique() <= len(STYLES):
         ax.legend(fontsize=8)
 
 
@@ -158,6 +158,9 @@ def figure(frame: pd.DataFrame, rounds: pd.DataFrame) -> Figure:
         (accuracy_by_eps if budgets > 1 else accuracy_by_trial)(axes[0], frame)
         over_rounds(axes[2], frame, rounds, "val_fosc", "centroid", "FOSC at PGD-10 (validation)")
     over_rounds(axes[1], frame, rounds, "disagreement", "mean", "disagreement (squared distance)")
+    handles, labels = axes[2].get_legend_handles_labels()
+    if len(STYLES) < len(labels) <= len(CYCLE):  # too many to stand among the lines
+        fig.legend(handles, labels, loc="outside lower right", ncols=3, fontsize=8, frameon=False)
     for ax in axes:
         ax.grid(alpha=0.3)
         ax.set_axisbelow(True)

@@ -83,3 +83,13 @@ def test_the_file_is_a_picture(tmp_path):
     plot.summary(TRIALS, ROUNDS, tmp_path / "x.png")
     height, width, _ = plt.imread(tmp_path / "x.png").shape
     assert width > 2 * height > 500
+
+
+@pytest.mark.parametrize(("trials", "inside", "below"), [(4, 4, 0), (6, 0, 6), (8, 0, 0)])
+def test_a_legend_never_grows_over_the_lines(trials, inside, below):
+    alone = TRIALS.iloc[:trials].assign(strategy="diffusion", **{"threat.eps": 0.1})
+    fig = plot.figure(alone, ROUNDS)
+    own = fig.axes[2].get_legend()
+    assert (len(own.get_texts()) if own else 0) == inside
+    assert sum(len(legend.get_texts()) for legend in fig.legends) == below
+    plt.close(fig)
