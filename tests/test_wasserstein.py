@@ -451,7 +451,7 @@ def test_a_net_that_has_diverged_is_no_error(norm):
     ("call", "match"),
     [
         (lambda *a: w_pgd(*a, 0.1, loss="kl"), "loss is 'kl', expected .* ce, dlr, redlr"),
-        (lambda *a: w_pgd(*a, 0.1, norm="l1"), "norm is 'l1'"),
+        (lambda *a: w_pgd(*a, 0.1, norm="l3"), "norm is 'l3'"),
         (lambda *a: w_pgd(*a, 0.1, order=1.0), "order is 1.0, expected .* write 2 or math.inf"),
         (lambda *a: w_pgd(*a, 0.1, steps=-1), "steps is -1, expected an integer >= 0"),
         (lambda *a: w_pgd(*a, 0.1, batch=0), "batch is 0, expected"),

@@ -9,7 +9,7 @@ b_i with (1/N) Σ b_i² ≤ δ²: as far as it is worth. p = ∞ is the threat o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -38,7 +38,7 @@ def gradient_power(
         model: maps (N, ...) to logits (N, C).
         x: points, (N, ...).
         y: labels, (N,).
-        norm: of the moves, "linf" (s = 1) or "l2" (s = 2).
+        norm: of the moves, "linf" (s = 1), "l2" (s = 2) or "l1" (s = ∞).
         loss: "ce", "dlr", "redlr" or a function `(outputs, y) -> (N,)`. Not a divergence from
             the model's own clean outputs: its gradient at x is 0.
 
@@ -52,22 +52,29 @@ def gradient_power(
 
 
 def sensitivity(
-    model: nn.Module, x: Tensor, y: Tensor, norm: Norm = "linf", loss: Loss = "ce"
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    norm: Norm = "linf",
+    loss: Loss = "ce",
+    batch: int | None = None,
 ) -> float:
     """Υ = ((1/N) Σ ‖∇_x J_i‖_s²)^{1/2}, the slope of V in the W₂ budget (arXiv:2306.09844).
 
     Of data in several places it is the root of the mean of all squares of `gradient_power`.
-    Arguments as in `gradient_power`, with N ≥ 1.
+    Arguments as in `gradient_power`, with N ≥ 1; `batch` is the number of samples per pass of the
+    model, None is all, and does not change the result.
 
     Returns:
         Υ ≥ 0, in units of the loss per unit of x.
 
     Raises:
-        ValueError: no sample, unknown norm or loss.
+        ValueError: no sample, none per pass, unknown norm or loss.
     """
     if len(x) == 0:
         raise ValueError("x has 0 samples, expected 1 or more: write x of shape (N, ...)")
-    return float(_rms(gradient_power(model, x, y, norm, loss)))
+    parts = _parts(x, y, batch)
+    return float(_rms(torch.cat([gradient_power(model, *part, norm, loss) for part in parts])))
 
 
 def moving(upsilon: float, estimate: float, eta: float) -> float:
@@ -156,8 +163,8 @@ def w_pgd(
 
     h(g) the steepest direction: sign(g) for l∞, g/‖g‖₂ for l2. With d = x' − x, D the root mean
     square of ‖d_i‖_r and c = min(1, δ/D), Π clamps d_i to ± c ‖d_i‖_∞ for l∞ (it cuts only
-    the largest entries) and is c d_i for l2; then it clips to the box. For l∞, and at the box, Π
-    is not the nearest point; the result is in the ball.
+    the largest entries) and is c d_i for l2 and l1; then it clips to the box. But for l2 within the
+    box Π is not the nearest point; the result is in the ball.
 
     With order=inf each sample has the radius δ: h(g) without weights, and the ball's projection.
 
@@ -167,7 +174,7 @@ def w_pgd(
         y: labels, (N,).
         delta: the budget δ ≥ 0, in units of x.
         steps: gradient steps T ≥ 0.
-        norm: of one sample's move, "linf" or "l2".
+        norm: of one sample's move, "linf", "l2" or "l1".
         loss: as in `gradient_power`.
         order: p of the distance W_p, 2 or inf.
         bounds: the box (low, high).
@@ -182,7 +189,7 @@ def w_pgd(
         ValueError: unknown norm, loss or order, or a number out of its range.
     """
     threat, each = ThreatModel(norm, delta, bounds), _per_sample(loss)
-    _check(steps, order, batch)
+    _check(steps, order)
     if steps == 0 or delta == 0:
         return x
     x, alpha = x.detach(), RATIO * delta / steps
@@ -211,13 +218,18 @@ def _per_sample(loss: Loss) -> PerSample:
     return LOSSES[loss]
 
 
-def _check(steps: int, order: float, batch: int | None) -> None:
+def _check(steps: int, order: float) -> None:
     if steps < 0:
         raise ValueError(f"steps is {steps}, expected an integer >= 0: write 0 for no attack")
     if order not in _RULES:
         raise ValueError(f"order is {order}, expected the p of W_p: write 2 or math.inf")
+
+
+def _parts(x: Tensor, y: Tensor, batch: int | None) -> Iterator[tuple[Tensor, Tensor]]:
     if batch is not None and batch < 1:
         raise ValueError(f"batch is {batch}, expected a number of samples >= 1: write 128")
+    size = batch or max(1, len(x))
+    return zip(torch.split(x, size), torch.split(y, size), strict=True)
 
 
 def _look(
@@ -230,9 +242,7 @@ def _look(
         hits.append((outputs.argmax(1) == labels).sum())
         return loss(outputs, labels)
 
-    size = batch or max(1, len(x))
-    parts = zip(torch.split(x, size), torch.split(y, size), strict=True)
-    grads = [input_gradient(model, *part, watched) for part in parts]
+    grads = [input_gradient(model, *part, watched) for part in _parts(x, y, batch)]
     return torch.cat(grads), int(torch.stack(hits).sum())
 
 

@@ -1,0 +1,277 @@
+"""Signs that an attack by gradients overestimates robustness (gradient masking).
+
+Each check takes plain numbers and tells whether its sign is there; `verdict` makes those whose
+numbers were measured. Accuracies are fractions, all of one model on the same `images` in number;
+`least` is what is still honest. FOSC sees rugged losses only, and is 0 where the gradient vanishes:
+no check is enough alone.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raydist.adversary.attack import frozen
+from raydist.adversary.loss import cross_entropies
+
+
+def exceeds(gap: float, least: float, images: int) -> bool:
+    """Whether a gap g between two accuracies on the same N images is above `least` beyond chance.
+
+        g − 2 √(g / N) > least
+
+    √(g / N) is the standard error of g if few images make the gap and none counts the other way.
+    With least = 0 it takes more than 4 images.
+
+    Args:
+        gap: the difference g, or a share of the images, in [−1, 1].
+        least: threshold, ≥ 0.
+        images: the number N ≥ 1.
+
+    Returns:
+        True if it is.
+
+    Raises:
+        ValueError: no image, or a gap outside its range.
+
+    Example:
+        >>> exceeds(0.02, least=0.002, images=200), exceeds(0.02, least=0.002, images=1000)
+        (False, True)
+    """
+    if images < 1:
+        raise ValueError(f"images is {images}, expected the number of images >= 1: write 1000")
+    if not -1 <= gap <= 1:
+        raise ValueError(f"gap is {gap}, expected a number in [-1, 1]: write 0.5 for 50 percent")
+    return gap > least and gap - 2 * math.sqrt(gap / images) > least
+
+
+def overestimation(gap: float, images: int, least: float = 0.1) -> bool:
+    """PGD-10 leaves far more than the strongest attack does (arXiv:2410.07675).
+
+    Honest models of CIFAR-10 at 8/255 have gaps of 4 (adversarial training) to 7 points (MART);
+    masked ones tens.
+
+    Args:
+        gap: PGD-10 accuracy minus the lowest measured.
+        images: number of images.
+        least: the gap that is still honest.
+
+    Returns:
+        True if the sign is there.
+    """
+    return exceeds(gap, least, images)
+
+
+def square_stronger(square: float, pgd: float, images: int, least: float = 0.002) -> bool:
+    """Square, which sees no gradient, leaves fewer images than PGD (arXiv:2410.07675)."""
+    return exceeds(pgd - square, least, images)
+
+
+def more_steps_weaker(few: float, many: float, images: int, least: float = 0.002) -> bool:
+    """PGD with many steps leaves more images than with few (arXiv:1902.06705)."""
+    return exceeds(many - few, least, images)
+
+
+def one_step_stronger(fgsm: float, pgd: float, images: int, least: float = 0.002) -> bool:
+    """FGSM leaves fewer images than PGD does (arXiv:1802.00420, section 3.1)."""
+    return exceeds(pgd - fgsm, least, images)
+
+
+def larger_eps_weaker(at_eps: float, at_larger: float, images: int, least: float = 0.002) -> bool:
+    """The same attack leaves more images in a larger ball (arXiv:1802.00420)."""
+    return exceeds(at_larger - at_eps, least, images)
+
+
+def large_eps_survived(acc: float, images: int, least: float = 0.1) -> bool:
+    """An attack without limits does not succeed everywhere (arXiv:1802.00420, section 3.1).
+
+    Args:
+        acc: accuracy under an iterative attack within a ball that holds every answer: ε = 0.5 or
+            1 for l∞, where all pixels may turn grey.
+        images: number of images.
+        least: what a constant answer keeps, chance: 0.1 with ten classes.
+
+    Returns:
+        True if the sign is there.
+    """
+    return exceeds(acc, least, images)
+
+
+def zero_gradient(share: float, images: int, least: float = 0.01) -> bool:
+    """The gradient vanishes in floating point (arXiv:2003.01690, section 4).
+
+    Args:
+        share: of the images with an input gradient of 0, from `zero_gradient_share`.
+        images: number of images.
+        least: the share that is still honest: an odd image may be certain beyond float32.
+
+    Returns:
+        True if the sign is there.
+    """
+    return exceeds(share, least, images)
+
+
+def not_stationary(relative: float, least: float = 0.2) -> bool:
+    """PGD has not converged: the loss is rugged (FOSC, arXiv:2112.08304 and 2410.07675).
+
+    Honest models have 0.00 to 0.04 after 10 steps of ε / 4. Where the gradient at the last point
+    does not know where the steps came from the expected value is that of no step, about 1.
+
+    Args:
+        relative: mean of `raydist.adversary.fosc.relative_gap` after PGD-10; 0 is converged.
+        least: the value that is still honest.
+
+    Returns:
+        True if the sign is there.
+    """
+    return relative > least
+
+
+def ce_saturated(ce: float, dlr: float, images: int, least: float = 0.1) -> bool:
+    """The scale-free DLR loss breaks far more than cross-entropy (arXiv:2003.01690, section 4).
+
+    Args:
+        ce: accuracy under APGD-CE.
+        dlr: accuracy under APGD-DLR or APGD-T, alone or after APGD-CE.
+        images: number of images.
+        least: the gap that is still honest: as in `overestimation`, which it is a part of.
+
+    Returns:
+        True if the sign is there.
+    """
+    return exceeds(ce - dlr, least, images)
+
+
+# the sign, and what it is read from: columns of a table, or what `_numbers` derives of them
+CHECKS: dict[str, tuple[Callable[..., bool], tuple[str, ...]]] = {
+    "overestimation": (overestimation, ("overestimation", "images")),
+    "square-stronger": (square_stronger, ("square", "pgd", "images")),
+    "more-steps-weaker": (more_steps_weaker, ("fewest_steps", "most_steps", "images")),
+    "one-step-stronger": (one_step_stronger, ("fgsm_acc", "pgd10_acc", "images")),
+    "larger-eps-weaker": (larger_eps_weaker, ("pgd10_acc", "pgd10_2eps_acc", "images")),
+    "large-eps-survived": (large_eps_survived, ("pgd10_large_eps_acc", "images")),
+    "zero-gradient": (zero_gradient, ("zero_gradient_share", "images")),
+    "fosc": (not_stationary, ("fosc_relative",)),
+    "ce-saturated": (ce_saturated, ("apgd_ce_acc", "dlr", "images")),
+}
+# no gradient of the cross-entropy alone can make these look clear
+DECISIVE = frozenset({"overestimation", "square-stronger"})
+
+_PGD = r"pgd(\d+)_acc"
+_DLR = r"apgd_(dlr|t)(_alone)?_acc"
+_NOT_CE = rf"(autoattack|fab(_t)?(_alone)?|square\d*|pgd\d+(x\d+)?_margin)_acc|{_DLR}"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the checks say of one model, by their names in `CHECKS`.
+
+    Attributes:
+        signs: checks that found their sign of masking.
+        clear: checks that were made and did not.
+        missing: checks that were not made, since a number was not measured.
+    """
+
+    signs: tuple[str, ...]
+    clear: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def word(self) -> str:
+        """The signs; "trusted" if there is none and a check in `DECISIVE` was made; "unchecked"."""
+        if self.signs:
+            return ", ".join(self.signs)
+        return "trusted" if DECISIVE.intersection(self.clear) else "unchecked"
+
+
+def verdict(measured: Mapping[str, float], images: int) -> Judgement:
+    """All checks whose numbers were measured.
+
+    Read are: `overestimation` (else `pgd10_acc` minus the lowest accuracy, if an attack is among
+    them that ascends another loss than cross-entropy), `fgsm_acc`, `pgd<steps>_acc`, `apgd_ce_acc`,
+    `apgd_dlr_acc`, `apgd_t_acc`, `fab_acc`, `fab_t_acc` (of the cascade or alone, also named
+    `apgd_t_alone_acc` and so on), `autoattack_acc`; Square alone as `square<queries>_acc`, or as
+    `square_acc` unless `autoattack_acc` stands beside it: then it is what the whole cascade left;
+    PGD-10 within 2 ε as `pgd10_2eps_acc` and within a ball that holds
+    every answer as `pgd10_large_eps_acc`; `zero_gradient_share`; `fosc_relative`.
+
+    Args:
+        measured: numbers of one model by their names in tables; others are not looked at, and nan
+            is not measured.
+        images: number of images of every accuracy; the smallest, if they differ.
+
+    Returns:
+        Which signs are there, which are not, and which were not looked for.
+
+    Example:
+        >>> verdict({"pgd10_acc": 0.98, "autoattack_acc": 0.7}, images=1000).word
+        'overestimation'
+        >>> verdict({"pgd10_acc": 0.51, "autoattack_acc": 0.47}, images=1000).word
+        'trusted'
+    """
+    numbers = _numbers(measured) | {"images": images}
+    made = {
+        name: check(*(numbers[key] for key in keys))
+        for name, (check, keys) in CHECKS.items()
+        if all(key in numbers for key in keys)
+    }
+    return Judgement(
+        signs=tuple(name for name, found in made.items() if found),
+        clear=tuple(name for name, found in made.items() if not found),
+        missing=tuple(name for name in CHECKS if name not in made),
+    )
+
+
+def _numbers(measured: Mapping[str, float]) -> dict[str, float]:
+    """What was measured, and what the checks read of it under names of their own."""
+
+    def lowest(pattern: str) -> float:
+        values = (value for name, value in known.items() if re.fullmatch(pattern, name))
+        return min(values, default=math.nan)
+
+    known = {name: value for name, value in measured.items() if not math.isnan(value)}
+    steps = sorted(int(match[1]) for name in known if (match := re.fullmatch(_PGD, name)))
+    pgd, not_ce = lowest(_PGD), lowest(_NOT_CE)
+    derived = {
+        "overestimation": known.get("pgd10_acc", math.nan) - (pgd if pgd < not_ce else not_ce),
+        "pgd": pgd,
+        "square": lowest(r"square\d+_acc" if "autoattack_acc" in known else r"square\d*_acc"),
+        "dlr": lowest(_DLR),
+    }
+    if len(steps) > 1:
+        derived["fewest_steps"] = known[f"pgd{steps[0]}_acc"]
+        derived["most_steps"] = known[f"pgd{steps[-1]}_acc"]
+    return {name: value for name, value in (derived | known).items() if not math.isnan(value)}
+
+
+def zero_gradient_share(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> float:
+    """Share of images whose input gradient of the cross-entropy is exactly 0 (arXiv:2003.01690).
+
+    A model that detaches its input has no gradient at all; that counts as 0.
+
+    Args:
+        model: gives logits (N, C); in eval mode meanwhile.
+        x: images (N, ...), on the device of the model.
+        y: labels, int64 (N,).
+        batch: images per pass, ≥ 1.
+
+    Returns:
+        The share, in [0, 1].
+
+    Raises:
+        ValueError: no image, or no image per pass.
+    """
+    if len(x) == 0 or batch < 1:
+        raise ValueError(f"x has {len(x)} images and batch is {batch}, expected both >= 1")
+    zero = 0
+    with frozen(model), torch.enable_grad():
+        parts = zip(torch.split(x, batch), torch.split(y, batch), strict=True)
+        for images, labels in parts:
+            images.requires_grad_()
+            total = cross_entropies(model(images), labels).sum() + 0 * images.sum()
+            grad = torch.autograd.grad(total, images)[0]
+            zero += int((grad.flatten(1) == 0).all(dim=1).sum())
+    return zero / len(x)
