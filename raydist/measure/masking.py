@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from raydist.adversary.attack import frozen
 from raydist.adversary.loss import cross_entropies
+from raydist.measure.verdict import Mask
 
 
 def exceeds(gap: float, least: float, images: int) -> bool:
@@ -104,7 +105,7 @@ def zero_gradient(share: float, images: int, least: float = 0.01) -> bool:
     """The gradient vanishes in floating point (arXiv:2003.01690, section 4).
 
     Args:
-        share: of the images with an input gradient of 0, from `zero_gradient_share`.
+        share: of the images with an input gradient of 0, from `zero_gradients`.
         images: number of images.
         least: the share that is still honest: an odd image may be certain beyond float32.
 
@@ -244,11 +245,14 @@ def _numbers(measured: Mapping[str, float]) -> dict[str, float]:
     if len(steps) > 1:
         derived["fewest_steps"] = known[f"pgd{steps[0]}_acc"]
         derived["most_steps"] = known[f"pgd{steps[-1]}_acc"]
-    return {name: value for name, value in (derived | known).items() if not math.isnan(value)}
+    numbers = {name: value for name, value in (derived | known).items() if not math.isnan(value)}
+    if numbers.get("pgd10_acc") == 0:  # it cannot be too high, however far from converged PGD-10 is
+        numbers.pop("fosc_relative", None)
+    return numbers
 
 
-def zero_gradient_share(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> float:
-    """Share of images whose input gradient of the cross-entropy is exactly 0 (arXiv:2003.01690).
+def zero_gradients(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> Mask:
+    """Whose input gradient of the cross-entropy is exactly 0 (arXiv:2003.01690).
 
     A model that detaches its input has no gradient at all; that counts as 0.
 
@@ -259,19 +263,19 @@ def zero_gradient_share(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> f
         batch: images per pass, ≥ 1.
 
     Returns:
-        The share, in [0, 1].
+        (N,).
 
     Raises:
-        ValueError: no image, or no image per pass.
+        ValueError: no image per pass.
     """
-    if len(x) == 0 or batch < 1:
-        raise ValueError(f"x has {len(x)} images and batch is {batch}, expected both >= 1")
-    zero = 0
+    if batch < 1:
+        raise ValueError(f"batch is {batch}, expected a number of images >= 1: write 128")
+    zero = []
     with frozen(model), torch.enable_grad():
-        parts = zip(torch.split(x, batch), torch.split(y, batch), strict=True)
-        for images, labels in parts:
+        for images, labels in zip(torch.split(x, batch), torch.split(y, batch), strict=True):
             images.requires_grad_()
             total = cross_entropies(model(images), labels).sum() + 0 * images.sum()
             grad = torch.autograd.grad(total, images)[0]
-            zero += int((grad.flatten(1) == 0).all(dim=1).sum())
-    return zero / len(x)
+            zero.append((grad.flatten(1) == 0).all(dim=1))
+    found: Mask = torch.cat(zero).cpu().numpy()
+    return found
