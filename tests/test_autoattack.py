@@ -17,10 +17,11 @@ from torch import nn
 from raydist.adversary.threat import ThreatModel
 from raydist.measure import autoattack as module
 from raydist.measure.autoattack import autoattack
+from raydist.measure.guard import Guarded
 from raydist.measure.verdict import FEW_CLASSES, FLAGS, STANDARD, Verdict, concatenate
 
 LINF = ThreatModel("linf", 0.08)
-PACKAGE_NORM = {"linf": "Linf", "l2": "L2"}
+PACKAGE_NORM = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 def digits(classes):
@@ -94,10 +95,10 @@ def quick(model, x, y, **options):
 # --- agreement with the package
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.5)])
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.5), ("l1", 0.7)])
 def test_final_verdict_equals_the_packages_own_standard_run(net, held_out, norm, eps, monkeypatch):
     x, y = held_out
-    if norm == "l2":  # one query is slow there: fewer of them, on both sides
+    if norm != "linf":  # one query is slow there: fewer of them, on both sides
         square = pyautoattack.square.SquareAttack
         monkeypatch.setattr(square, "init_hyperparam", fewer(square.init_hyperparam))
     verdict = autoattack(net, x, y, ThreatModel(norm, eps), classes=10, batch=40, seed=3)
@@ -112,10 +113,11 @@ def test_final_verdict_equals_the_packages_own_standard_run(net, held_out, norm,
     assert verdict.flags == ()  # an honest model
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", PACKAGE_NORM)
 def test_parameters_are_those_of_the_packages_standard_version(norm):
     eps, seed, device = 0.1, 5, torch.device("cpu")
-    ours = module._ensemble(torch.nn.Identity(), ThreatModel(norm, eps), 10, seed, device, set())
+    guard = Guarded(nn.Identity(), 10, set())
+    ours = module.perturbations(guard, ThreatModel(norm, eps), seed, device)
     theirs = pyautoattack.AutoAttack(None, eps=eps, norm=PACKAGE_NORM[norm], seed=seed)
     theirs.fab.targeted = True  # as in its run of fab-t
     pairs = {
@@ -304,7 +306,8 @@ def test_trap_fewer_than_ten_classes(classes):
     assert verdict.standard == (classes >= 4)
     assert ("few-classes" in verdict.flags) == (classes < 4)
     assert "targeted DLR" in FLAGS["few-classes"]
-    seen = module._ensemble(len, LINF, classes, 0, torch.device("cpu"), set())
+    guard = Guarded(nn.Identity(), classes, set())
+    seen = module.perturbations(guard, LINF, 0, torch.device("cpu"))
     assert seen["apgd-t"].__self__.n_target_classes == classes - 1
     assert seen["fab-t"].__self__.n_target_classes == classes - 1
 
@@ -374,10 +377,11 @@ def test_trap_wrong_input_is_refused_clearly(net, held_out, change, message):
         quick(net, x, y, **change)
 
 
-def test_trap_images_too_small_for_l2_square_are_refused():
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_trap_images_too_small_for_square_are_refused(norm):
     x, y = torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="images are 4 high"):
-        autoattack(nn.Flatten(), x, y, ThreatModel("l2", 0.1), classes=16)
+    with pytest.raises(ValueError, match=f"images are 4 high, expected >= 5 for the {norm}"):
+        autoattack(nn.Flatten(), x, y, ThreatModel(norm, 0.1), classes=16)
 
 
 def test_trap_training_mode_leaves_batch_norm_and_mode_as_found(held_out):

@@ -11,7 +11,7 @@ from raydist.adversary.attack import ascend, pgd
 from raydist.adversary.fosc import first_order_gap, fosc, relative_gap, unstable
 from raydist.adversary.threat import ThreatModel
 
-NORMS = ["linf", "l2"]
+NORMS = ["linf", "l2", "l1"]
 UNBOUNDED = (-math.inf, math.inf)
 
 
@@ -37,6 +37,19 @@ def largest_by_enumeration(g, low, high, eps, norm):
     if norm == "linf":
         ends = [(max(a, -eps), min(b, eps)) for a, b in zip(low, high, strict=True)]
         return max(sum(a * b for a, b in zip(g, d, strict=True)) for d in itertools.product(*ends))
+    if norm == "l1":
+        # each coordinate is 0 or at an end of the box, but for one, which takes what is left
+        best = 0.0
+        for choice in itertools.product((0.0, 1, 2), repeat=len(g)):
+            for free in range(len(g)):
+                d = [0.0 if c == 0 else (low, high)[int(c) - 1][i] for i, c in enumerate(choice)]
+                d[free] = 0.0
+                left = eps - sum(map(abs, d))
+                if left >= 0:
+                    for end in (max(low[free], -left), min(high[free], left)):
+                        d[free] = end
+                        best = max(best, sum(a * b for a, b in zip(g, d, strict=True)))
+        return best
     # each coordinate is at an end of the box, or free: d_free = t g_free, on the sphere
     best = 0.0
     for choice in itertools.product((0, 1, None), repeat=len(g)):
@@ -115,7 +128,7 @@ def test_linear_model_closed_form_after_each_step(norm, steps):
     threat = ThreatModel(norm, eps, UNBOUNDED)
     x_adv = pgd(model, x, y, threat, steps=steps, alpha=alpha, start="zero")
     z = (x_adv @ w) * (1 - 2 * y)
-    dual = w.abs().sum() if norm == "linf" else w.norm()
+    dual = {"linf": w.abs().sum(), "l2": w.norm(), "l1": w.abs().max()}[norm]
     expected = max(eps - steps * alpha, 0.0) * z.sigmoid() * dual  # |d CE / d score| = sigmoid(z)
     for box in (False, True):
         values = fosc(model, x, x_adv, y, threat, box)

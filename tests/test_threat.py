@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydist.adversary.threat import ThreatModel, rows
+from raydist.adversary.wasserstein import first_order_risk, sensitivity, w_pgd
 
-NORMS = ["linf", "l2"]
+NORMS = ["linf", "l2", "l1"]
 BOXES = [(0.0, 1.0), (-math.inf, math.inf)]
 
 
@@ -28,7 +29,9 @@ def test_projection_lands_in_ball_and_box_and_keeps_what_is_inside(norm, bounds,
     torch.testing.assert_close(threat.project(inside, x), inside, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("norm", "bounds"), [("linf", b) for b in BOXES] + [("l2", BOXES[1])])
+@pytest.mark.parametrize(
+    ("norm", "bounds"), [("linf", b) for b in BOXES] + [("l2", BOXES[1]), ("l1", BOXES[1])]
+)
 def test_projection_is_the_nearest_point_of_the_set(norm, bounds):
     # variational inequality of the Euclidean projection p of z: <z - p, s - p> <= 0 for all s in S
     threat = ThreatModel(norm, 0.4, bounds)
@@ -44,6 +47,51 @@ def test_projection_on_the_l2_ball_is_radial():
     point = threat.project(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0 / 8]]))
     expected = torch.tensor([[3.0, -0.5]]) * 0.5 / math.hypot(3, 0.5) + torch.tensor([[0.0, 0.5]])
     torch.testing.assert_close(point, expected)
+
+
+def test_projection_on_the_l1_ball_by_hand_and_by_bisection_of_the_threshold():
+    threat = ThreatModel("l1", 1.0, BOXES[1])
+    point = threat.project(torch.tensor([[0.9, -0.5, 0.1]]), torch.zeros(1, 3))
+    torch.testing.assert_close(point, torch.tensor([[0.7, -0.3, 0.0]]))  # theta = 0.2
+    delta = 4 * draw(0, 200, 30) - 2
+    low, high = torch.zeros(200, 1).double(), delta.abs().amax(1, keepdim=True)
+    for _ in range(60):
+        theta = (low + high) / 2
+        outside = (delta.abs() - theta).clamp_min(0).sum(1, keepdim=True) > 1
+        low, high = torch.where(outside, theta, low), torch.where(outside, high, theta)
+    expected = delta.sign() * (delta.abs() - high).clamp_min(0)
+    found = threat.project(delta, torch.zeros_like(delta))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_steepest_direction_in_l1_is_the_first_of_the_largest():
+    g = torch.tensor([[1.0, -3.0, 3.0]])
+    assert ThreatModel("l1", 1.0).steepest(g).tolist() == [[0, -1, 0]]
+
+
+def test_a_step_in_l1_passes_over_what_the_box_stops():
+    threat, g = ThreatModel("l1", 1.0), torch.tensor([[5.0, -4.0, -3.0, 2.0]])
+    stopped = torch.tensor([[1.0, 0.0, 0.5, 0.5]])
+    assert threat.steepest(g, stopped).tolist() == [[0, 0, -1, 0]]
+    assert threat.steepest(g, torch.tensor([[0.0, 1.0, 0.5, 0.5]])).tolist() == [[1, 0, 0, 0]]
+    assert threat.steepest(g[:, :2], stopped[:, :2]).tolist() == [[0, 0]]
+
+
+def test_an_l1_budget_may_be_shared():
+    # a loss linear in x: V(delta) = V(0) + delta Upsilon exactly
+    x, w = draw(0, 20, 5), draw(1, 20, 5) - 0.5
+    model, y = torch.nn.Identity(), torch.arange(20)
+
+    def loss(outputs, labels):
+        return (outputs * w[labels]).sum(dim=1)
+
+    upsilon = sensitivity(model, x, y, "l1", loss)
+    assert upsilon == pytest.approx(w.abs().amax(1).square().mean().sqrt().item())
+    x_adv = w_pgd(model, x, y, 0.3, norm="l1", loss=loss, bounds=BOXES[1], best=False)
+    moved = ThreatModel("l1", 0.0).norm_of(x_adv - x)
+    assert moved.square().mean().sqrt() == pytest.approx(0.3)
+    expected = first_order_risk(loss(x, y).mean().item(), upsilon, 0.3)
+    assert loss(x_adv, y).mean().item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -94,18 +142,20 @@ def test_steepest_direction_of_a_zero_gradient_is_zero(norm):
 
 def test_norms_and_dual_norms_by_hand():
     delta = torch.tensor([[3.0, -4.0], [0.0, 1.0]])
-    linf, l2 = ThreatModel("linf", 1.0), ThreatModel("l2", 1.0)
+    linf, l2, l1 = (ThreatModel(norm, 1.0) for norm in NORMS)
     assert linf.norm_of(delta).tolist() == [4, 1]
     assert linf.dual_norm(delta).tolist() == [7, 1]
     assert l2.norm_of(delta).tolist() == [5, 1]
     assert l2.dual_norm(delta).tolist() == [5, 1]
+    assert l1.norm_of(delta).tolist() == [7, 1]
+    assert l1.dual_norm(delta).tolist() == [4, 1]
     assert linf.norm_of(torch.tensor([2.0, -3.0])).tolist() == [2, 3]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("l1", 0.1), '"linf" or "l2"'),
+        (("l0", 0.1), 'norm is .l0., expected one of: write "linf", "l2" or "l1"'),
         (("linf", -0.1), "eps is -0.1"),
         (("linf", math.nan), "eps is nan"),
         (("l2", math.inf), "eps is inf"),

@@ -159,7 +159,7 @@ def ascend(
             x_adv = _begin(x, threat, start, source)
             for _ in range(steps):
                 x_last, grad = x_adv, _gradient(objective, x_adv)
-                x_adv = threat.project(x_last + alpha * threat.steepest(grad), x)
+                x_adv = threat.project(x_last + alpha * threat.steepest(grad, x_last), x)
             return x_adv, x_last, grad
 
         found = run() if restarts == 1 else _best(objective, (run() for _ in range(restarts)))

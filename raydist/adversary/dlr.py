@@ -1,7 +1,26 @@
-"""Difference of logits ratios: losses for attacks that the scale of the logits does not blind."""
+"""Losses of attacks that the scale of the logits does not blind: margins and their ratios."""
 
 import torch
 from torch import Tensor
+
+
+def margin(outputs: Tensor, y: Tensor) -> Tensor:
+    """The margin that the label lacks, max_{j≠y} z_j − z_y (arXiv:1608.04644, f6 without κ).
+
+    Args:
+        outputs: logits z, (N, C) with C ≥ 2.
+        y: labels, (N,).
+
+    Returns:
+        One value per sample, (N,), < 0 for right labels.
+
+    Example:
+        >>> margin(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([0]))
+        tensor([-1.])
+    """
+    label = y.unsqueeze(1)
+    other = outputs.scatter(1, label, -torch.inf).amax(dim=1)
+    return other - outputs.gather(1, label).squeeze(1)
 
 
 def dlr(outputs: Tensor, y: Tensor) -> Tensor:

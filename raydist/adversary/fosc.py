@@ -98,7 +98,8 @@ def relative_gap(x: Tensor, x_adv: Tensor, grad: Tensor, threat: ThreatModel) ->
 def _box_maximiser(x: Tensor, g: Tensor, threat: ThreatModel) -> Tensor:
     """The d of largest ⟨g, d⟩ with ‖d‖ ≤ ε and x + d in the box, for rows x, g (N, D).
 
-    |d_i| ≤ room_i, what ball and box leave in the direction of g_i. For l∞ that is all. For l2 the
+    |d_i| ≤ room_i, what ball and box leave in the direction of g_i. For l∞ that is all. For l1 the
+    coordinates of largest |g_i| take their rooms until ε is spent. For l2 the
     multiplier of the ball gives |d_i| = min(λ |g_i|, room_i), with λ such that ‖d‖₂ = ε, or
     unbounded if the corner |d| = room lies inside the ball. ‖d‖₂ grows with λ: bisection.
 
@@ -109,6 +110,11 @@ def _box_maximiser(x: Tensor, g: Tensor, threat: ThreatModel) -> Tensor:
     room = torch.where(g > 0, high - x, x - low).clamp(max=threat.eps)
     if threat.norm == "linf":
         return g.sign() * room
+    if threat.norm == "l1":
+        order = g.abs().argsort(dim=1, descending=True)
+        spent = room.gather(1, order).cumsum(dim=1).clamp(max=threat.eps)
+        share = spent.diff(dim=1, prepend=torch.zeros_like(spent[:, :1]))
+        return g.sign() * torch.zeros_like(g).scatter(1, order, share)
     slope = threat.steepest(g).abs()
     inner = torch.full_like(slope[:, :1], threat.eps)  # ‖ε g/‖g‖‖ = ε: inside
     full = torch.where(slope > 0, room / slope, 0.0).amax(dim=1, keepdim=True)

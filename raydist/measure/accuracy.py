@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from raydist.adversary.attack import frozen, pgd
+from raydist.adversary.attack import AttackLoss, Start, frozen, pgd
 from raydist.adversary.threat import ThreatModel
 from raydist.measure.verdict import Mask, Verdict, fraction
 from raydist.seeding import Purpose, torch_generator
@@ -46,10 +46,12 @@ def pgd_correct(
     *,
     steps: int,
     alpha: float | None = None,
+    start: Start = "uniform",
+    loss: AttackLoss = "ce",
     batch: int,
     seed: int,
 ) -> Mask:
-    """Whether each image keeps its label under PGD with a uniform start (arXiv:1706.06083).
+    """Whether each image keeps its label under PGD (arXiv:1706.06083).
 
     An image that is wrong without attack counts as wrong: x itself is in the ball. The result is
     a function of (model, images, batch, seed).
@@ -61,6 +63,8 @@ def pgd_correct(
         threat: the set of allowed points.
         steps: gradient steps ≥ 0.
         alpha: length of a step; None is eps / 4 (2/255 at 8/255).
+        start: of the ascent, as in `raydist.adversary.attack.ascend`.
+        loss: what is ascended, as there.
         batch: images per forward pass, ≥ 1.
         seed: seed of the starts, ≥ 0.
 
@@ -71,7 +75,17 @@ def pgd_correct(
     right = correct(model, x, y, batch)
     for number, part in enumerate(_parts(len(x), batch)):
         generator = torch_generator(Purpose.EVALUATE, seed, round=number, device=x.device)
-        x_adv = pgd(model, x[part], y[part], threat, steps=steps, alpha=alpha, generator=generator)
+        x_adv = pgd(
+            model,
+            x[part],
+            y[part],
+            threat,
+            steps=steps,
+            alpha=alpha,
+            start=start,
+            loss=loss,
+            generator=generator,
+        )
         right[part] &= correct(model, x_adv, y[part], batch)
     return right
 
