@@ -18,10 +18,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raydist.config import InputError
-from raydist.measure.trained import Masks
+from raydist.measure.masks import Masks
 
 COLUMNS = ["trial", "round", "agent", "metric", "value"]
 STARTED = ("experiment.json", "params.json")  # ours, and the one that Tune writes
+CASCADE = (  # measured on the images that AutoAttack saw
+    *("autoattack_acc", "apgd_ce_acc", "apgd_t_acc", "fab_t_acc", "square_acc", "overestimation"),
+)
 Row = tuple[int, str, str, float]  # round, agent, metric, value
 
 
@@ -144,6 +147,8 @@ def images_frame(masks: Masks, labels: NDArray[np.int64]) -> pd.DataFrame:
     frame = pd.DataFrame({"image": masks.index, "label": labels[masks.index], "clean": masks.clean})
     for steps, right in masks.pgd.items():
         frame[f"pgd{steps}"] = right
+    for name, right in masks.others.items():
+        frame[name] = right
     frame["fosc"] = masks.fosc
     if masks.verdict is not None:
         names = np.array(["clean", *masks.verdict.attacks, "none"])
@@ -186,12 +191,46 @@ def _trial_row(folder: Path) -> dict[str, Any]:
         row["mixing_rate"] = json.loads((folder / "graph.json").read_text())["mixing_rate"]
     if (folder / "final.json").exists():
         final: dict[str, Any] = json.loads((folder / "final.json").read_text())
-        return row | final
+        return row | _evaluated(folder, final, str(row.get("average.name") or "average"))
     if (folder / "error.txt").exists():
         lines = (folder / "error.txt").read_text().strip().splitlines()
         failed = {"status": "failed", "error": lines[-1] if lines else ""}
         return row | failed | {"log": str(folder / "error.txt")}
     return row | {"status": "unfinished"}
+
+
+def _evaluated(folder: Path, final: dict[str, Any], average: str) -> dict[str, Any]:
+    """The final numbers with those that `raydist.evaluate` added later.
+
+    Where both have a number, that of the later evaluation stands if it is of as many images.
+
+    Args:
+        folder: of the trial.
+        final: the final numbers.
+        average: what the numbers of the averaged model begin with.
+
+    Returns:
+        All numbers.
+    """
+    file = folder / "evaluation.json"
+    if not file.exists():
+        return final
+    models: dict[str, dict[str, Any]] = json.loads(file.read_text())
+    found = dict(final)
+    for name, value in models.get("centroid", {}).items():
+        least = final.get("autoattack_images" if name in CASCADE else "test_images") or 0
+        newer = models["centroid"].get("evaluation_images", 0) >= least
+        if name != "weights" and (newer or name not in final):
+            found[name] = value
+    agents = [numbers for model, numbers in models.items() if model.startswith("agent-")]
+    for name in {name for numbers in agents for name in numbers if name.endswith("_acc")}:
+        values = [numbers[name] for numbers in agents if numbers.get(name) is not None]
+        for how, of in (("mean", np.mean), ("worst", np.min), ("best", np.max)):
+            found[f"agents_{how}_{name}"] = float(of(values))
+    for model, prefix in (("average", average), ("ensemble", "ensemble"), ("start", "start")):
+        numbers = models.get(model, {})
+        found |= {f"{prefix}_{name}": v for name, v in numbers.items() if name != "weights"}
+    return found
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

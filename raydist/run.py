@@ -101,7 +101,7 @@ def _run(plan: Plan, pool: Pool, folder: Folder | None, quiet: bool) -> Result:
         seconds = time.monotonic() - began
         last = records[-1]
         if folder is not None:
-            pool.save(folder.path / "weights")
+            pool.save(folder.path / "weights", last.round)
             folder.finish(last, seconds)
         weights = parameters_of(pool.states(), plan.parameters)
     finally:

@@ -158,7 +158,15 @@ class Evaluate(Table):
     test: Count = "all"  # test images for clean and PGD accuracy
     pgd: list[PositiveInt] = [10, 20]  # numbers of PGD steps
     autoattack: Count = "all"  # test images; 0 switches AutoAttack off
+    attacks: list[
+        str
+    ] = []  # further attacks on the test images, by name: ["apgd-dlr", "square1000"]
+    hessian: int = Field(
+        default=0, ge=0
+    )  # training images for the Hessian's trace; 0: not measured
     agents: bool = False  # every agent too, not only the centroid
+    excess_risk: int = Field(default=0, ge=0)  # training images for J(w) − J(start)
+    subspace: int = Field(default=0, ge=0)  # dimensions of its prediction; 0: not predicted
     batch: PositiveInt = 256
 
 

@@ -111,7 +111,7 @@ class Trial(tune.Trainable):
             self.folder.flush()
             return report
         assert self._pool is not None
-        self._pool.save(self.folder.path / "weights")
+        self._pool.save(self.folder.path / "weights", record.round)
         final = self.folder.finish(record, time.monotonic() - self.began)
         return report | _scalars(final) | {"done": True}
 

@@ -19,15 +19,9 @@ from raydist.engine.flat import FlatModel, join, spread
 from raydist.engine.local_step import LocalStep
 from raydist.engine.measurer import Measurer
 from raydist.engine.spec import AgentSpec
-from raydist.engine.task import (
-    Split,
-    build_model,
-    image_task,
-    quadratic_of,
-    quadratic_task,
-)
+from raydist.engine.task import Split, build_model, image_task, quadratic_task
 from raydist.learning.average import Ensemble, RunningAverage
-from raydist.measure import trained
+from raydist.measure import masks, trained
 from raydist.network import strategy
 
 Message = NDArray[np.floating[Any]]
@@ -50,7 +44,7 @@ class Agent:
         self.device = torch.device("cuda" if spec.cuda else "cpu")
         self.flat = FlatModel(build_model(self.config, spec.shape, spec.classes).to(self.device))
         self.measurer = Measurer(
-            self.config, spec.agent, held, spec.scale, spec.classes, self.device
+            self.config, spec.agent, share, held, spec.scale, spec.classes, self.device
         )
         self.start = self.flat.w.detach().clone()
         self.average: RunningAverage | None = None
@@ -185,8 +179,9 @@ class Agent:
 
         Returns:
             Of this agent's own state: distance from the start, squared distance from the centroid,
-            excess risk (quadratic task). Of the centroid, on this agent's part of the validation
-            images: sums that the driver adds up.
+            excess risk (quadratic task, or `evaluate.excess_risk`), and that of the centroid, whose
+            mean over the agents the driver takes. Of the centroid, on this agent's part of the
+            validation images: sums that the driver adds up.
 
         Raises:
             RuntimeError: if round n is not finished.
@@ -199,12 +194,19 @@ class Agent:
             "disagreement": (w - center[: w.numel()]).square().sum().item(),
         }
         if self.config.data.set == "quadratic":
-            own["excess_risk"] = quadratic_of(self.config).excess_risk(w.cpu().double().numpy())
+            risk = self.measurer.quadratic.excess_risk
+            own["excess_risk"] = risk(w.cpu().double().numpy())
+            own["centroid_excess_risk"] = risk(center.cpu().double().numpy())
             return own, {}
+        measured = self.config.evaluate.excess_risk > 0
+        if measured:
+            own["excess_risk"] = self.measurer.excess_risk(self.flat.module)
         with self.flat.holding(center) as model:
+            if measured:
+                own["centroid_excess_risk"] = self.measurer.excess_risk(model, [self.spec.agent])
             return own, self.measurer.validate(model, n)
 
-    def evaluate(self, *centroids: Message) -> trained.Masks:
+    def evaluate(self, *centroids: Message) -> masks.Masks:
         """Per-image verdicts on test images.
 
         Args:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from raydist.config import Experiment, InputError
+from raydist.engine.excess import predictable
 from raydist.engine.task import DTYPES, build_model, loss_named, quadratic_of
 from raydist.learning.data import Data, to_tensor
 from raydist.learning.model import parameter_count
+from raydist.measure import attacks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -94,6 +96,8 @@ def check_quadratic(config: Experiment) -> None:
         "data.transforms": config.data.transforms is not None,
         "data.partition": config.data.partition.name != "iid",
         "attack.name": config.attack.name == "kl_pgd",
+        "evaluate.excess_risk": config.evaluate.excess_risk > 0,  # it is reported anyway
+        "evaluate.subspace": config.evaluate.subspace > 0,
     }.items():
         if used:
             raise InputError(f'{key} is for images, not for data.set = "quadratic": remove it')
@@ -131,15 +135,47 @@ def check_images(config: Experiment, data: Data, share: int) -> None:
         raise InputError(f"evaluate.images is {config.evaluate.images}, expected {agents} or more")
     if isinstance(config.evaluate.test, int) and config.evaluate.test < agents:
         raise InputError(f"evaluate.test is {config.evaluate.test}, expected {agents} or more")
+    for name in config.evaluate.attacks:
+        checked("evaluate.attacks", attacks.parse, name)
+    for name, why in attacks.skipped(config.evaluate.attacks, data.classes).items():
+        raise InputError(f'evaluate.attacks names "{name}", but {why}: leave it out')
     if config.loss.name == "wasserstein" and data.classes < 3:
         raise InputError(
             f'loss.name = "wasserstein" attacks with ReDLR, which needs 3 classes: data.set '
             f'"{config.data.set}" has {data.classes}'
         )
+    _check_excess_risk(config, share)
     if config.dtype != "float32" and config.evaluate.autoattack != 0:
         raise InputError(
             f'evaluate.autoattack needs dtype = "float32", not "{config.dtype}": '
             "write evaluate.autoattack = 0"
+        )
+
+
+def _check_excess_risk(config: Experiment, share: int) -> None:
+    """The excess risk and its prediction are of images, losses and steps that they are made for."""
+    images, agents = config.evaluate.excess_risk, config.topology.agents
+    if images and not agents <= images <= agents * share:
+        raise InputError(
+            f"evaluate.excess_risk is {images}, expected 0, or {agents} to {agents * share} images "
+            f"for topology.agents = {agents} with {share} images or more each"
+        )
+    if images and config.loss.name == "wasserstein":
+        raise InputError(
+            'evaluate.excess_risk is for losses of single images, not for loss.name = "wasserstein"'
+            ": write evaluate.excess_risk = 0"
+        )
+    if config.evaluate.subspace == 0:
+        return
+    if images == 0:
+        raise InputError(
+            "evaluate.subspace predicts the excess risk, but evaluate.excess_risk is 0: write "
+            "evaluate.excess_risk = 512"
+        )
+    if config.loss.name not in ("standard", "pgd_at") or not predictable(config):
+        raise InputError(
+            "evaluate.subspace predicts plain SGD (no momentum, weight decay, awp or schedules, "
+            'one threat for all) on loss.name = "standard" or "pgd_at": write evaluate.subspace = 0'
         )
 
 

@@ -1,5 +1,6 @@
 """The driver: rounds as a generator of records. It never touches a weight."""
 
+import math
 from collections import deque
 from collections.abc import Iterator
 
@@ -8,7 +9,7 @@ import numpy as np
 from raydist.engine.plan import Plan
 from raydist.engine.pool import Pending, Pool
 from raydist.engine.watch import Watch
-from raydist.measure import trained
+from raydist.measure import masks, trained
 from raydist.record import Outcome, Record, images_frame
 
 
@@ -56,12 +57,12 @@ def train(pool: Pool, plan: Plan) -> Iterator[Record]:
                 pool.close(submitted)
             if not plan.measured(n) and outcome.status != "diverged":
                 record = _measured(pool, plan, n, infos, theory)
-            yield _last(pool, plan, record, outcome, watch.summary())
+            yield _last(pool, plan, record, outcome, watch.summary(), theory)
             return
 
 
 def _measured(
-    pool: Pool, plan: Plan, n: int, infos: list[dict[str, float]], theory: dict[int, float]
+    pool: Pool, plan: Plan, n: int, infos: list[dict[str, float]], theory: dict[float, float]
 ) -> Record:
     """The record of a closed round, with what is known of the state after it."""
     found = pool.measure(n)
@@ -69,28 +70,40 @@ def _measured(
     centroid: dict[str, float] = {}
     if plan.data is not None:
         centroid = trained.add([sums for _, sums in found])
+    risks = [own.pop("centroid_excess_risk") for own in agents if "centroid_excess_risk" in own]
+    if risks:
+        centroid["excess_risk"] = float(np.mean(risks))
     if n in theory:
         centroid["excess_risk_theory"] = theory[n]
     return Record(n, agents, centroid)
 
 
 def _last(
-    pool: Pool, plan: Plan, record: Record, outcome: Outcome, watched: dict[str, float | str]
+    pool: Pool,
+    plan: Plan,
+    record: Record,
+    outcome: Outcome,
+    watched: dict[str, float | str],
+    theory: dict[float, float],
 ) -> Record:
     """The record that ends a run: its final numbers and the verdict on each test image."""
     mean, images = record.mean, None
     kept = ("disagreement", "distance", "excess_risk")
-    final: dict[str, float | str] = {name: mean[name] for name in kept if name in mean}
-    final |= {"train_loss": mean["loss"], **record.centroid, **watched}
+    final: dict[str, float | str] = {"train_loss": mean["loss"], **record.centroid, **watched}
+    if "excess_risk" in record.centroid:  # that column is the agents'
+        final["centroid_excess_risk"] = record.centroid["excess_risk"]
+    final |= {name: mean[name] for name in kept if name in mean}
+    if math.inf in theory:
+        final["excess_risk_limit"] = theory[math.inf]
     if plan.data is not None and outcome.status != "diverged":
-        masks = trained.merge(pool.evaluate("now"))
-        final |= trained.summary(masks)
-        images = images_frame(masks, plan.data.test[1])
+        judged = masks.merge(pool.evaluate("now"))
+        final |= masks.summary(judged)
+        images = images_frame(judged, plan.data.test[1])
         for name, which in _besides(plan, outcome).items():
-            judged = trained.summary(trained.merge(pool.evaluate(*which)))
-            final |= {f"{name}_{key}": value for key, value in judged.items()}
+            besides = masks.summary(masks.merge(pool.evaluate(*which)))
+            final |= {f"{name}_{key}": value for key, value in besides.items()}
         if plan.config.evaluate.agents:
-            final |= _over_agents([trained.summary(own) for own in pool.evaluate()])
+            final |= _over_agents([masks.summary(own) for own in pool.evaluate()])
     return Record(record.round, record.agents, record.centroid, outcome, final, images)
 
 

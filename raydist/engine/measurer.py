@@ -1,7 +1,8 @@
 """What an agent measures of a model, on its part of the images that all agents share out."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,8 +10,10 @@ from torch import nn
 
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
-from raydist.engine.task import Split
-from raydist.measure import trained
+from raydist.engine import excess
+from raydist.engine.task import Split, build_model, quadratic_of
+from raydist.learning.quadratic import Quadratic
+from raydist.measure import masks, trained
 
 SHARE = 32  # images that one agent measures at least: smaller parts cost more than they save
 
@@ -22,6 +25,7 @@ class Measurer:
         self,
         config: Experiment,
         agent: int,
+        share: Split | None,
         held: Mapping[str, Split],
         scale: float,
         classes: int,
@@ -32,12 +36,14 @@ class Measurer:
         Args:
             config: the experiment.
             agent: the agent k.
-            held: the "validation" and "test" splits.
+            share: its private training images (None for the quadratic task, which has no images).
+            held: the "validation" and "test" splits, and "risk" if there is one.
             scale: what brings pixels to [0, 1].
             classes: number of classes.
             device: where to compute.
         """
         self._config, self._agent, self._held = config, agent, held
+        self._share = share or (np.zeros((0, 1)), np.zeros(0, np.int64))
         self._scale, self._classes, self._device = scale, classes, device
         self._threat = ThreatModel(config.threat.norm, config.threat.eps)
 
@@ -46,7 +52,35 @@ class Measurer:
         part = self._part("validation", self._config.evaluate.images, shared=True)
         return trained.validate(model, part, self._threat, self._config, n)
 
-    def judge(self, model: nn.Module, shared: bool) -> trained.Masks:
+    @cached_property
+    def quadratic(self) -> Quadratic:
+        """The quadratic task, which knows its excess risk."""
+        return quadratic_of(self._config)
+
+    def excess_risk(self, model: nn.Module, agents: Sequence[int] | None = None) -> float:
+        """The mean of J_k(w) − J_k(w*) over some agents k, w* the start of the run.
+
+        Args:
+            model: at w.
+            agents: the agents; None: all of them, which makes it J(w) − J(w*).
+
+        Returns:
+            The difference; exactly 0 at w*.
+        """
+        agents = range(self._config.topology.agents) if agents is None else agents
+        return float(np.mean([self._risk(model, k) - self._start_risks[k] for k in agents]))
+
+    @cached_property
+    def _start_risks(self) -> list[float]:
+        """J_k(w*) of every agent k."""
+        start = build_model(self._config, self._held["risk"][0].shape[1:], self._classes)
+        start.to(self._device)
+        return [self._risk(start, k) for k in range(self._config.topology.agents)]
+
+    def _risk(self, model: nn.Module, k: int) -> float:
+        return excess.risk(model, self._config, self._held["risk"], k, self._scale, self._device)
+
+    def judge(self, model: nn.Module, shared: bool) -> masks.Masks:
         """Verdicts on test images.
 
         Args:
@@ -60,7 +94,16 @@ class Measurer:
         wanted = self._config.evaluate
         part = self._part("test", wanted.test, shared)
         attacked = self._part("test", min(wanted.test, wanted.autoattack, key=_number), shared)
-        return trained.judge(model, part, attacked, self._threat, self._config, self._classes)
+        curved = self._curved(wanted.hessian if shared else 0)
+        return masks.judge(model, part, attacked, self._threat, curved, self._config, self._classes)
+
+    def _curved(self, images: int) -> trained.Part:
+        """The first of this agent's own training images, as many as it has to see of so many."""
+        x, y = self._share
+        agents = self._config.topology.agents
+        mine = images // agents + (self._agent < images % agents)
+        chosen = np.arange(min(mine, len(y)))
+        return trained.Part(chosen, x, y, self._scale, self._device)
 
     def _part(self, split: str, limit: int | str, shared: bool) -> trained.Part:
         """The first images of a split; if shared out, every S-th of them for S agents."""

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydist.config import Experiment, InputError
+from raydist.engine import excess
 from raydist.engine.checks import check_images, check_quadratic, checked, input_of, probe
 from raydist.engine.spec import AgentSpec
-from raydist.engine.task import Split, quadratic_of
+from raydist.engine.task import Split
 from raydist.learning import data as datasets
 from raydist.learning import partition
-from raydist.network import strategy, theory, topology, weights
+from raydist.network import strategy, topology, weights
+from raydist.seeding import Purpose, numpy_rng
 
 BASE_BYTES = 350e6  # a process that has imported torch (its CUDA build), measured
 SKEW, SHARDS = 0.5, 2  # usual values of the field: α of a Dirichlet, labels of an agent
@@ -112,7 +114,20 @@ class Plan:
         """The splits that all agents may see."""
         if self.data is None:
             return {}
-        return {"validation": self.data.validation, "test": self.data.test}
+        held = {"validation": self.data.validation, "test": self.data.test}
+        return held | self._risk_images()
+
+    def _risk_images(self) -> dict[str, Split]:
+        """What the excess risk is measured on: as many training images of each agent's share."""
+        each = self.config.evaluate.excess_risk // self.agents
+        if self.data is None or each == 0:
+            return {}
+        draws = (numpy_rng(Purpose.EVALUATE, self.config.seed, k) for k in range(self.agents))
+        chosen = [
+            draw.permutation(share)[:each] for draw, share in zip(draws, self.shares, strict=True)
+        ]
+        x, y = (part[np.concatenate(chosen)] for part in self.data.train)
+        return {"risk": (x, y)}
 
     def agent_bytes(self) -> float:
         """Estimate of an agent's memory: process, weights and their copies, share, activations."""
@@ -135,29 +150,24 @@ class Plan:
             f"about {self.agent_bytes() / 1e6:,.0f} MB per agent"
         )
 
-    def theory(self) -> dict[int, float]:
-        """Predicted excess risk of every measured round, (E1); empty where it does not apply."""
-        optim = self.config.optim
-        threat = self.config.threat
-        plain = (optim.name, optim.momentum, optim.weight_decay) == ("sgd", 0, 0)
-        steady = (optim.schedule.name, threat.schedule.name) == ("constant", "constant")
-        if self.data is not None or not plain or not steady or threat.agents:
+    def theory(self) -> dict[float, float]:
+        """Predicted excess risk of every measured round and, at math.inf, in the limit, (E1).
+
+        Returns:
+            Round -> ER_n; empty where the theory does not apply or was not asked for.
+        """
+        rounds = [*filter(self.measured, range(self.rounds + 1)), math.inf]
+        if not excess.predictable(self.config):
             return {}
-        task = quadratic_of(self.config)
-        w_star = task.minimiser()
-        start = w_star - np.array(self.config.model.start or np.zeros(len(w_star)))
-        rounds = [n for n in range(self.rounds + 1) if n % self.every == 0 or n == self.rounds]
-        values = theory.excess_risk(
-            self.config.strategy,
-            self.A,
-            np.stack([np.diag(task.hessian_at(k, w_star)) for k in range(self.agents)]),
-            np.stack([task.gradient(k, w_star) for k in range(self.agents)]),
-            np.stack([np.diag(task.noise_covariance(k, w_star)) for k in range(self.agents)]),
-            optim.lr,
-            self.config.data.batch,
-            rounds,
-            start=start,
-        )
+        if self.data is None:
+            values = excess.predict_quadratic(self.config, self.A, rounds)
+        elif self.config.evaluate.subspace:
+            images = self.held()["risk"]
+            values = excess.predict_network(
+                self.config, self.A, images, input_of(self.config, self.data), rounds
+            )
+        else:
+            return {}
         return dict(zip(rounds, values.tolist(), strict=True))
 
 
@@ -180,11 +190,16 @@ def make_plan(config: Experiment) -> Plan:
     if config.data.set == "quadratic":
         check_quadratic(config)
     else:
-        data = checked("data", _data, config)
+        data = checked("data", load_data, config)
         shares = checked("data.partition", _shares, config, data.train[1])
         smallest = min(len(share) for share in shares)
         check_images(config, data, smallest)
     parameters, activations = probe(config, data)
+    if config.evaluate.subspace > parameters:
+        raise InputError(
+            f"evaluate.subspace is {config.evaluate.subspace}, expected at most {parameters}, the "
+            "model's parameters: write 10"
+        )
     rounds = config.rounds or max(1, round((config.epochs or 0) * (smallest // config.data.batch)))
     rate = weights.mixing_rate(A)
     plan = Plan(config, graph, A, rate, rounds, data, shares, parameters, activations)
@@ -206,7 +221,8 @@ def _graph(config: Experiment) -> nx.Graph | nx.DiGraph:
     return graph
 
 
-def _data(config: Experiment) -> datasets.Data:
+def load_data(config: Experiment) -> datasets.Data:
+    """The images of an experiment, read once for all trials of this process."""
     table = config.data
     if table.params:
         return datasets.load(table.set, validation=table.validation, params=table.params)

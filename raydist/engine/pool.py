@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydist.config import Experiment
 from raydist.engine.agent import Agent, Info, Message
 from raydist.engine.plan import Plan
 from raydist.engine.spec import AgentSpec
-from raydist.measure.trained import Masks, Sums
+from raydist.measure.masks import Masks
+from raydist.measure.trained import Sums
 
 T = TypeVar("T")
 Pending = Any  # what `step` returns: infos, or references to them
@@ -47,8 +47,8 @@ class Pool(Protocol):
         Each agent judges one part. Several: their ensemble. None: each agent's own model on all.
         """
 
-    def save(self, folder: Path) -> None:
-        """Write the models of all agents and of the centroid."""
+    def save(self, folder: Path, n: int) -> None:
+        """Write the models of all agents and of the centroid, after the closed round n."""
 
     def states(self) -> list[Message]:
         """w_k and running statistics of every agent."""
@@ -107,11 +107,11 @@ class LocalPool:
         centroids = [self._centroid(each) for each in which]
         return [agent.evaluate(*centroids) for agent in self.agents]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, n: int) -> None:
         """As `Pool.save`."""
         for k, agent in enumerate(self.agents):
             agent.save(str(folder / agent_file(k)))
-        for name, which in centroid_files(self._specs[0].config).items():
+        for name, which in centroid_files(self._specs[0], n).items():
             self.agents[0].save(str(folder / name), self._centroid(which))
 
     def states(self) -> list[Message]:
@@ -131,10 +131,23 @@ class LocalPool:
         return [[] for _ in self._specs] if messages is None else inboxes(self._specs, messages)
 
 
-def centroid_files(config: Experiment) -> dict[str, str]:
-    """The files of the centroid and, if there is one, of its average, and which state each is."""
-    average = {"average.safetensors": "average"} if config.average else {}
-    return {"centroid.safetensors": "now"} | average
+def centroid_files(spec: AgentSpec, n: int) -> dict[str, str]:
+    """The files of the centroid after round n and which state of the agents each is the mean of.
+
+    Args:
+        spec: of any agent.
+        n: the last round.
+
+    Returns:
+        Name -> state: the present one; the average, if there is one; the ends of the periods, if
+        the schedules have several.
+    """
+    config = spec.config
+    files = {"centroid": "now"} | ({"average": "average"} if config.average else {})
+    if config.restarts:
+        ended = sum(end <= n for end in config.period_ends(spec.rounds))
+        files |= {f"snapshot-{i}": f"snapshot-{i}" for i in range(ended)}
+    return {f"{name}.safetensors": which for name, which in files.items()}
 
 
 def agent_file(k: int) -> str:

@@ -23,7 +23,8 @@ from raydist.engine.plan import Plan
 from raydist.engine.pool import agent_file, centroid_files, inboxes
 from raydist.engine.spec import AgentSpec
 from raydist.engine.task import Split
-from raydist.measure.trained import Masks, Sums
+from raydist.measure.masks import Masks
+from raydist.measure.trained import Sums
 
 
 class AgentError(RuntimeError):
@@ -196,14 +197,14 @@ class RayPool:
         found: list[Masks] = self._get([a.evaluate.remote(*centroids) for a in self._actors])
         return found
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, n: int) -> None:
         """As `Pool.save`; every agent writes its own file."""
         calls = [
             actor.save.remote(str(folder / agent_file(k))) for k, actor in enumerate(self._actors)
         ]
         calls += [
             self._actors[0].save.remote(str(folder / name), self._centroid(which))
-            for name, which in centroid_files(self._specs[0].config).items()
+            for name, which in centroid_files(self._specs[0], n).items()
         ]
         self._get(calls)
 

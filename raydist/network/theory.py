@@ -9,7 +9,8 @@ s the stacked noise of a round,
     consensus A_1, A_2 = A, I     diffusion I, A     centralized I, 11ᵀ/K     local I, I
 
 Here "diffusion" is adapt-then-combine. The risk is that of the agents' models, not of their mean:
-with a common Hessian the mean follows the same recursion under every doubly stochastic A.
+with a common Hessian the mean follows the same recursion under every doubly stochastic A. Nothing
+but the linear term of the risk depends on w* being a minimiser: with it, w* may be any point.
 """
 
 import math
@@ -90,9 +91,10 @@ def excess_risk(
     With F and G from the head of this module, m_0 = w* − w_0, P_0 = 0, H̄ = (1/K) Σ H_k:
 
         m_n = F m_{n−1} + μ G d,    P_n = F P_{n−1} Fᵀ + (μ²/B) G R Gᵀ,
-        ER_n = (1/2K) [ m_nᵀ (I ⊗ H̄) m_n + Tr((I ⊗ H̄) P_n) ]
+        ER_n = (1/2K) [ m_nᵀ (I ⊗ H̄) m_n + Tr((I ⊗ H̄) P_n) ] − (1/K) (1 ⊗ d̄)ᵀ m_n
 
-    Exact for quadratic risks; elsewhere the short-term model of arXiv:2509.11337.
+    The last term is 0 at a minimiser; elsewhere ER_n may be negative. Exact for quadratic risks;
+    for others it is the short-term model of arXiv:2509.11337.
 
     Args:
         strategy: "centralized", "consensus", "diffusion" or "local".
@@ -124,10 +126,10 @@ def excess_risk(
     F = G @ (np.kron(A1.T, np.eye(M)) - lr * _block_diagonal(H))
     drift = lr * G @ d.ravel()
     spread = lr**2 / batch * G @ _block_diagonal(R) @ G.T
-    Hbar = np.kron(np.eye(K), H.mean(axis=0))
+    Hbar, dbar = np.kron(np.eye(K), H.mean(axis=0)), np.tile(d.mean(axis=0), K)
 
     def risk(m: Array, P: Array) -> float:
-        value = float(m @ Hbar @ m + (Hbar * P).sum()) / (2 * K)
+        value = float((m @ Hbar @ m + (Hbar * P).sum()) / 2 - dbar @ m) / K
         return math.inf if math.isnan(value) else value  # inf − inf, after an overflow
 
     risks = {}
@@ -165,7 +167,7 @@ def modal_excess_risk(
         strategy: as in `excess_risk`.
         A: combination matrix, shape (K, K), symmetric.
         hessian: H, shape (M, M).
-        gradients: d_k, shape (K, M).
+        gradients: d_k, shape (K, M), which sum to zero.
         noise: R_k, shape (K, M, M).
         lr: μ > 0.
         batch: B.

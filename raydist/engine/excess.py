@@ -1,0 +1,158 @@
+"""The excess risk of a run, J(w) − J(w*), from where it starts: measured, and predicted.
+
+    J(w) = (1/K) Σ_k J_k(w),   J_k(w) = mean over images of agent k of ℓ(w; x + δ(w), y)
+
+with the run's own training loss and attack, the model in eval mode, the images as the agent has
+them but not augmented. The attack's draws are a function of (seed, agent, batch): the same in every
+round and under every strategy (arXiv:2509.11337). w* is the start of the run: a minimiser if it
+was trained before, as `model.checkpoint`.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from raydist.adversary.attack import frozen
+from raydist.adversary.threat import ThreatModel
+from raydist.config import Experiment
+from raydist.engine.task import (
+    DTYPES,
+    Split,
+    attack_named,
+    build_model,
+    loss_named,
+    quadratic_of,
+)
+from raydist.learning.data import to_tensor
+from raydist.learning.transform import transformed
+from raydist.network import theory
+from raydist.seeding import Purpose, torch_generator
+
+
+def risk(
+    model: nn.Module,
+    config: Experiment,
+    images: Split,
+    agent: int,
+    scale: float,
+    device: torch.device,
+) -> float:
+    """J_k(w) of an agent k.
+
+    Args:
+        model: at w.
+        config: the experiment.
+        images: of all agents, as many of each, agent after agent.
+        agent: the agent k.
+        scale: what brings pixels to [0, 1].
+        device: where to compute.
+
+    Returns:
+        The mean loss.
+    """
+    (loss, usual), own = loss_named(config), config.threat.of(agent)
+    attack, threat = attack_named(config, usual), ThreatModel(own.norm, own.eps)
+    total, count = 0.0, 0
+    for number, (x, y) in enumerate(batches(config, images, agent, scale, device)):
+        draw = torch_generator(Purpose.EVALUATE, config.seed, agent, number, device)
+        x_adv = attack(model, x, y, threat, draw).x_adv
+        with frozen(model), torch.no_grad():
+            total += len(y) * float(loss(model, x, x_adv, y))
+        count += len(y)
+    return total / count
+
+
+def batches(
+    config: Experiment, images: Split, agent: int, scale: float, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """An agent's images, as it has them, and labels, in batches; arguments as in `risk`."""
+    change = config.data.transforms[agent].model_dump() if config.data.transforms else {}
+    each = len(images[1]) // config.topology.agents
+    x, y = (part[agent * each : (agent + 1) * each] for part in images)
+    for first in range(0, each, config.evaluate.batch):
+        part = slice(first, first + config.evaluate.batch)
+        pixels = to_tensor(x[part], scale, DTYPES[config.dtype], device)
+        yield transformed(pixels, **change), torch.tensor(y[part], device=device)
+
+
+def predictable(config: Experiment) -> bool:
+    """Whether the theory is about this kind of step: plain SGD on one unchanging risk."""
+    optim, threat = config.optim, config.threat
+    plain = (optim.name, optim.momentum, optim.weight_decay) == ("sgd", 0, 0)
+    steady = (optim.schedule.name, threat.schedule.name) == ("constant", "constant")
+    return plain and steady and not threat.agents and config.loss.awp == 0
+
+
+def predict_quadratic(
+    config: Experiment, A: NDArray[np.float64], rounds: Sequence[float]
+) -> NDArray[np.float64]:
+    """The excess risk of the quadratic task, (E1) with its exact derivatives at the minimiser.
+
+    Args:
+        config: the experiment.
+        A: combination matrix of the graph, (K, K).
+        rounds: numbers of rounds, math.inf for the limit.
+
+    Returns:
+        ER_n, (len(rounds),).
+    """
+    task, agents = quadratic_of(config), range(config.topology.agents)
+    w_star = task.minimiser()
+    return theory.excess_risk(
+        config.strategy,
+        A,
+        np.stack([np.diag(task.hessian_at(k, w_star)) for k in agents]),
+        np.stack([task.gradient(k, w_star) for k in agents]),
+        np.stack([np.diag(task.noise_covariance(k, w_star)) for k in agents]),
+        config.optim.lr,
+        config.data.batch,
+        rounds,
+        start=w_star - np.array(config.model.start or np.zeros(len(w_star))),
+    )
+
+
+def predict_network(
+    config: Experiment,
+    A: NDArray[np.float64],
+    images: Split,
+    input_of: tuple[tuple[int, ...], int, float],
+    rounds: Sequence[float],
+) -> NDArray[np.float64]:
+    """The excess risk of a network within `evaluate.subspace` dimensions, (E1).
+
+    Derivatives are taken once, here, on the images that the risk is measured on, on the CPU.
+
+    Args:
+        config: the experiment.
+        A: combination matrix of the graph, (K, K).
+        images: as in `risk`.
+        input_of: shape of one input, number of classes, what brings pixels to [0, 1].
+        rounds: numbers of rounds, math.inf for the limit.
+
+    Returns:
+        ER_n, (len(rounds),).
+    """
+    from raydist.measure import escaping  # what it needs takes memory in every agent
+
+    shape, classes, scale = input_of
+    cpu = torch.device("cpu")
+    train, threat = attack_named(config, loss_named(config)[1]), config.threat
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
+        return train(model, x, y, ThreatModel(threat.norm, threat.eps), generator).x_adv
+
+    clean = config.loss.name == "standard" or threat.eps == 0
+    local = escaping.local_model(
+        build_model(config, shape, classes),
+        [list(batches(config, images, k, scale, cpu)) for k in range(config.topology.agents)],
+        cross_entropy,
+        None if clean else attack,
+        config.evaluate.subspace,
+        config.seed,
+    )
+    step = (config.strategy, A, config.optim.lr, config.data.batch)
+    return escaping.predict(local, *step, rounds)

@@ -1,0 +1,206 @@
+"""Per-image verdicts on a trained model, in parts that agents share out, and their summary.
+
+Each agent judges a part of the test images; `merge` puts the parts together, so that the numbers do
+not depend on who judged what.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from raydist.adversary.attack import pgd
+from raydist.adversary.threat import ThreatModel
+from raydist.config import Experiment
+from raydist.measure import accuracy, attacks, curvature, masking
+from raydist.measure.autoattack import autoattack
+from raydist.measure.trained import FOSC_STEPS, Part, stationarity
+from raydist.measure.verdict import Verdict, concatenate, fraction
+from raydist.seeding import Purpose, seed_for, torch_generator
+
+PROBES = 50  # of the Hessian's trace
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Per-image verdicts on some test images.
+
+    Attributes:
+        index: their positions in the test split.
+        clean: right without attack.
+        pgd: number of steps -> right under PGD.
+        fosc: FOSC at the last PGD-10 point.
+        fosc_relative: the same, free of the scale of the loss and with the pixel box.
+        others: name of a further attack -> right under it.
+        attacked: positions of the images that AutoAttack was given.
+        verdict: what it did to them; None if it was switched off.
+        curved: number of training images whose loss' curvature was measured.
+        traces: vᵀ H v of that loss for each probe v, (probes,), at frozen adversarial points.
+    """
+
+    index: NDArray[np.int64]
+    clean: NDArray[np.bool_]
+    pgd: dict[int, NDArray[np.bool_]]
+    fosc: NDArray[np.float64]
+    fosc_relative: NDArray[np.float64]
+    others: dict[str, NDArray[np.bool_]]
+    attacked: NDArray[np.int64]
+    verdict: Verdict | None
+    curved: int
+    traces: NDArray[np.float64]
+
+
+def judge(
+    model: nn.Module,
+    part: Part,
+    attacked: Part,
+    threat: ThreatModel,
+    curved: Part,
+    config: Experiment,
+    classes: int,
+) -> Masks:
+    """Per-image verdicts on some test images: clean, PGD, AutoAttack, further attacks, FOSC.
+
+    Args:
+        model: gives logits.
+        part: the images for clean and PGD accuracy and FOSC.
+        attacked: the images for AutoAttack.
+        threat: the set of allowed points.
+        curved: the training images for the Hessian's trace; empty if it is not asked for.
+        config: the experiment; its `evaluate` says what is run.
+        classes: number of classes.
+
+    Returns:
+        The verdicts.
+    """
+    wanted, dtype = config.evaluate, next(model.parameters()).dtype
+    x, y = part.tensors(part.index, dtype)
+    seed = seed_for(Purpose.EVALUATE, config.seed, int(part.index[0]) if len(y) else 0)
+    gaps = []
+    for first in range(0, len(y), wanted.batch):
+        draw = torch_generator(Purpose.EVALUATE, seed, round=first, device=part.device)
+        here = slice(first, first + wanted.batch)
+        gaps.append(stationarity(model, x[here], y[here], threat, draw)[1])
+    verdict = None
+    if wanted.autoattack != 0:
+        images = attacked.tensors(attacked.index, dtype)
+        verdict = autoattack(
+            model, *images, threat, classes=classes, batch=wanted.batch, seed=seed % 2**31
+        )
+    return Masks(
+        index=part.index,
+        clean=accuracy.correct(model, x, y, wanted.batch),
+        pgd={
+            steps: accuracy.pgd_correct(
+                model, x, y, threat, steps=steps, batch=wanted.batch, seed=seed
+            )
+            for steps in wanted.pgd
+        },
+        fosc=_joined(x, [gap["fosc"] for gap in gaps]),
+        fosc_relative=_joined(x, [gap["fosc_relative"] for gap in gaps]),
+        others={
+            name: ~attacks.breaks(
+                name,
+                model,
+                x,
+                y,
+                threat,
+                classes=classes,
+                batch=wanted.batch,
+                seed=seed % 2**31,
+            )
+            for name in wanted.attacks
+        },
+        attacked=attacked.index,
+        verdict=verdict,
+        curved=len(curved.index),
+        traces=_traces(model, curved, threat, config),
+    )
+
+
+def _joined(x: Tensor, parts: Sequence[Tensor]) -> NDArray[np.float64]:
+    """Values of the images of all batches; empty if there is none."""
+    values: NDArray[np.float64] = torch.cat([*parts, x.new_zeros(0)]).double().cpu().numpy()
+    return values
+
+
+def _traces(
+    model: nn.Module, part: Part, threat: ThreatModel, config: Experiment
+) -> NDArray[np.float64]:
+    """As `Masks.traces`: the same probes for every part, so weighted means are the whole's."""
+    if len(part.index) == 0:
+        return np.zeros(PROBES)
+    dtype, size = next(model.parameters()).dtype, config.evaluate.batch
+    batches = [
+        part.tensors(part.index[first : first + size], dtype)
+        for first in range(0, len(part.index), size)
+    ]
+    attack = partial(pgd, threat=threat, steps=FOSC_STEPS, alpha=threat.eps / 4)
+    points = curvature.attacked(model, batches, attack, config.seed)
+    return curvature.trace_samples(model, cross_entropy, points, PROBES, config.seed)
+
+
+def merge(parts: Sequence[Masks]) -> Masks:
+    """The verdicts on all images, in the order of the images."""
+    index = np.concatenate([part.index for part in parts])
+    attacked = np.concatenate([part.attacked for part in parts])
+    order, order_attacked = np.argsort(index), np.argsort(attacked)
+    verdicts = [part.verdict for part in parts if part.verdict is not None]
+    verdict = concatenate(verdicts) if verdicts else None
+    if verdict is not None:
+        verdict = Verdict(
+            verdict.attacks, verdict.broken_by[order_attacked], verdict.seconds, verdict.observed
+        )
+
+    def joined(values: Iterable[NDArray[Any]]) -> NDArray[Any]:
+        return np.concatenate(list(values))[order]
+
+    curved = [part.curved for part in parts]
+    return Masks(
+        index=index[order],
+        clean=joined(part.clean for part in parts),
+        pgd={steps: joined(part.pgd[steps] for part in parts) for steps in parts[0].pgd},
+        fosc=joined(part.fosc for part in parts),
+        fosc_relative=joined(part.fosc_relative for part in parts),
+        others={name: joined(part.others[name] for part in parts) for name in parts[0].others},
+        attacked=attacked[order_attacked],
+        verdict=verdict,
+        curved=sum(curved),
+        traces=np.array(curved) @ np.stack([part.traces for part in parts]) / max(sum(curved), 1),
+    )
+
+
+def summary(masks: Masks) -> dict[str, float | str]:
+    """The named numbers of a model.
+
+    Args:
+        masks: verdicts on all images.
+
+    Returns:
+        Those of `accuracy.summary`, a column for each further attack, `fosc`, AutoAttack's flags in
+        words, the masking checks' verdict, and the trace of the Hessian with its standard error.
+    """
+    at = np.searchsorted(masks.index, masks.attacked)
+    named: dict[str, float | str] = dict(
+        accuracy.summary(masks.clean, masks.pgd, masks.verdict, at)
+    )
+    named["test_images"] = float(len(masks.index))
+    if masks.verdict is not None:
+        named["autoattack_images"] = float(len(masks.attacked))
+        named["autoattack_flags"] = ", ".join(masks.verdict.flags)
+    named |= {attacks.column(name): fraction(right) for name, right in masks.others.items()}
+    named |= {"fosc": float(masks.fosc.mean()), "fosc_relative": float(masks.fosc_relative.mean())}
+    measured = {name: value for name, value in named.items() if isinstance(value, float)}
+    images = min(len(masks.index), len(masks.attacked) or len(masks.index))
+    named["masking"] = masking.verdict(measured, images).word
+    if masks.curved:
+        named["hessian_trace"] = float(masks.traces.mean())
+        named["hessian_trace_error"] = float(masks.traces.std(ddof=1) / math.sqrt(PROBES))
+    return named
