@@ -3,6 +3,7 @@
     run_sweep(study)        a study, run by Ray Tune; one row for each trial
     run_experiment(config)  one experiment, in this process or on Ray
     load(path)              the trials of a study as a data frame
+    evaluate_runs(path)     measure what was trained: robustness, masking, curvature, landscapes
     load_rounds(path)       everything that was measured, round by round
 
 The modules of the equations (`raydist.network`, `raydist.adversary`, ...) need neither Ray nor a
@@ -13,6 +14,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raydist.evaluation.request import Request
+    from raydist.evaluation.runs import evaluate_runs
     from raydist.record import load, load_rounds
     from raydist.run import run_experiment
     from raydist.sweep import run_sweep
@@ -24,9 +27,11 @@ os.environ.setdefault(
     "PYTHON worker processes have been started|A worker died or was killed",
 )
 
-__all__ = ["load", "load_rounds", "run_experiment", "run_sweep"]
+__all__ = ["Request", "evaluate_runs", "load", "load_rounds", "run_experiment", "run_sweep"]
 
 _HOMES = {
+    "Request": "evaluation.request",
+    "evaluate_runs": "evaluation.runs",
     "load": "record",
     "load_rounds": "record",
     "run_experiment": "run",

@@ -34,12 +34,12 @@ class Folder:
             mixing_rate: of A.
         """
         (self.path / "weights").mkdir(parents=True, exist_ok=True)
-        for earlier in ("final.json", "error.txt"):  # of another try
+        for earlier in ("final.json", "error.txt", "evaluation.json"):  # of another try
             (self.path / earlier).unlink(missing_ok=True)
         experiment = {"hash": config.digest(), "config": config.model_dump(mode="json")}
-        _write_json(self.path / "experiment.json", experiment)
+        write_json(self.path / "experiment.json", experiment)
         edges = [[int(l), int(k)] for l, k in graph.edges]
-        _write_json(
+        write_json(
             self.path / "graph.json",
             {"edges": edges, "directed": graph.is_directed(), "A": A.tolist()}
             | {"mixing_rate": mixing_rate},
@@ -51,7 +51,7 @@ class Folder:
 
     def flush(self) -> None:
         """Write all rounds so far."""
-        _write_parquet(self.path / "rounds.parquet", frame_of(self.path.name, self.rows))
+        write_parquet(self.path / "rounds.parquet", frame_of(self.path.name, self.rows))
 
     def finish(self, record: Record, seconds: float) -> dict[str, Any]:
         """Write the final numbers, last of all.
@@ -65,10 +65,10 @@ class Folder:
         """
         assert record.outcome is not None
         if record.images is not None:
-            _write_parquet(self.path / "images.parquet", record.images)
+            write_parquet(self.path / "images.parquet", record.images)
         self.flush()
         final = final_numbers(record, seconds)
-        _write_json(self.path / "final.json", final)
+        write_json(self.path / "final.json", final)
         return final
 
     def final(self, digest: str) -> dict[str, Any] | None:
@@ -91,22 +91,24 @@ def final_numbers(record: Record, seconds: float) -> dict[str, Any]:
         "stop_round": record.outcome.round if early else None,
         "rounds_run": record.outcome.round,
         "seconds": seconds,
-        **{name: _plain(value) for name, value in record.final.items()},
+        **{name: plain(value) for name, value in record.final.items()},
     }
 
 
-def _plain(value: float | str) -> float | str | None:
+def plain(value: float | str) -> float | str | None:
     """A value that JSON knows: NaN and infinities become null."""
     return value if isinstance(value, str) or np.isfinite(value) else None
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
     part = path.with_name(path.name + ".part")
     part.write_text(json.dumps(value, indent=1))
     os.replace(part, path)
 
 
-def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    """Write a frame as Parquet, whole or not at all."""
     part = path.with_name(path.name + ".part")
     frame.to_parquet(part)
     os.replace(part, path)

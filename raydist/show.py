@@ -95,6 +95,73 @@ def footnotes(frame: pd.DataFrame) -> list[str]:
     return notes
 
 
+WIDEST = 4  # trials and models side by side
+NOT_SHOWN = (  # above the columns, in a note, or beside their own number
+    *("trial", "model", "evaluation_images", "evaluation_flags", "masking_unchecked"),
+    *("autoattack_images", "hessian_trace_error", "clean_hessian_trace_error", "left_out", "error"),
+)
+
+
+def evaluation_table(frame: pd.DataFrame) -> Table:
+    """The table of an evaluation: a row for each number, or of many trials a row for each of them.
+
+    Args:
+        frame: one row for each trial and model, as `raydist.evaluate_runs`.
+
+    Returns:
+        The table; accuracies in percent.
+    """
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    short = frame["trial"].map(lambda trial: trial.rpartition("-")[0] or trial)
+    names = [name for name in frame.columns if name not in NOT_SHOWN and frame[name].notna().any()]
+    if len(frame) > WIDEST:
+        names = [n for n in names if n in (*COLUMNS, "pgd10_acc", "masking", "hessian_trace")]
+        table.add_column("trial")
+        table.add_column("model")
+        for name in names:
+            table.add_column(_heading(name), justify="right")
+        for position, (trial, model) in enumerate(zip(short, frame["model"], strict=True)):
+            table.add_row(trial, model, *(_cells(frame, name)[position] for name in names))
+        return table
+    table.add_column("")
+    for trial, model in zip(short, frame["model"], strict=True):
+        table.add_column(f"{trial}\n{model}", justify="right", overflow="fold")
+    for name in names:
+        table.add_row(_heading(name), *_cells(frame, name))
+    return table
+
+
+def _percent(name: str) -> bool:
+    return name.endswith("_acc") or name in ("overestimation", "zero_gradient_share")
+
+
+def _heading(name: str) -> str:
+    return f"{name.removesuffix('_acc')} %" if _percent(name) else name
+
+
+def _cells(frame: pd.DataFrame, name: str) -> list[str]:
+    """A column as text, with its standard error if there is one."""
+    values = frame[name] * 100 if _percent(name) else frame[name]
+    cells = [number(value) for value in values]
+    if f"{name}_error" in frame:
+        errors_of = frame[f"{name}_error"]
+        cells = [f"{cell} ± {number(e)}" for cell, e in zip(cells, errors_of, strict=True)]
+    return cells
+
+
+def evaluation_notes(frame: pd.DataFrame) -> list[str]:
+    """What a reader of the evaluation's table must know besides."""
+    images = ", ".join(f"{n:.0f}" for n in sorted(frame["evaluation_images"].unique()))
+    notes = [f"accuracies on the first {images} test images"]
+    if "hessian_trace" in frame:
+        notes.append("hessian_...: of the loss at frozen adversarial points; clean_...: clean loss")
+    for reasons in sorted(set(frame.get("left_out", pd.Series(dtype=str)).dropna())):
+        notes.append(f"left out: {reasons}")
+    for flags in sorted(set(frame.get("evaluation_flags", pd.Series(dtype=str)).dropna())):
+        notes.append(f"the attacks' own checks raised: {flags}")
+    return notes
+
+
 def print_failures(frame: pd.DataFrame) -> None:
     """One line on stderr for each failed trial: its error's last line and the path of its log."""
     for _, row in frame[frame["status"] == "failed"].iterrows():

@@ -1,6 +1,7 @@
 """Agent, local pool and driver against the reference and the closed forms of arXiv:2509.11337."""
 
 import math
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -17,8 +18,10 @@ from raydist.measure import trained
 from raydist.network.strategy import STRATEGIES
 from raydist.network.theory import excess_risk
 from raydist.seeding import Purpose, numpy_rng, torch_generator
+from raydist.study import read
 
 GRAPHS = {"ring": reference.ring, "star": reference.star, "complete": reference.complete}
+SWEEPS = Path(__file__).parents[1] / "sweeps"
 POINTS = [[math.cos(2 * math.pi * k / 16), math.sin(2 * math.pi * k / 16)] for k in range(16)]
 
 
@@ -177,6 +180,50 @@ def test_adversarial_example_at_eps_02_within_two_percent(strategy, predicted):
     runs = [run_experiment(tree | {"seed": s}).final for s in range(4)]
     assert runs[0]["excess_risk_theory"] == pytest.approx(predicted, rel=1e-5)
     assert np.mean([run["excess_risk"] for run in runs]) == pytest.approx(predicted, rel=0.02)
+
+
+ADVERSARIAL = {  # eps -> (E1) at round 150; simulated: consensus, diffusion
+    0.0: ((0.0200013, 0.0185473), (0.0200009, 0.0185399)),
+    0.05: ((0.0217803, 0.0202085), (0.0217157, 0.0201628)),
+    0.2: ((0.0276180, 0.0256674), (0.0274360, 0.0255109)),
+    0.5: ((0.0415453, 0.0387307), (0.0407541, 0.0380742)),
+    1.0: ((0.0713140, 0.0667881), (0.0685348, 0.0643575)),
+}
+
+
+@pytest.mark.parametrize("eps", ADVERSARIAL)
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_adversarial_study_predicts_the_table(eps, which):
+    strategy, table = ("consensus", "diffusion")[which], ADVERSARIAL[eps]
+    point = {"strategy": strategy, "threat.eps": eps, "seed": 0}
+    config = read(SWEEPS / "escaping_adversarial.toml").experiment(point)
+    assert make_plan(config).theory()[150] == pytest.approx(table[0][which], rel=4e-6)
+
+
+def test_the_adversarial_study_measures_the_table():
+    """At eps = 1, where the simulated value is 4 % below (E1): within three standard errors."""
+    study = read(SWEEPS / "escaping_adversarial.toml", ["evaluate.every=150"])
+    point = {"strategy": "diffusion", "threat.eps": 1.0}
+    runs = [run_experiment(study.experiment(point | {"seed": s})).final for s in range(3)]
+    risks = np.array([run["excess_risk"] for run in runs])
+    error = risks.std(ddof=1) / math.sqrt(3)
+    assert error < 0.05 * ADVERSARIAL[1.0][1][1]
+    assert abs(risks.mean() - ADVERSARIAL[1.0][1][1]) < 3 * error
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_centroid_has_an_excess_risk_of_its_own_and_runs_have_a_limit(strategy):
+    tree = quadratic(strategy, agents=6, rounds=300, optim={"lr": 0.2}, evaluate={"every": 100})
+    result = run_experiment(tree)
+    centers, h = np.array(validate(tree).data.centers), np.array([1.0, 0.5])
+    expected = (h * (result.centroid - centers.mean(axis=0)) ** 2).sum() / 2
+    found = values(result, "excess_risk", "centroid")
+    assert list(found) == [0, 100, 200, 300]
+    assert found[300] == pytest.approx(expected, rel=1e-10, abs=1e-20)
+    assert result.final["centroid_excess_risk"] == found[300]
+    mean = values(result, "excess_risk")
+    assert result.final["excess_risk"] == mean[300]
+    assert result.final["excess_risk_limit"] == pytest.approx(mean[300], rel=1e-4, abs=1e-12)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -123,15 +123,19 @@ def simulate(strategy, A, hessians, gradients, factors, lr, batch, start, rounds
                 combined[:, k] = sum(A[l, k] * sent[:, l] for l in range(K))
             w = combined if strategy == "diffusion" else combined - lr * g
     Hbar = hessians.mean(axis=0)
-    return np.einsum("nki,ij,nkj->", w, Hbar, w) / (2 * K * len(signs))
+    slope = (w @ gradients.mean(axis=0)).sum()
+    return (np.einsum("nki,ij,nkj->", w, Hbar, w) / 2 + slope) / (K * len(signs))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("K, M", [(2, 2), (4, 1)])
-def test_equals_the_recursions_averaged_over_all_noise(strategy, K, M):
+@pytest.mark.parametrize("slope", [0.0, 3.0])
+def test_equals_the_recursions_averaged_over_all_noise(strategy, K, M, slope):
+    """Also around a point that is no minimiser, where the agents' gradients do not cancel."""
     rng = np.random.default_rng(K)
     factors = rng.normal(size=(K, M, M))
     case = problem(K, M) | {"noise": factors @ factors.transpose(0, 2, 1)}
+    case["gradients"] = case["gradients"] + slope
     start = rng.normal(size=M) if strategy == "centralized" else rng.normal(size=(K, M))
     risks = excess_risk(strategy, **case, rounds=[3, 0, 1, 2], start=start)
     slow = {key: case[key] for key in ("A", "hessians", "gradients", "lr", "batch")}
@@ -177,6 +181,18 @@ def test_modes_give_the_same_on_the_ring(strategy):
     np.testing.assert_allclose(
         modal, excess_risk(strategy, RING, **case, rounds=rounds), rtol=1e-12
     )
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_risk_does_not_depend_on_the_point_around_which_it_is_written(strategy):
+    """The same quadratics, noise and start, around their minimiser and around the start."""
+    case, rounds = problem(seed=3), [0, 1, 5, 50, math.inf]
+    H, away = case["hessians"], np.array([0.7, -0.4])
+    moved = case | {"gradients": case["gradients"] + H @ away}
+    here = excess_risk(strategy, **case, rounds=rounds, start=-away)
+    there = excess_risk(strategy, **moved, rounds=rounds)
+    assert there[0] == 0 and there[-1] < 0
+    np.testing.assert_allclose(there, here - here[0], rtol=1e-10, atol=1e-14)
 
 
 def test_one_agent_is_plain_training_under_every_strategy():

@@ -1,0 +1,117 @@
+"""python -m raydist.evaluate RUN...: how robust and how flat is what was trained."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from raydist import command
+from raydist.adversary.threat import Norm
+from raydist.config import InputError
+from raydist.evaluation.request import PARTS, Request
+from raydist.evaluation.runs import evaluate_runs
+from raydist.fields import parse_budget
+from raydist.measure.attacks import PRESETS
+from raydist.show import console, errors, evaluation_notes, evaluation_table
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of studies, trials or runs.")],
+    *,
+    parts: Annotated[
+        str, typer.Option(help=f"What to measure: all, or some of {', '.join(PARTS)}.")
+    ] = "robustness,masking",
+    attacks: Annotated[
+        str | None,
+        typer.Option(help="Such as pgd10,pgd50x5,pgd20-margin,apgd-dlr,square1000,autoattack."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"A protocol's attacks: {', '.join(PRESETS)}.")
+    ] = None,
+    models: Annotated[
+        str, typer.Option(help="Some of centroid, agents, agent-000, average, ensemble, start.")
+    ] = "centroid",
+    images: Annotated[str, typer.Option(help="Test images, or all.")] = "all",
+    norm: Annotated[Norm | None, typer.Option(help="Default: the trial's.")] = None,
+    eps: Annotated[str | None, typer.Option(help="Default: the trial's.")] = None,
+    delta: Annotated[str | None, typer.Option(help="W2 budget; default: eps.")] = None,
+    subset: Annotated[int, typer.Option(help="Training images for curvature and scans.")] = 256,
+    probes: Annotated[int, typer.Option(help="Of the Hessian's trace.")] = 50,
+    top: Annotated[int, typer.Option(help="Eigenvalues.")] = 20,
+    directions: Annotated[int, typer.Option(help="Of the perturbation curves.")] = 5,
+    grid: Annotated[int, typer.Option(help="Points along each axis of a scan.")] = 11,
+    reach: Annotated[float, typer.Option(help="Half the length of each axis of a scan.")] = 1.0,
+    batch: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
+    pool: command.PoolName = "local",
+    address: command.Address = None,
+    cpus: Annotated[float, typer.Option(min=0.01, help="Of one task, with --pool ray.")] = 1.0,
+    gpus: Annotated[float | None, typer.Option(min=0, help="Of one task, --pool ray.")] = None,
+    quiet: command.Quiet = False,
+) -> int:
+    """Measure the robustness and the flatness of what was trained in RUNS."""
+    if attacks is not None and preset is not None:
+        raise InputError("--attacks and --preset: write one of them")
+    if preset is not None and preset not in PRESETS:
+        raise InputError(f'--preset is "{preset}", expected one of {", ".join(PRESETS)}')
+    defaults = Request()
+    names = PRESETS[preset] if preset else _names(attacks) if attacks else defaults.attacks
+    request = Request(
+        parts=PARTS if parts == "all" else _names(parts),
+        attacks=tuple(names),
+        models=_names(models),
+        images=_count("--images", images),
+        norm=norm,
+        eps=_budget("--eps", eps),
+        delta=_budget("--delta", delta),
+        batch=batch,
+        subset=subset,
+        probes=probes,
+        top=top,
+        directions=directions,
+        grid=grid,
+        reach=reach,
+    )
+    try:
+        frame = evaluate_runs(
+            runs, request, pool, address=address, cpus=cpus, gpus=gpus, quiet=quiet
+        )
+    except KeyboardInterrupt:
+        errors.print("raydist: interrupted; the same command goes on where it stopped")
+        return command.INTERRUPTED
+    if not quiet:
+        console.print(evaluation_table(frame))
+        for note in evaluation_notes(frame):
+            console.print(note, style="dim", highlight=False)
+        where = runs[0] / "evaluation"
+        console.print(f"table {where}/evaluation.csv   pictures {where}/*.png", highlight=False)
+    if "error" not in frame:
+        return 0
+    for _, row in frame[frame["error"].notna()].iterrows():
+        errors.print(f"failed: {row['trial']} {row['model']}: {row['error']}", markup=False)
+    return command.FAILED
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in re.split(r"[,\s]+", text) if name)
+
+
+def _count(flag: str, text: str) -> int | Literal["all"]:
+    if text == "all":
+        return "all"
+    if not text.isdigit():
+        raise InputError(f'{flag} is "{text}", expected "all" or a whole number, 1 or more')
+    return int(text)
+
+
+def _budget(flag: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return parse_budget(text)
+    except ValueError as error:
+        raise InputError(f'{flag} is "{text}", {error}') from error
+
+
+if __name__ == "__main__":
+    command.run(main)

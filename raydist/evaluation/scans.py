@@ -1,0 +1,160 @@
+"""The scans of the loss around and between a trial's models, as units of an evaluation.
+
+All are of the loss at points that the attack finds anew wherever the weights are.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+
+from raydist.engine.task import DTYPES
+from raydist.evaluation.ledger import Entry
+from raydist.evaluation.request import Request
+from raydist.evaluation.subject import Subject
+from raydist.evaluation.units import Unit, model_of
+from raydist.measure import connectivity, curvature, landscape
+
+PATH = np.linspace(0, 1, 11)  # where the loss between two models is looked at
+BEZIER_STEPS, BEZIER_BATCH, BEZIER_LR = 200, 64, 0.02
+
+
+def curve(
+    subject: Subject,
+    unit: Unit,
+    request: Request,
+    *,
+    measure: str,
+    images: int,
+    at: list[float],
+    direction: int,
+) -> Iterator[Entry]:
+    """The loss along one random direction, each filter as long as that of the weights."""
+    model, seed = model_of(unit), subject.config.seed
+    along = landscape.filter_normalised(model, seed, direction)[None]
+    found = landscape.scan(
+        model,
+        along,
+        np.array(at)[:, None],
+        subject.batches("train", images, request.batch),
+        cross_entropy,
+        request.attack(subject.config),
+        seed,
+    )
+    yield Entry(unit.weights, measure, {"t": at, "loss": np.asarray(found).tolist()})
+
+
+def plane(
+    subject: Subject,
+    unit: Unit,
+    request: Request,
+    *,
+    measure: str,
+    images: int,
+    at: list[float],
+    t: float,
+    kind: str,
+) -> Iterator[Entry]:
+    """The loss along one row of a plane: of two random directions, or two eigenvectors."""
+    model, seed = model_of(unit), subject.config.seed
+    if kind == "random":
+        pair = [landscape.filter_normalised(model, seed, index) for index in (0, 1)]
+        along = landscape.plane(*pair)
+    else:
+        file = eigenvectors_file(subject, unit, request, images)
+        along = landscape.rescaled(model, load_file(file)["vectors"].to(subject.device))
+    found = landscape.scan(
+        model,
+        along,
+        np.array([[t, s] for s in at]),
+        subject.batches("train", images, request.batch),
+        cross_entropy,
+        request.attack(subject.config),
+        seed,
+    )
+    yield Entry(unit.weights, measure, {"t": t, "s": at, "loss": np.asarray(found).tolist()})
+
+
+def eigenvectors(
+    subject: Subject, unit: Unit, request: Request, *, measure: str, images: int
+) -> Iterator[Entry]:
+    """The Hessian's top two eigenvectors, left in a file; the perturbations are frozen."""
+    model, config = model_of(unit), subject.config
+    batches = subject.batches("train", images, request.batch)
+    attacked = curvature.attacked(model, batches, request.attack(config), config.seed)
+    values, vectors = curvature.hessian_pairs(model, cross_entropy, attacked, 2)
+    file = eigenvectors_file(subject, unit, request, images)
+    file.parent.mkdir(exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    tensor = torch.tensor(vectors, dtype=DTYPES[config.dtype]).contiguous()
+    save_file({"vectors": tensor}, part)
+    os.replace(part, file)
+    yield Entry(unit.weights, measure, np.asarray(values).tolist())
+
+
+def eigenvectors_file(subject: Subject, unit: Unit, request: Request, images: int) -> Path:
+    """Where the eigenvectors lie."""
+    threat = request.threat(subject.config)
+    name = f"eigenvectors-{unit.weights}-{threat.norm}-{threat.eps:.6g}-{images}.safetensors"
+    return subject.folder / "evaluation" / name
+
+
+def path(
+    subject: Subject,
+    unit: Unit,
+    request: Request,
+    *,
+    measure: str,
+    images: int,
+    first: str,
+    last: str,
+) -> Iterator[Entry]:
+    """The loss on the line between two models, and its barrier."""
+    risks = connectivity.path_risk(
+        model_of(unit),
+        connectivity.state(subject.model(first)),
+        connectivity.state(subject.model(last)),
+        PATH,
+        subject.batches("train", images, request.batch),
+        cross_entropy,
+        request.attack(subject.config),
+        subject.config.seed,
+    )
+    value = {"t": PATH.tolist(), "loss": risks.tolist()}
+    yield Entry(unit.weights, measure, value | {"barrier": connectivity.barrier(risks, PATH)})
+
+
+def bezier(
+    subject: Subject,
+    unit: Unit,
+    request: Request,
+    *,
+    measure: str,
+    images: int,
+    first: str,
+    last: str,
+) -> Iterator[Entry]:
+    """The loss on a curve between two models that was trained to be low."""
+    model, seed, attack = model_of(unit), subject.config.seed, request.attack(subject.config)
+    batches = subject.batches("train", images, request.batch)
+    bends = connectivity.connect(
+        model,
+        connectivity.state(subject.model(first)),
+        connectivity.state(subject.model(last)),
+        subject.batches("train", images, min(BEZIER_BATCH, request.batch)),
+        attack=attack,
+        steps=BEZIER_STEPS,
+        lr=BEZIER_LR,
+        seed=seed,
+    )
+    found = {
+        name: connectivity.curve_risk(model, points, PATH, batches, attack=attack, seed=seed)
+        for name, points in {"curve": bends, "line": bends[[0, -1]]}.items()
+    }
+    value = {name: risks.tolist() for name, risks in found.items()}
+    barriers = {f"{name}_barrier": connectivity.barrier(r, PATH) for name, r in found.items()}
+    yield Entry(unit.weights, measure, {"t": PATH.tolist(), **value, **barriers})
