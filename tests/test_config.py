@@ -151,7 +151,11 @@ CHANGED = {
     "evaluate.test": 100,
     "evaluate.pgd": [10],
     "evaluate.autoattack": 0,
+    "evaluate.attacks": ["apgd-dlr", "square1000"],
+    "evaluate.hessian": 64,
     "evaluate.agents": True,
+    "evaluate.excess_risk": 64,
+    "evaluate.subspace": 4,
     "evaluate.batch": 128,
     "stop.fosc": {"threshold": 0.5},
 }

@@ -14,7 +14,7 @@ from raydist.config import InputError, validate
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
-from raydist.measure import trained
+from raydist.measure import masks
 from raydist.network.strategy import STRATEGIES
 from raydist.network.theory import excess_risk
 from raydist.seeding import Purpose, numpy_rng, torch_generator
@@ -419,7 +419,7 @@ def test_evaluation_does_not_depend_on_how_it_is_shared_out():
     pool = LocalPool(make_plan(validate(digits(evaluate={"test": 200}))))
     shared = pool.evaluate("now")
     whole = pool.agents[0].evaluate()  # round 0: its own state is the centroid
-    merged = trained.merge(shared)
+    merged = masks.merge(shared)
     assert len([part for part in shared if len(part.index)]) == 4
     np.testing.assert_array_equal(merged.index, np.arange(200))
     np.testing.assert_array_equal(merged.clean, whole.clean)
