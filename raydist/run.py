@@ -120,7 +120,7 @@ def _progress(quiet: bool) -> Progress:
 
 def _status(record: Record) -> str:
     shown = ("loss", "val_clean_acc", "val_pgd10_acc", "val_fosc", "excess_risk")
-    known = record.mean | record.centroid
+    known = record.centroid | record.mean
     return numbers({name: known[name] for name in shown if name in known})
 
 

@@ -72,7 +72,7 @@ def run_sweep(
         for line in facts:
             console.print(f"  {line}", highlight=False)
     with ray_session(address):
-        job = Job(study, str(folder), pool, cluster_resources())
+        job = Job(study, str(folder), pool, cluster_resources(), os.getcwd())
         if pool == "ray":
             for point in study.corners():
                 layout(study.experiment(point), job.cluster)
@@ -116,6 +116,7 @@ def _tuner(job: Job, max_concurrent: int | None, progress: TuneProgress) -> tune
     # Failed trials are told by ourselves, in one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose verbose = 0 still prints a box
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths begin where the sweep was started
     study, out = job.study, Path(job.out)
     space = {
         key: tune.grid_search(axis) if isinstance(axis, list) else _domain(axis)

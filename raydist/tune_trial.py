@@ -5,6 +5,7 @@ group, which Ray takes back whole when the trial ends, however it ends. A trial 
 its end in this study's folder reports its numbers again and starts nothing.
 """
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,12 +38,14 @@ class Job:
         out: its folder, on a file system that every node sees.
         pool: "ray" or "local".
         cluster: total resources, which the defaults of an agent are a share of.
+        home: the folder in which the sweep was started: relative paths begin there.
     """
 
     study: Study
     out: str
     pool: str
     cluster: Mapping[str, float]
+    home: str
 
     def point(self, config: Mapping[str, Any]) -> Point:
         """The point of a trial, from Tune's configuration of it."""
@@ -73,6 +76,8 @@ class Trial(tune.Trainable):
             job: what all trials share.
         """
         assert job is not None
+        if os.path.isdir(job.home):
+            os.chdir(job.home)
         self.job = job
         self._pool: Pool | None = None
         self._layout: Layout | None = None
@@ -106,7 +111,7 @@ class Trial(tune.Trainable):
             late = time.monotonic() - began > REPORT_SECONDS
             if record.outcome is not None or record.centroid or late:
                 break
-        report = {"round": record.round, "rounds": self.rounds, **record.mean, **record.centroid}
+        report = {"round": record.round, "rounds": self.rounds, **record.centroid, **record.mean}
         if record.outcome is None:
             self.folder.flush()
             return report

@@ -15,11 +15,11 @@ from raydist.measure.landscape import (
     flat,
     perturbation_curve,
     plane,
-    rescaled,
     restored,
     risk,
     scan,
     split,
+    unit_rise,
     write,
 )
 
@@ -189,10 +189,14 @@ def test_a_plane_has_orthogonal_axes_of_the_given_lengths():
 
 
 @pytest.mark.parametrize("array", [torch.Tensor.clone, torch.Tensor.numpy])
-def test_eigenvectors_become_as_long_as_the_weights(array):
-    model = point([3.0, 0.0, 4.0])
-    found = rescaled(model, array(torch.eye(3, dtype=torch.float64)[:2] * 1e-3))
-    torch.testing.assert_close(found, 5 * torch.eye(3, dtype=torch.float64)[:2])
+def test_on_eigenvectors_a_quadratic_rises_by_the_square_of_the_coordinates(array):
+    origin = [(torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1))]
+    axes = unit_rise(HESSIAN[:2].numpy(), array(torch.eye(3, dtype=torch.float64)[:2]))
+    t = [[0.0, 0.0], [1.0, 0.0], [0.0, -2.0], [3.0, 1.0]]
+    risks = scan(point([0.0, 0.0, 0.0]), axes, t, origin, quadratic)
+    np.testing.assert_allclose(risks, [0.0, 1.0, 4.0, 10.0], atol=1e-12)
+    with pytest.raises(ValueError, match="above 0"):
+        unit_rise([1.0, 0.0], torch.eye(2))
 
 
 def test_values_do_not_depend_on_the_other_points():

@@ -231,3 +231,15 @@ def test_a_killed_study_resumes_where_it_was(tmp_path):
     assert all(file.stat().st_mtime_ns == when for file, when in done.items())
     undisturbed = run_experiment(experiment(rounds=40, seed=5, **RESUMED))
     assert frame.set_index("seed").loc[5, "val_loss"] == undisturbed.final["val_loss"]
+
+
+def test_relative_paths_begin_where_the_sweep_was_started(tmp_path, monkeypatch, ray_cluster):
+    monkeypatch.chdir(tmp_path)
+    table = {"topology": {"kind": "ring", "agents": 2}, "rounds": 1, "data": {"batch": 8}}
+    small = {"model": {"name": "linear"}, "evaluate": {"test": 8, "autoattack": 0, "images": 8}}
+    run_experiment(table | small, out=tmp_path / "start")
+    small["model"]["checkpoint"] = "start/weights/centroid.safetensors"
+    for pool in ("local", "ray"):
+        study = {"name": pool, "base": table | small, "axes": {"seed": [0]}}
+        frame = run_sweep(study, out=tmp_path / pool, pool=pool, quiet=True)
+        assert frame["status"].tolist() == ["completed"]

@@ -7,6 +7,7 @@ one line for anything that could not work, so a sweep makes all its plans before
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import networkx as nx
 import numpy as np
@@ -85,11 +86,16 @@ class Plan:
     def specs(self, threads: int, cuda: bool) -> list[AgentSpec]:
         """What each agent is told; arguments as in `AgentSpec`."""
         mixing = strategy.combination_matrix(self.config.strategy, self.A)
+        config = self.config
+        if config.model.checkpoint is not None:  # agents may run in another folder
+            file = str(Path(config.model.checkpoint).expanduser().absolute())
+            model = config.model.model_copy(update={"checkpoint": file})
+            config = config.model_copy(update={"model": model})
         shape, classes, scale = input_of(self.config, self.data)
         return [
             AgentSpec(
                 agent=k,
-                config=self.config,
+                config=config,
                 neighbours=tuple(int(l) for l in np.flatnonzero(column)),
                 weights=tuple(float(a) for a in column[np.flatnonzero(column)]),
                 rounds=self.rounds,

@@ -159,7 +159,10 @@ def landscapes(scans: Mapping[str, Scans]) -> Figure | None:
     Returns:
         The figure; None without planes.
     """
-    kinds = {"plane-random": "random directions", "plane-hessian": "top two Hessian eigenvectors"}
+    kinds = {
+        "plane-random": "random directions",
+        "plane-hessian": "top two Hessian eigenvectors\n(quadratic model: a rise of t²)",
+    }
     planes = {
         (trial, kind): _plane(_of(found, kind))
         for trial, found in list(scans.items())[:PLANES]

@@ -20,7 +20,8 @@ from raydist.evaluation.units import Unit, model_of
 from raydist.measure import connectivity, curvature, landscape
 
 PATH = np.linspace(0, 1, 11)  # where the loss between two models is looked at
-BEZIER_STEPS, BEZIER_BATCH, BEZIER_LR = 200, 64, 0.02
+# the curve is trained on other images than it is judged on, and on so many times more
+BEZIER_IMAGES, BEZIER_STEPS, BEZIER_BATCH, BEZIER_LR = 8, 200, 64, 0.02
 
 
 def curve(
@@ -45,7 +46,7 @@ def curve(
         request.attack(subject.config),
         seed,
     )
-    yield Entry(unit.weights, measure, {"t": at, "loss": np.asarray(found).tolist()})
+    yield Entry(unit.weights, measure, {"t": at, "loss": found.tolist()})
 
 
 def plane(
@@ -66,8 +67,9 @@ def plane(
         along = landscape.plane(*pair)
     else:
         file = eigenvectors_file(subject, unit, request, images)
-        along = landscape.rescaled(model, load_file(file)["vectors"].to(subject.device))
-    found = landscape.scan(
+        found = load_file(file)
+        along = landscape.unit_rise(found["values"], found["vectors"]).to(subject.device)
+    risks = landscape.scan(
         model,
         along,
         np.array([[t, s] for s in at]),
@@ -76,7 +78,7 @@ def plane(
         request.attack(subject.config),
         seed,
     )
-    yield Entry(unit.weights, measure, {"t": t, "s": at, "loss": np.asarray(found).tolist()})
+    yield Entry(unit.weights, measure, {"t": t, "s": at, "loss": risks.tolist()})
 
 
 def eigenvectors(
@@ -90,8 +92,11 @@ def eigenvectors(
     file = eigenvectors_file(subject, unit, request, images)
     file.parent.mkdir(exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
-    tensor = torch.tensor(vectors, dtype=DTYPES[config.dtype]).contiguous()
-    save_file({"vectors": tensor}, part)
+    tensors = {
+        "values": torch.tensor(values.copy()),
+        "vectors": torch.tensor(vectors, dtype=DTYPES[config.dtype]).contiguous(),
+    }
+    save_file(tensors, part)
     os.replace(part, file)
     yield Entry(unit.weights, measure, np.asarray(values).tolist())
 
@@ -138,14 +143,14 @@ def bezier(
     first: str,
     last: str,
 ) -> Iterator[Entry]:
-    """The loss on a curve between two models that was trained to be low."""
+    """The loss on a curve between two models that was trained, on other images, to be low."""
     model, seed, attack = model_of(unit), subject.config.seed, request.attack(subject.config)
     batches = subject.batches("train", images, request.batch)
     bends = connectivity.connect(
         model,
         connectivity.state(subject.model(first)),
         connectivity.state(subject.model(last)),
-        subject.batches("train", images, min(BEZIER_BATCH, request.batch)),
+        subject.batches("train", BEZIER_IMAGES * images, min(BEZIER_BATCH, request.batch), images),
         attack=attack,
         steps=BEZIER_STEPS,
         lr=BEZIER_LR,

@@ -53,7 +53,9 @@ class Subject:
         """The names of all models that can be measured."""
         single = [name for name in ("centroid", "average") if self._files(name)]
         together = [ENSEMBLE] if len(self._files("snapshot-*")) > 1 else []
-        return [*single, *together, *self.agents, START]
+        checkpoint = self.config.model.checkpoint
+        start = [START] if checkpoint is None or Path(checkpoint).exists() else []
+        return [*single, *together, *self.agents, *start]
 
     def chosen(self, names: Iterable[str]) -> list[str]:
         """The models meant by names, of which "agents" is all agents; unknown ones are left out."""
@@ -101,18 +103,21 @@ class Subject:
         images = to_tensor(x[index], self.data.scale, DTYPES[self.config.dtype], self.device)
         return images, torch.tensor(y[index], device=self.device)
 
-    def batches(self, split: str, images: int, size: int) -> Batches:
+    def batches(self, split: str, images: int, size: int, skipped: int = 0) -> Batches:
         """The first images of a split, in batches.
 
         Args:
             split: its name.
             images: how many; all if there are fewer.
             size: of a batch.
+            skipped: so many are left out before; none if no image would be left.
 
         Returns:
             Pairs of images and labels.
         """
-        index = np.arange(min(images, len(self.split(split)[1])))
+        there = len(self.split(split)[1])
+        skipped = skipped if skipped < there else 0
+        index = np.arange(skipped, min(skipped + images, there))
         return [
             self.tensors(split, index[first : first + size]) for first in range(0, len(index), size)
         ]

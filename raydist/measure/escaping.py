@@ -84,7 +84,8 @@ def local_model(
 
     agents = range(len(shares))
     held = [points(k) for k in agents]
-    _, basis = hessian_pairs(model, loss_fn, [pair for part in held for pair in part], dimension)
+    everything = [pair for part in held for pair in part]
+    basis = hessian_pairs(model, loss_fn, everything, dimension, seed)[1]
     samples = [
         np.concatenate(
             [projected_gradients(model, loss_fn, x, y, basis, len(x)) for x, y in held[k]]

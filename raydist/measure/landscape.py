@@ -136,22 +136,28 @@ def plane(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack([first, (e * (b.norm() / e.norm())).to(second.dtype)])
 
 
-def rescaled(model: nn.Module, directions: Directions) -> Tensor:
-    """Directions such as Hessian eigenvectors, each made as long as w: d ← d ‖w‖ / ‖d‖.
+def unit_rise(values: ArrayLike, vectors: Directions) -> Tensor:
+    """Hessian eigenvectors as axes on which the quadratic model rises by t²: d_i = √(2/λ_i) v_i.
 
-    That is the length of a `filter_normalised` direction, so that coordinates can be compared.
+        J(w + Σ_i t_i d_i) ≈ J(w) + Σ_i (t_i ⟨∇J(w), d_i⟩ + t_i²)
+
+    At a minimum the level lines of a plane are circles as far as the quadratic model holds.
 
     Args:
-        model: at w.
-        directions: (m, P), none of them 0.
+        values: λ_i > 0, (m,).
+        vectors: v_i of length 1, (m, P).
 
     Returns:
-        (m, P); what was orthogonal still is.
+        (m, P).
+
+    Raises:
+        ValueError: an eigenvalue is not above 0.
     """
-    w = flat(trainable(model).values())
-    d = torch.as_tensor(directions, device=w.device).double()
-    scaled: Tensor = torch.linalg.vector_norm(w) * F.normalize(d, dim=1)
-    return scaled.to(w.dtype)
+    curvatures = torch.as_tensor(np.asarray(values, dtype=np.float64))
+    if not bool((curvatures > 0).all()):
+        raise ValueError(f"values are {curvatures.tolist()}, expected eigenvalues above 0")
+    rows = torch.as_tensor(vectors)
+    return (2 / curvatures).sqrt().to(rows)[:, None] * rows
 
 
 def risk(
