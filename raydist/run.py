@@ -11,13 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from raydist import command
 from raydist.config import Experiment, InputError, validate
+from raydist.engine.agent import Message
 from raydist.engine.driver import train
+from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool import LocalPool, Pool, parameters_of
 from raydist.folder import Folder, final_numbers
-from raydist.record import Record, Result, rounds_frame
+from raydist.record import Record, Result, Row, frame_of
 from raydist.show import console, number, numbers
 from raydist.study import from_tree, read
+
+FLUSH_SECONDS = 2.0
 
 
 def run_experiment(
@@ -84,31 +88,39 @@ def _experiment(config: Experiment | Mapping[str, Any] | str | os.PathLike[str])
 
 def _run(plan: Plan, pool: Pool, folder: Folder | None, quiet: bool) -> Result:
     """Run a plan on a pool and give the pool back."""
-    began = time.monotonic()
-    records: list[Record] = []
+    rows: list[Row] = []
+    states: list[Message] = []
+
+    def ending(pool: Pool) -> None:
+        if folder is not None:
+            pool.save(folder.path / "weights")
+        states[:] = pool.states()
+
     try:
         if folder is not None:
             folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate)
+        keeper = Keeper(plan, folder)
         with _progress(quiet) as bar:
             task = bar.add_task("rounds", total=plan.rounds, status="")
-            for record in train(pool, plan):
-                records.append(record)
+            flushed = time.monotonic()
+            for record in train(pool, plan, keeper, ending):
+                rows += record.rows()
                 bar.update(task, completed=record.round, status=_status(record))
                 if folder is not None:
                     folder.add(record)
-                    if record.centroid:
+                    if record.centroid or time.monotonic() - flushed > FLUSH_SECONDS:
                         folder.flush()
-        seconds = time.monotonic() - began
-        last = records[-1]
+                        flushed = time.monotonic()
+        last, seconds = record, keeper.seconds()
         if folder is not None:
-            pool.save(folder.path / "weights")
             folder.finish(last, seconds)
-        weights = parameters_of(pool.states(), plan.parameters)
+            rows = folder.rows
     finally:
         pool.shutdown()
     name = folder.path.name if folder is not None else "run"
-    final = final_numbers(last, seconds)
-    return Result(rounds_frame(name, records), final, weights, weights.mean(axis=0))
+    weights = parameters_of(states, plan.parameters)
+    final = final_numbers(last, seconds, keeper.events)
+    return Result(frame_of(name, rows), final, weights, weights.mean(axis=0))
 
 
 def _progress(quiet: bool) -> Progress:

@@ -2,12 +2,14 @@
 
 A round is one call per agent. Its message is a NumPy vector in the object store; the neighbours get
 the reference as a direct argument, so weights travel along edges and never through the driver. No
-restarts and no retries: Ray's own would silently reset an agent's state.
+restarts and no retries: Ray's own would silently reset an agent's state. `RayPool.revive` replaces
+the dead, and the keeper of the run brings all agents back to one round.
 """
 
 import math
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raydist.config import Experiment, InputError
 from raydist.engine.agent import Agent, Info, Message
 from raydist.engine.plan import Plan
-from raydist.engine.pool import agent_file, centroid_files, inboxes
-from raydist.engine.spec import AgentSpec
+from raydist.engine.pool import AgentDied, centroid_files, inboxes
+from raydist.engine.ray_recover import PAUSES, agent_error, gone
+from raydist.engine.spec import AgentSpec, agent_file
 from raydist.engine.task import Split
 from raydist.measure.trained import Masks, Sums
-
-
-class AgentError(RuntimeError):
-    """An agent died or raised: says which one and why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,23 @@ class _Actor(Agent):
 
     def reset(self, spec: AgentSpec, share: Split | None, held: dict[str, Split]) -> None:
         """Begin another run in the same process."""
+        self.shards.settle()
         super().__init__(spec, share, held)
+
+    def ping(self) -> None:
+        """Nothing: who answers is there, and has done all that it was told before."""
+
+    def snapshot(self, n: int, url: str) -> None:
+        """As `Shards.write`."""
+        self.shards.write(n, url)
+
+    def settle(self) -> None:
+        """As `Shards.settle`."""
+        self.shards.settle()
+
+    def restore(self, n: int, url: str, sha256: str) -> str:
+        """As `Shards.restore`."""
+        return self.shards.restore(n, url, sha256)
 
 
 class RayPool:
@@ -138,30 +153,52 @@ class RayPool:
         if group is None:
             group = self._own_group = placement_group(resources.bundles)
             ray.get(group.ready())
-        actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Actor)
-        inputs = self._inputs(plan)
+        self._group: PlacementGroup = group
         self._messages: list[Any] | None = None
         self._closed: list[Any] = []
-        self._actors: list[Any] = [
-            actor.options(
-                num_cpus=resources.cpus,
-                num_gpus=resources.gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
-            ).remote(*each)
-            for bundle, each in zip(resources.bundle_of, inputs, strict=True)
-        ]
-        self._wait([a.state.remote() for a in self._actors])
+        self._prepare(plan)
+        self._actors: dict[int, Any] = {}
+        self._start(range(plan.agents))
 
     def reset(self, plan: Plan) -> None:
-        """Begin another run of the same shape with the same, warm, processes."""
-        inputs = self._inputs(plan)
-        self._wait([a.reset.remote(*i) for a, i in zip(self._actors, inputs, strict=True)])
+        """As `Pool.reset`, in the same, warm, processes."""
+        self._prepare(plan)
+        self._start(gone(self._actors))
+        self._wait([actor.reset.remote(*self._inputs(k)) for k, actor in self._actors.items()])
+
+    def revive(self) -> None:
+        """As `Pool.revive`."""
+        self._messages, self._closed = None, []
+        self._start(gone(self._actors))
+
+    def _start(self, missing: Iterable[int]) -> None:
+        """New actors for agents; a place is tried again after a pause: its node may be dying."""
+        actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Actor)
+        dead = dict.fromkeys(missing)
+        for pause in (*PAUSES, None):
+            for k in dead:
+                if k in self._actors:
+                    ray.kill(self._actors[k])
+                place = PlacementGroupSchedulingStrategy(self._group, self._layout.bundle_of[k])
+                options = {"num_cpus": self._layout.cpus, "num_gpus": self._layout.gpus}
+                self._actors[k] = actor.options(scheduling_strategy=place, **options).remote(
+                    *self._inputs(k)
+                )
+            errors = gone({k: self._actors[k] for k in dead})
+            told = [agent_error(error, self._ids()) for error in errors.values()]
+            for error in told:
+                if pause is None or not isinstance(error, AgentDied):
+                    raise error
+            if not errors:
+                return
+            dead = dict.fromkeys(errors)
+            time.sleep(pause or 0.0)
 
     def step(self, n: int, noisy: bool = False) -> list[Any]:
         """As `Pool.step`; returns references to what the agents measure."""
         replies = [
             actor.step.options(num_returns=2).remote(n, noisy, *inbox)
-            for actor, inbox in zip(self._actors, self._receive(), strict=True)
+            for actor, inbox in zip(self._actors.values(), self._receive(), strict=True)
         ]
         self._messages = [message for message, _ in replies]
         return [info for _, info in replies]
@@ -173,33 +210,34 @@ class RayPool:
 
     def close(self, n: int) -> None:
         """As `Pool.close`."""
-        for actor, inbox in zip(self._actors, self._receive(), strict=True):
+        for actor, inbox in zip(self._actors.values(), self._receive(), strict=True):
             self._closed.append(actor.combine.remote(n, *inbox))
 
     def learn_sensitivity(self, n: int) -> None:
         """As `Pool.learn_sensitivity`."""
-        powers = [actor.power.remote(n) for actor in self._actors]
+        powers = [actor.power.remote(n) for actor in self._actors.values()]
         power = self._actors[0].add_power.remote(*powers)
-        self._closed += [actor.learn_sensitivity.remote(power) for actor in self._actors]
+        self._closed += [a.learn_sensitivity.remote(power) for a in self._actors.values()]
 
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """As `Pool.measure`."""
         centroid = self._centroid()
         found: list[tuple[Info, Sums]] = self._get(
-            [actor.measure.remote(n, centroid) for actor in self._actors]
+            [actor.measure.remote(n, centroid) for actor in self._actors.values()]
         )
         return found
 
     def evaluate(self, *which: str) -> list[Masks]:
         """As `Pool.evaluate`."""
         centroids = [self._centroid(each) for each in which]
-        found: list[Masks] = self._get([a.evaluate.remote(*centroids) for a in self._actors])
+        calls = [actor.evaluate.remote(*centroids) for actor in self._actors.values()]
+        found: list[Masks] = self._get(calls)
         return found
 
     def save(self, folder: Path) -> None:
         """As `Pool.save`; every agent writes its own file."""
         calls = [
-            actor.save.remote(str(folder / agent_file(k))) for k, actor in enumerate(self._actors)
+            actor.save.remote(str(folder / agent_file(k))) for k, actor in self._actors.items()
         ]
         calls += [
             self._actors[0].save.remote(str(folder / name), self._centroid(which))
@@ -207,29 +245,46 @@ class RayPool:
         ]
         self._get(calls)
 
+    def snapshot(self, n: int, url: str) -> None:
+        """As `Pool.snapshot`; every agent writes its own file."""
+        self._closed += [actor.snapshot.remote(n, url) for actor in self._actors.values()]
+
+    def settle(self) -> None:
+        """As `Pool.settle`."""
+        self._get([actor.settle.remote() for actor in self._actors.values()])
+
+    def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
+        """As `Pool.restore`; every agent reads its own file."""
+        self._messages, self._closed = None, []
+        each = zip(self._actors.values(), checksums, strict=True)
+        return self._wait([actor.restore.remote(n, url, sha256) for actor, sha256 in each])
+
     def states(self) -> list[Message]:
         """As `Pool.states`."""
-        states: list[Message] = self._get([actor.state.remote() for actor in self._actors])
+        states: list[Message] = self._get([a.state.remote() for a in self._actors.values()])
         return states
 
     def shutdown(self) -> None:
         """As `Pool.shutdown`."""
         self._messages = None
-        for actor in self._actors:
+        for actor in self._actors.values():
             ray.kill(actor)
         if self._own_group is not None:
             remove_placement_group(self._own_group)
 
-    def _inputs(self, plan: Plan) -> list[tuple[AgentSpec, Split | None, Any]]:
-        """What each agent is built from; the common splits are in the object store once."""
+    def _prepare(self, plan: Plan) -> None:
+        """Another run: what its agents are built from; the common splits are stored once."""
         self._messages, self._closed = None, []
         threads, cuda = max(1, int(self._layout.cpus)), self._layout.gpus > 0
-        self._specs = plan.specs(threads, cuda)
-        held = ray.put(plan.held())
-        return [(spec, plan.share(spec.agent), held) for spec in self._specs]
+        self._plan, self._specs = plan, plan.specs(threads, cuda)
+        self._held = ray.put(plan.held())
+
+    def _inputs(self, k: int) -> tuple[AgentSpec, Split | None, Any]:
+        """What agent k is built from."""
+        return self._specs[k], self._plan.share(k), self._held
 
     def _centroid(self, which: str = "now") -> Any:
-        states = [actor.state.remote(which) for actor in self._actors]
+        states = [actor.state.remote(which) for actor in self._actors.values()]
         return self._actors[0].mean.remote(*states)
 
     def _receive(self) -> list[list[Any]]:
@@ -245,15 +300,9 @@ class RayPool:
         try:
             values: list[Any] = ray.get(list(references))
         except RayError as error:
-            raise AgentError(self._explain(error)) from error
+            raise agent_error(error, self._ids()) from error
         return values
 
-    def _explain(self, error: BaseException) -> str:
-        """Which agent failed, and how."""
-        cause = getattr(error, "cause", None) or error
-        dead = getattr(cause, "actor_id", None)
-        who = [k for k, actor in enumerate(self._actors) if actor._actor_id.hex() == dead]
-        lines = str(cause).strip().splitlines()
-        if who:
-            return f"agent {who[0]} died: {' '.join(line.strip() for line in lines)[:300]}"
-        return f"{type(cause).__name__}: {lines[-1].strip() if lines else ''}"
+    def _ids(self) -> dict[str, int]:
+        """Which agent each actor id is."""
+        return {actor._actor_id.hex(): k for k, actor in self._actors.items()}
