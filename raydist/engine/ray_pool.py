@@ -7,9 +7,8 @@ the dead, and the keeper of the run brings all agents back to one round.
 """
 
 import math
-import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raydist.config import Experiment, InputError
 from raydist.engine.agent import Agent, Info, Message
 from raydist.engine.plan import Plan
-from raydist.engine.pool import AgentDied, centroid_files, inboxes
-from raydist.engine.ray_recover import PAUSES, agent_error, gone
+from raydist.engine.pool import centroid_files, inboxes
+from raydist.engine.ray_recover import agent_error, gone, start
 from raydist.engine.spec import AgentSpec, agent_file
 from raydist.engine.task import Split
 from raydist.measure.trained import Masks, Sums
@@ -157,48 +156,24 @@ class RayPool:
         self._messages: list[Any] | None = None
         self._closed: list[Any] = []
         self._prepare(plan)
-        self._actors: dict[int, Any] = {}
-        self._start(range(plan.agents))
+        self._actors: list[Any] = [*start(self._create, range(plan.agents)).values()]
 
     def reset(self, plan: Plan) -> None:
         """As `Pool.reset`, in the same, warm, processes."""
         self._prepare(plan)
-        self._start(gone(self._actors))
-        self._wait([actor.reset.remote(*self._inputs(k)) for k, actor in self._actors.items()])
+        self._replace_dead()
+        self._wait([actor.reset.remote(*self._inputs(k)) for k, actor in enumerate(self._actors)])
 
     def revive(self) -> None:
         """As `Pool.revive`."""
         self._messages, self._closed = None, []
-        self._start(gone(self._actors))
-
-    def _start(self, missing: Iterable[int]) -> None:
-        """New actors for agents; a place is tried again after a pause: its node may be dying."""
-        actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Actor)
-        dead = dict.fromkeys(missing)
-        for pause in (*PAUSES, None):
-            for k in dead:
-                if k in self._actors:
-                    ray.kill(self._actors[k])
-                place = PlacementGroupSchedulingStrategy(self._group, self._layout.bundle_of[k])
-                options = {"num_cpus": self._layout.cpus, "num_gpus": self._layout.gpus}
-                self._actors[k] = actor.options(scheduling_strategy=place, **options).remote(
-                    *self._inputs(k)
-                )
-            errors = gone({k: self._actors[k] for k in dead})
-            told = [agent_error(error, self._ids()) for error in errors.values()]
-            for error in told:
-                if pause is None or not isinstance(error, AgentDied):
-                    raise error
-            if not errors:
-                return
-            dead = dict.fromkeys(errors)
-            time.sleep(pause or 0.0)
+        self._replace_dead()
 
     def step(self, n: int, noisy: bool = False) -> list[Any]:
         """As `Pool.step`; returns references to what the agents measure."""
         replies = [
             actor.step.options(num_returns=2).remote(n, noisy, *inbox)
-            for actor, inbox in zip(self._actors.values(), self._receive(), strict=True)
+            for actor, inbox in zip(self._actors, self._receive(), strict=True)
         ]
         self._messages = [message for message, _ in replies]
         return [info for _, info in replies]
@@ -210,34 +185,34 @@ class RayPool:
 
     def close(self, n: int) -> None:
         """As `Pool.close`."""
-        for actor, inbox in zip(self._actors.values(), self._receive(), strict=True):
+        for actor, inbox in zip(self._actors, self._receive(), strict=True):
             self._closed.append(actor.combine.remote(n, *inbox))
 
     def learn_sensitivity(self, n: int) -> None:
         """As `Pool.learn_sensitivity`."""
-        powers = [actor.power.remote(n) for actor in self._actors.values()]
+        powers = [actor.power.remote(n) for actor in self._actors]
         power = self._actors[0].add_power.remote(*powers)
-        self._closed += [a.learn_sensitivity.remote(power) for a in self._actors.values()]
+        self._closed += [a.learn_sensitivity.remote(power) for a in self._actors]
 
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """As `Pool.measure`."""
         centroid = self._centroid()
         found: list[tuple[Info, Sums]] = self._get(
-            [actor.measure.remote(n, centroid) for actor in self._actors.values()]
+            [actor.measure.remote(n, centroid) for actor in self._actors]
         )
         return found
 
     def evaluate(self, *which: str) -> list[Masks]:
         """As `Pool.evaluate`."""
         centroids = [self._centroid(each) for each in which]
-        calls = [actor.evaluate.remote(*centroids) for actor in self._actors.values()]
+        calls = [actor.evaluate.remote(*centroids) for actor in self._actors]
         found: list[Masks] = self._get(calls)
         return found
 
     def save(self, folder: Path) -> None:
         """As `Pool.save`; every agent writes its own file."""
         calls = [
-            actor.save.remote(str(folder / agent_file(k))) for k, actor in self._actors.items()
+            actor.save.remote(str(folder / agent_file(k))) for k, actor in enumerate(self._actors)
         ]
         calls += [
             self._actors[0].save.remote(str(folder / name), self._centroid(which))
@@ -247,27 +222,27 @@ class RayPool:
 
     def snapshot(self, n: int, url: str) -> None:
         """As `Pool.snapshot`; every agent writes its own file."""
-        self._closed += [actor.snapshot.remote(n, url) for actor in self._actors.values()]
+        self._closed += [actor.snapshot.remote(n, url) for actor in self._actors]
 
     def settle(self) -> None:
         """As `Pool.settle`."""
-        self._get([actor.settle.remote() for actor in self._actors.values()])
+        self._get([actor.settle.remote() for actor in self._actors])
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """As `Pool.restore`; every agent reads its own file."""
         self._messages, self._closed = None, []
-        each = zip(self._actors.values(), checksums, strict=True)
+        each = zip(self._actors, checksums, strict=True)
         return self._wait([actor.restore.remote(n, url, sha256) for actor, sha256 in each])
 
     def states(self) -> list[Message]:
         """As `Pool.states`."""
-        states: list[Message] = self._get([a.state.remote() for a in self._actors.values()])
+        states: list[Message] = self._get([a.state.remote() for a in self._actors])
         return states
 
     def shutdown(self) -> None:
         """As `Pool.shutdown`."""
         self._messages = None
-        for actor in self._actors.values():
+        for actor in self._actors:
             ray.kill(actor)
         if self._own_group is not None:
             remove_placement_group(self._own_group)
@@ -279,12 +254,27 @@ class RayPool:
         self._plan, self._specs = plan, plan.specs(threads, cuda)
         self._held = ray.put(plan.held())
 
+    def _replace_dead(self) -> None:
+        dead = gone(dict(enumerate(self._actors)))
+        for k in dead:
+            ray.kill(self._actors[k])
+        for k, actor in start(self._create, dead).items():
+            self._actors[k] = actor
+
+    def _create(self, k: int) -> Any:
+        """A new actor for agent k, in the agent's own bundle."""
+        actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Actor)
+        place = PlacementGroupSchedulingStrategy(self._group, self._layout.bundle_of[k])
+        return actor.options(
+            num_cpus=self._layout.cpus, num_gpus=self._layout.gpus, scheduling_strategy=place
+        ).remote(*self._inputs(k))
+
     def _inputs(self, k: int) -> tuple[AgentSpec, Split | None, Any]:
         """What agent k is built from."""
         return self._specs[k], self._plan.share(k), self._held
 
     def _centroid(self, which: str = "now") -> Any:
-        states = [actor.state.remote(which) for actor in self._actors.values()]
+        states = [actor.state.remote(which) for actor in self._actors]
         return self._actors[0].mean.remote(*states)
 
     def _receive(self) -> list[list[Any]]:
@@ -300,9 +290,6 @@ class RayPool:
         try:
             values: list[Any] = ray.get(list(references))
         except RayError as error:
-            raise agent_error(error, self._ids()) from error
+            ids = {actor._actor_id.hex(): k for k, actor in enumerate(self._actors)}
+            raise agent_error(error, ids) from error
         return values
-
-    def _ids(self) -> dict[str, int]:
-        """Which agent each actor id is."""
-        return {actor._actor_id.hex(): k for k, actor in self._actors.items()}

@@ -1,7 +1,7 @@
 """What Ray's errors mean for a run, and which actors are still there."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -86,3 +86,33 @@ def gone(actors: Mapping[int, Any]) -> dict[int, RayError]:
         if actors:
             time.sleep(1.0)
     return dead
+
+
+def start(create: Callable[[int], Any], agents: Iterable[int]) -> dict[int, Any]:
+    """Actors that are there; a place is tried again after a pause, since its node may be dying.
+
+    Args:
+        create: (k) -> a new actor for agent k.
+        agents: which.
+
+    Returns:
+        The actor of each.
+
+    Raises:
+        AgentError: if one cannot start, or dies again and again while it starts.
+    """
+    actors: dict[int, Any] = {}
+    missing = list(agents)
+    for pause in (*PAUSES, None):
+        actors |= {k: create(k) for k in missing}
+        dead = gone({k: actors[k] for k in missing})
+        for k, error in dead.items():
+            ray.kill(actors[k])
+            told = agent_error(error, {actors[k]._actor_id.hex(): k})
+            if pause is None or not isinstance(told, AgentDied):
+                raise AgentError(str(told)) from error
+        missing = list(dead)
+        if not missing:
+            break
+        time.sleep(pause or 0.0)
+    return actors
