@@ -24,6 +24,8 @@ os.environ.setdefault(
     "RAY_DEDUP_LOGS_SKIP_REGEX",
     "PYTHON worker processes have been started|A worker died or was killed",
 )
+# What was under way when an agent died is dropped and done again.
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 
 __all__ = ["load", "load_events", "load_rounds", "run_experiment", "run_sweep"]
 
