@@ -131,7 +131,7 @@ class Folder:
             reached = int(pd.read_parquet(rounds, columns=["round"])["round"].max())
         error = self.path / "error.txt"
         lines = error.read_text().strip().splitlines() if error.exists() else []
-        return Earlier(reached, began, seen, lines[-1] if lines else "the process was gone")
+        return Earlier(reached, began, seen, lines[-1][:300] if lines else "the process was gone")
 
 
 def final_numbers(record: Record, seconds: float, events: Sequence[Event]) -> dict[str, Any]:

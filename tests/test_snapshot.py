@@ -98,7 +98,7 @@ def run(plan, path, pool=None, until=None):
             keeper._next_look = 0.0
             if record.round == until:
                 folder.flush()
-                keeper.look()
+                keeper.look(until)
                 return None
         folder.finish(record, keeper.seconds())
         return np.stack(states), record, folder

@@ -73,7 +73,7 @@ def _rounds(pool: Pool, plan: Plan, watch: Watch, keeper: Keeper, start: int) ->
     in_flight: deque[tuple[int, Pending]] = deque()
     submitted = start
     for n in range(start + 1, plan.rounds + 1):
-        keeper.look()
+        keeper.look(n - 1)
         kept, barrier = keeper.due(n), plan.next_barrier(n)
         while submitted < (n if kept else min(n + ahead, barrier)):
             submitted += 1

@@ -70,11 +70,15 @@ class Keeper:
         pool.snapshot(n, self._shelf.url)
         self._taken[n] = self._last = time.monotonic()
 
-    def look(self) -> None:
-        """Complete the snapshots that all agents have written; in fact looks only now and then."""
+    def look(self, told: int) -> None:
+        """Complete the snapshots that all agents have written; in fact looks only now and then.
+
+        Args:
+            told: the last round that was told.
+        """
         began = time.monotonic()
         if self._shelf is not None and self._shelf.waiting and began >= self._next_look:
-            self._shelf.complete(self._history, self._table.keep)
+            self._shelf.complete(self._history, self._table.keep, told)
             now = time.monotonic()
             self._next_look = now + (now - began) / LOOKING
 
@@ -82,7 +86,7 @@ class Keeper:
         """At the end of the run: its last snapshot stays."""
         if self._shelf is not None and self._table.every != 0:
             pool.settle()
-            self._shelf.complete(self._history, 1)
+            self._shelf.complete(self._history, 1, self._plan.rounds)
             self._shelf.forget()
             self._shelf.prune(1)
 
@@ -117,6 +121,9 @@ class Keeper:
             return 0, watch
         if self._open:
             pool.revive()
+            if self._shelf is not None:  # those who live may have written all that was missing
+                pool.settle()
+                self._shelf.complete(self._history, self._table.keep, self._open[-1][1])
         found = self._restore(pool)
         if found is None:
             pool.reset(self._plan)

@@ -72,14 +72,15 @@ class Shelf:
         """Whether snapshots are being written."""
         return bool(self._begun)
 
-    def complete(self, history: Callable[[int], bytes], keep: int) -> None:
+    def complete(self, history: Callable[[int], bytes], keep: int, told: int) -> None:
         """Write the manifests of the snapshots that are all there, and remove what is old.
 
         Args:
             history: (n) -> what was measured up to round n.
             keep: how many snapshots stay.
+            told: the last round that the history has.
         """
-        for n in sorted(self._begun):
+        for n in sorted(m for m in self._begun if m <= told):
             try:
                 files = self._receipts(n)
                 if files is not None:
@@ -90,7 +91,9 @@ class Shelf:
                 self._tell(n, str(error))
 
     def forget(self) -> None:
-        """Give up the snapshots that are still being written."""
+        """Give up the snapshots that were not completed."""
+        for n in self._begun:
+            self._store.remove(folder_of(n))
         self._begun.clear()
 
     def prune(self, keep: int) -> None:
