@@ -5,6 +5,7 @@
     load(path)              the trials of a study as a data frame
     evaluate_runs(path)     measure what was trained: robustness, masking, curvature, landscapes
     load_rounds(path)       everything that was measured, round by round
+    load_events(path)       what the trials survived
 
 The modules of the equations (`raydist.network`, `raydist.adversary`, ...) need neither Ray nor a
 configuration.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raydist.evaluation.request import Request
     from raydist.evaluation.runs import evaluate_runs
-    from raydist.record import load, load_rounds
+    from raydist.record import load, load_events, load_rounds
     from raydist.run import run_experiment
     from raydist.sweep import run_sweep
 
@@ -26,13 +27,24 @@ os.environ.setdefault(
     "RAY_DEDUP_LOGS_SKIP_REGEX",
     "PYTHON worker processes have been started|A worker died or was killed",
 )
+# What was under way when an agent died is dropped and done again.
+os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 
-__all__ = ["Request", "evaluate_runs", "load", "load_rounds", "run_experiment", "run_sweep"]
+__all__ = [
+    "Request",
+    "evaluate_runs",
+    "load",
+    "load_events",
+    "load_rounds",
+    "run_experiment",
+    "run_sweep",
+]
 
 _HOMES = {
     "Request": "evaluation.request",
     "evaluate_runs": "evaluation.runs",
     "load": "record",
+    "load_events": "record",
     "load_rounds": "record",
     "run_experiment": "run",
     "run_sweep": "sweep",

@@ -33,8 +33,9 @@ def check_new_folder(folder: Path) -> None:
         InputError: if it exists, or if it could not be written.
     """
     if folder.exists():
-        study = (folder / "study.json").exists()
-        resume = f", or continue this study with --resume {folder}" if study else ""
+        files = {"study": "study.json", "run": "experiment.json"}
+        found = [what for what, file in files.items() if (folder / file).exists()]
+        resume = f", or continue this {found[0]} with --resume {folder}" if found else ""
         raise InputError(f"{folder} exists: write --out with another folder{resume}")
     above = next(parent for parent in folder.parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):

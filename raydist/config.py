@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from raydist.fields import check_budget
 from raydist.network.strategy import Strategy
 from raydist.recipe import Attack, Average, Loss, Optim, Stop, Threat
-from raydist.tables import AgentResources, Data, Evaluate, Model, Table, Topology
+from raydist.tables import AgentResources, Data, Evaluate, Model, Snapshot, Table, Topology
 
 
 class InputError(ValueError):
@@ -48,6 +48,7 @@ class Experiment(Table):
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
     agent: AgentResources = AgentResources()
+    snapshot: Snapshot = Snapshot()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -99,8 +100,9 @@ class Experiment(Table):
         return 0.995 if self.average.decay is None else self.average.decay
 
     def digest(self) -> str:
-        """Twelve hex digits that name this experiment; where it runs does not matter."""
-        what = self.model_dump(mode="json", exclude={"agent": True, "data": {"root", "download"}})
+        """Twelve hex digits that name this experiment, wherever and however safely it runs."""
+        data: set[str] = {"root", "download"}
+        what = self.model_dump(mode="json", exclude={"agent": True, "snapshot": True, "data": data})
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -2,14 +2,16 @@
 
 A trial's folder holds: `experiment.json` (the resolved configuration and its hash), `graph.json`
 (edges, A, mixing rate), `rounds.parquet` (trial, round, agent, metric, value), `images.parquet`
-(the verdict on each test image), `weights/` (safetensors) and `final.json`, written last: status,
-why it stopped, the final numbers. Nothing that is read back is a pickle.
+(the verdict on each test image), `events.parquet` (what it survived, if anything), `snapshots/`,
+`weights/` (safetensors) and `final.json`, written last: status, why it stopped, the final numbers.
+Nothing that is read back is a pickle.
 """
 
 import json
 import os
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,29 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Event:
+    """Something that a run survived.
+
+    Attributes:
+        what: "agent died"; "run resumed", by another process; "snapshot unusable".
+        detail: why, in one line.
+        round: the last round known to be done; of a snapshot, its own.
+        agent: which one died, if known.
+        replayed_from: the round from which the run went on; None where it need not.
+        seconds_lost: from the state that was kept to the state that was brought back.
+        when: seconds since 1970.
+    """
+
+    what: str
+    detail: str
+    round: int
+    agent: int | None = None
+    replayed_from: int | None = None
+    seconds_lost: float = 0.0
+    when: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
 class Result:
     """One finished run.
 
@@ -105,7 +130,8 @@ def load(path: str | os.PathLike[str]) -> pd.DataFrame:
     Returns:
         Columns: `trial`; the configuration under dotted keys (`threat.eps`); the final numbers
         (`clean_acc`, `autoattack_acc`, ...); `mixing_rate`; `status` ("completed", "stopped",
-        "diverged", "failed", "unfinished"), `stop_reason`, `stop_round`, `seconds`; for a failed
+        "diverged", "failed", "unfinished"), `stop_reason`, `stop_round`, `seconds`; `recoveries`
+        and `seconds_lost`, how often it went on after a death and what that cost; for a failed
         trial `error` and `log`, the path of its log.
 
     Raises:
@@ -133,6 +159,40 @@ def load_rounds(path: str | os.PathLike[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else frame_of("", [])
 
 
+def load_events(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """What the trials survived.
+
+    Args:
+        path: the folder of a study or of a single run.
+
+    Returns:
+        One row for each event, with the columns `trial`, `when` (UTC) and those of `Event`.
+
+    Raises:
+        InputError: if there is no run in that folder.
+    """
+    files = [folder / "events.parquet" for folder in _trials(path)]
+    frames = [pd.read_parquet(file) for file in files if file.exists()]
+    found = pd.concat(frames, ignore_index=True) if frames else events_frame("", [])
+    return found.sort_values(["trial", "when"], ignore_index=True)
+
+
+def events_frame(trial: str, events: Sequence[Event]) -> pd.DataFrame:
+    """Events as the frame of `load_events`."""
+    names = [column.name for column in fields(Event)]
+    frame = pd.DataFrame([asdict(event) for event in events], columns=names)
+    frame.insert(0, "trial", trial)
+    frame.insert(1, "when", pd.to_datetime(frame.pop("when").astype("float64"), unit="s", utc=True))
+    kinds = {"round": "int64", "agent": "Int64", "replayed_from": "Int64"}
+    return frame.astype(kinds | {"seconds_lost": "float64"})
+
+
+def survived(events: Sequence[Event]) -> dict[str, float]:
+    """How often a run went on after a death, and the seconds that it cost."""
+    found = [event.seconds_lost for event in events if event.replayed_from is not None]
+    return {"recoveries": len(found), "seconds_lost": float(sum(found))}
+
+
 def images_frame(masks: Masks, labels: NDArray[np.int64]) -> pd.DataFrame:
     """One row for each test image.
 
@@ -157,11 +217,6 @@ def images_frame(masks: Masks, labels: NDArray[np.int64]) -> pd.DataFrame:
     return frame
 
 
-def rounds_frame(trial: str, records: Sequence[Record]) -> pd.DataFrame:
-    """The records of one run as `load_rounds` gives them."""
-    return frame_of(trial, [row for record in records for row in record.rows()])
-
-
 def frame_of(trial: str, rows: Sequence[Row]) -> pd.DataFrame:
     """Rows as the long frame of `load_rounds`."""
     frame = pd.DataFrame(list(rows), columns=COLUMNS[1:])
@@ -182,7 +237,7 @@ def _trials(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def _trial_row(folder: Path) -> dict[str, Any]:
-    row = {"trial": folder.name}
+    row: dict[str, Any] = {"trial": folder.name}
     if (folder / "experiment.json").exists():
         row |= _flatten(json.loads((folder / "experiment.json").read_text())["config"])
     else:  # it failed before it began: what Tune wrote of it
@@ -192,6 +247,10 @@ def _trial_row(folder: Path) -> dict[str, Any]:
     if (folder / "final.json").exists():
         final: dict[str, Any] = json.loads((folder / "final.json").read_text())
         return row | _evaluated(folder, final, str(row.get("average.name") or "average"))
+    if (folder / "events.parquet").exists():
+        events = pd.read_parquet(folder / "events.parquet").dropna(subset="replayed_from")
+        lost = float(events["seconds_lost"].sum())
+        row |= {"recoveries": len(events), "seconds_lost": lost}
     if (folder / "error.txt").exists():
         lines = (folder / "error.txt").read_text().strip().splitlines()
         failed = {"status": "failed", "error": lines[-1] if lines else ""}

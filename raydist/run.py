@@ -1,5 +1,6 @@
 """python -m raydist.run FILE: one experiment, without Ray Tune, on either pool."""
 
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -11,13 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from raydist import command
 from raydist.config import Experiment, InputError, validate
+from raydist.engine.agent import Message
 from raydist.engine.driver import train
+from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool import LocalPool, Pool, parameters_of
 from raydist.folder import Folder, final_numbers
-from raydist.record import Record, Result, rounds_frame
-from raydist.show import console, number, numbers
+from raydist.record import Record, Result, Row, frame_of
+from raydist.show import console, errors, number, numbers
 from raydist.study import from_tree, read
+
+FLUSH_SECONDS = 2.0
 
 
 def run_experiment(
@@ -26,6 +31,7 @@ def run_experiment(
     *,
     address: str | None = None,
     out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
     quiet: bool = True,
 ) -> Result:
     """Run one experiment.
@@ -35,6 +41,7 @@ def run_experiment(
         pool: "local": the agents run in this process; "ray": each is an actor.
         address: of an existing Ray cluster, for pool = "ray".
         out: a new folder to leave the run in; default: nothing is written.
+        resume: go on with this very experiment in that folder, from its last snapshot.
         quiet: without progress.
 
     Returns:
@@ -62,7 +69,9 @@ def run_experiment(
     if pool not in ("local", "ray"):
         raise InputError(f'pool is "{pool}", expected "local" or "ray"')
     folder = None if out is None else Folder(Path(out).expanduser().absolute())
-    if folder is not None:
+    if resume:
+        _check_unfinished(folder, experiment)
+    elif folder is not None:
         command.check_new_folder(folder.path)
     plan = make_plan(experiment)
     if pool == "local":
@@ -75,6 +84,36 @@ def run_experiment(
         return _run(plan, RayPool(plan, resources), folder, quiet)
 
 
+def _check_unfinished(folder: Folder | None, experiment: Experiment) -> None:
+    """The folder holds an unfinished try of this experiment."""
+    if folder is None:
+        raise InputError("which run? resume = True needs out, the folder of the run")
+    if experiment_in(folder.path).digest() != experiment.digest():
+        raise InputError(f"{folder.path} holds another experiment: write --out with a new folder")
+    if folder.final(experiment.digest()) is not None:
+        raise InputError(f"{folder.path} has run to its end: read it with raydist.load")
+
+
+def experiment_in(folder: Path) -> Experiment:
+    """The experiment whose run a folder holds.
+
+    Args:
+        folder: of a run.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        InputError: if there is none.
+    """
+    file = folder / "experiment.json"
+    try:
+        tree = json.loads(file.read_text())["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder} holds no run to resume: {file} cannot be read") from error
+    return validate(tree)
+
+
 def _experiment(config: Experiment | Mapping[str, Any] | str | os.PathLike[str]) -> Experiment:
     if isinstance(config, Experiment):
         return validate(config.model_dump())
@@ -84,31 +123,39 @@ def _experiment(config: Experiment | Mapping[str, Any] | str | os.PathLike[str])
 
 def _run(plan: Plan, pool: Pool, folder: Folder | None, quiet: bool) -> Result:
     """Run a plan on a pool and give the pool back."""
-    began = time.monotonic()
-    records: list[Record] = []
+    rows: list[Row] = []
+    states: list[Message] = []
+
+    def ending(pool: Pool, n: int) -> None:
+        if folder is not None:
+            pool.save(folder.path / "weights", n)
+        states[:] = pool.states()
+
     try:
         if folder is not None:
             folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate)
+        keeper = Keeper(plan, folder)
         with _progress(quiet) as bar:
             task = bar.add_task("rounds", total=plan.rounds, status="")
-            for record in train(pool, plan):
-                records.append(record)
+            flushed = time.monotonic()
+            for record in train(pool, plan, keeper, ending):
+                rows += record.rows()
                 bar.update(task, completed=record.round, status=_status(record))
                 if folder is not None:
                     folder.add(record)
-                    if record.centroid:
+                    if record.centroid or time.monotonic() - flushed > FLUSH_SECONDS:
                         folder.flush()
-        seconds = time.monotonic() - began
-        last = records[-1]
+                        flushed = time.monotonic()
+        last, seconds = record, keeper.seconds()
         if folder is not None:
-            pool.save(folder.path / "weights", last.round)
             folder.finish(last, seconds)
-        weights = parameters_of(pool.states(), plan.parameters)
+            rows = folder.rows
     finally:
         pool.shutdown()
     name = folder.path.name if folder is not None else "run"
-    final = final_numbers(last, seconds)
-    return Result(rounds_frame(name, records), final, weights, weights.mean(axis=0))
+    weights = parameters_of(states, plan.parameters)
+    final = final_numbers(last, seconds, keeper.events)
+    return Result(frame_of(name, rows), final, weights, weights.mean(axis=0))
 
 
 def _progress(quiet: bool) -> Progress:
@@ -125,25 +172,46 @@ def _status(record: Record) -> str:
 
 
 def main(
-    file: Annotated[Path, typer.Argument(help="The experiment's TOML file.")],
+    file: Annotated[Path | None, typer.Argument(help="The experiment's TOML file.")] = None,
     settings: command.Settings = None,
     *,
     out: Annotated[Path | None, typer.Option(help="Results; default: runs/<name>.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it needs only.")] = False,
     pool: command.PoolName = "local",
     address: command.Address = None,
     quiet: command.Quiet = False,
 ) -> int:
-    """Run the experiment in FILE."""
-    study = read(file, settings or [])
-    experiment = study.only()
+    """Run the experiment in FILE; continue one with --resume DIR."""
+    if resume is not None and (file is not None or out is not None):
+        raise InputError(f"--resume {resume} says all there is: write it without FILE and --out")
+    if resume is None and file is None:
+        raise InputError("which experiment? write python -m raydist.run FILE or --resume DIR")
+    if resume is None:
+        study = read(file or "", settings or [])
+        experiment, folder = study.only(), out or Path("runs") / study.name
+    else:
+        experiment, folder = experiment_in(resume), resume
     plan = make_plan(experiment)
     if not quiet:
         console.print(f"{experiment.strategy}: {plan.describe()}", highlight=False)
     if dry_run:
         return 0
-    folder = out or Path("runs") / study.name
-    result = run_experiment(experiment, pool, address=address, out=folder, quiet=quiet)
+    try:
+        result = run_experiment(
+            experiment,
+            pool,
+            address=address,
+            out=folder,
+            resume=resume is not None,
+            quiet=quiet,
+        )
+    except KeyboardInterrupt:
+        if not (folder / "experiment.json").exists():
+            raise
+        line = f"raydist: interrupted; continue with python -m raydist.run --resume {folder}"
+        errors.print(line, markup=False)
+        return command.INTERRUPTED
     if not quiet:
         for name, value in result.final.items():
             console.print(f"{name:24} {number(value)}", highlight=False)

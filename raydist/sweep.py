@@ -46,7 +46,7 @@ def run_sweep(
     Args:
         study: a study, its nested values, or the path of its file.
         out: the folder for its results; default: runs/<name>.
-        resume: continue in that folder: what ended there is kept, what did not starts again.
+        resume: continue in that folder: what ended there is kept, what did not goes on.
         pool: "ray": each agent is an actor; "local": each trial runs its agents in one process.
         address: of an existing Ray cluster; default: the environment's RAY_ADDRESS, else a private
             Ray on this machine, which is stopped again.
@@ -122,6 +122,8 @@ def _tuner(job: Job, max_concurrent: int | None, progress: TuneProgress) -> tune
         key: tune.grid_search(axis) if isinstance(axis, list) else _domain(axis)
         for key, axis in study.axes.items()
     }
+    # a trial's own process may die as often as an agent may
+    survivable = study.experiment(next(study.corners())).snapshot.recoveries
     trainable = tune.with_resources(tune.with_parameters(Trial, job=job), job.resources)
     return tune.Tuner(
         trainable,
@@ -138,7 +140,7 @@ def _tuner(job: Job, max_concurrent: int | None, progress: TuneProgress) -> tune
         run_config=tune.RunConfig(
             name=out.name,
             storage_path=str(out.parent),
-            failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
+            failure_config=tune.FailureConfig(max_failures=survivable, fail_fast=False),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             callbacks=[progress],
             verbose=0,

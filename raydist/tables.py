@@ -4,6 +4,7 @@ A message about one field is completed by `raydist.config` with the dotted key a
 message about several fields names them itself. Budgets are fractions of the pixel range.
 """
 
+import os
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -168,6 +169,29 @@ class Evaluate(Table):
     excess_risk: int = Field(default=0, ge=0)  # training images for J(w) − J(start)
     subspace: int = Field(default=0, ge=0)  # dimensions of its prediction; 0: not predicted
     batch: PositiveInt = 256
+
+
+class Snapshot(Table):
+    """How often the state of all agents is kept on disk, where, and how often it may be needed."""
+
+    every: Annotated[int, Field(ge=0)] | None = (
+        None  # rounds between two snapshots; 0 switches them off
+    )
+    seconds: PositiveFloat | None = None  # or seconds; default 30
+    keep: PositiveInt = 2  # the last ones
+    path: str | None = None  # any fsspec URL; default: snapshots/ in the trial's folder
+    recoveries: Annotated[int, Field(ge=0)] = 3  # deaths of agents that a trial survives
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.every is not None and self.seconds is not None:
+            raise ValueError("snapshot.every and snapshot.seconds are both given: remove one")
+        if self.path is not None and "://" not in self.path and not os.path.isabs(self.path):
+            raise ValueError(
+                f'snapshot.path is "{self.path}", expected an absolute path or a URL that every '
+                'node sees: write path = "/shared/snapshots" or "s3://bucket/snapshots"'
+            )
+        return self
 
 
 class AgentResources(Table):

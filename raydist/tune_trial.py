@@ -2,11 +2,14 @@
 
 A trial reserves its agents (and nothing for itself: it only passes references on) in one placement
 group, which Ray takes back whole when the trial ends, however it ends. A trial that already ran to
-its end in this study's folder reports its numbers again and starts nothing.
+its end in this study's folder reports its numbers again and starts nothing; one that was cut short
+goes on from its last snapshot. Tune starts a trial again only if its process has died: what an
+agent raises ends the trial, told by the trial itself.
 """
 
 import os
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +18,9 @@ from typing import Any
 import ray
 from ray import tune
 
-from raydist.config import InputError
+from raydist.config import Experiment, InputError
 from raydist.engine.driver import train
+from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool import LocalPool, Pool
 from raydist.engine.ray_pool import Layout, RayPool, layout
@@ -89,23 +93,28 @@ class Trial(tune.Trainable):
         return True
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        point = self.job.point(config)
-        self.experiment = self.job.study.experiment(point)
-        self.folder = Folder(Path(self.job.out) / folder_name(point))
+        self.point = self.job.point(config)
+        self.folder = Folder(Path(self.job.out) / folder_name(self.point))
         self.records: Iterator[Record] | None = None
 
     def step(self) -> dict[str, Any]:
         """Called by Tune again and again: run until there is something to report."""
-        done = self.folder.final(self.experiment.digest())
-        if done is not None:
-            return _scalars(done) | {"round": done["rounds_run"], "done": True}
-        began = time.monotonic()
+        try:
+            return self._advance()
+        except Exception:
+            self.cleanup()  # the agents may be anywhere
+            self.folder.fail(traceback.format_exc())
+            return {"status": "failed", "done": True}
+
+    def _advance(self) -> dict[str, Any]:
         if self.records is None:
-            self.began = began
-            plan = make_plan(self.experiment)
-            self.folder.begin(self.experiment, plan.graph, plan.A, plan.mixing_rate)
-            self.rounds = plan.rounds
-            self.records = train(self._pool_for(plan), plan)
+            experiment = self.job.study.experiment(self.point)
+            done = self.folder.final(experiment.digest())
+            if done is not None:
+                return _scalars(done) | {"round": done["rounds_run"], "done": True}
+            self._open(experiment)
+        assert self.records is not None
+        began = time.monotonic()
         for record in self.records:
             self.folder.add(record)
             late = time.monotonic() - began > REPORT_SECONDS
@@ -115,10 +124,17 @@ class Trial(tune.Trainable):
         if record.outcome is None:
             self.folder.flush()
             return report
-        assert self._pool is not None
-        self._pool.save(self.folder.path / "weights", record.round)
-        final = self.folder.finish(record, time.monotonic() - self.began)
+        final = self.folder.finish(record, self.keeper.seconds())
         return report | _scalars(final) | {"done": True}
+
+    def _open(self, experiment: Experiment) -> None:
+        """Begin the run, or go on with it."""
+        plan = make_plan(experiment)
+        self.folder.begin(experiment, plan.graph, plan.A, plan.mixing_rate)
+        self.rounds, self.keeper = plan.rounds, Keeper(plan, self.folder)
+        weights = self.folder.path / "weights"
+        pool = self._pool_for(plan)
+        self.records = train(pool, plan, self.keeper, lambda pool, n: pool.save(weights, n))
 
     def _pool_for(self, plan: Plan) -> Pool:
         """The warm agents if they have the right shape, else new ones."""

@@ -2,8 +2,11 @@
 
 import os
 import signal
+from pathlib import Path
 
+import raydist.engine.agent
 from raydist.adversary.loss import pgd_at
+from raydist.engine.store import Store
 
 BAD_EPS = 0.07
 
@@ -19,3 +22,51 @@ def killed(model, x, x_adv, y):
     if abs((x_adv - x).abs().max().item() - BAD_EPS) < 1e-6:
         os.kill(os.getpid(), signal.SIGKILL)
     return pgd_at(model, x, x_adv, y)
+
+
+def workers(root):
+    """The Ray workers below a process: id -> title, such as "ray::_Actor.step"."""
+    parents, titles = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text()
+            title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
+        except OSError:  # gone
+            continue
+        state, parent = stat.rpartition(")")[2].split()[:2]
+        if state != "Z":
+            parents[int(folder.name)], titles[int(folder.name)] = int(parent), title
+    found = {}
+    for pid, title in titles.items():
+        above = pid
+        while above in parents and above != root:
+            above = parents[above]
+        if above == root and title.startswith("ray::"):
+            found[pid] = title
+    return found
+
+
+def trap(agent, moment, n):
+    """Make an agent kill its own process at a moment of round n."""
+    owner, name = {
+        "attack": (agent.local, "attack"),
+        "exchange": (agent, "combine"),
+        "measurement": (agent.measurer, "validate"),
+        "evaluation": (agent.measurer, "judge"),
+        "weights": (raydist.engine.agent, "save_file"),
+        "snapshot": (agent.shards, "write"),
+        "writing": (Store, "write"),
+    }[moment]
+    original = getattr(owner, name)
+
+    def fatal(*args, **kwargs):
+        if moment == "writing" and f"round-{n:06d}" in args[1]:
+            store, file, data = args
+            part = Path(store.url) / f"{file}.half.part"
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(data[: len(data) // 2])
+        elif n is not None and n not in args:
+            return original(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, fatal)

@@ -243,6 +243,11 @@ SAME = {  # where it runs, and where the files lie
     "data.download": True,
     "agent.cpus": 0.5,
     "agent.gpus": 0.25,
+    "snapshot.every": 7,
+    "snapshot.seconds": 1.5,
+    "snapshot.keep": 3,
+    "snapshot.path": "memory://snapshots",
+    "snapshot.recoveries": 9,
 }
 
 

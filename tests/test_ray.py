@@ -119,7 +119,7 @@ def test_failing_trials_take_no_other_down_and_everything_is_given_back(ray_clus
     out = tmp_path / "study"
     frame = run_sweep(
         {
-            "base": experiment(),
+            "base": experiment(snapshot={"recoveries": 1}),
             "axes": {"threat.eps": [0.07, 0.1], "loss.name": ["pgd_at", *bad]},
         },
         out=out,
@@ -134,6 +134,8 @@ def test_failing_trials_take_no_other_down_and_everything_is_given_back(ray_clus
     failed = frame[frame["status"] == "failed"].set_index("loss.name")
     assert "this budget is cursed" in failed.loc[bad[0], "error"]
     assert "died" in failed.loc[bad[1], "error"]
+    assert "snapshot.recoveries is 1" in failed.loc[bad[1], "error"]
+    assert failed["recoveries"].fillna(0).to_dict() == {bad[0]: 0, bad[1]: 1}
     assert all(Path(log).exists() for log in failed["log"])
     done = frame[frame["status"] == "completed"]
     assert done["clean_acc"].between(0, 1).all()
@@ -210,7 +212,7 @@ seed = [0, 1, 2, 3, 4, 5]
 
 
 def test_a_killed_study_resumes_where_it_was(tmp_path):
-    """SIGKILL of the driver and its Ray; finished trials are kept, the others start again."""
+    """SIGKILL of the driver and its Ray; finished trials are kept, the others go on."""
     (tmp_path / "study.toml").write_text(STUDY)
     command = [sys.executable, "-m", "raydist.sweep"]
     flags = ["--pool", "local", "--max-concurrent", "1"]

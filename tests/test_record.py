@@ -14,7 +14,7 @@ import pytest
 import raydist
 from raydist.config import InputError, validate
 from raydist.folder import Folder
-from raydist.record import Outcome, Record, load, load_rounds, rounds_frame
+from raydist.record import Outcome, Record, frame_of, load, load_rounds
 
 A = np.array([[0.75, 0.25], [0.25, 0.75]])
 GRAPH = nx.path_graph(2)
@@ -102,7 +102,8 @@ def test_a_complete_run_reads_back_as_it_was_written(tmp_path):
 
 def test_the_frame_of_records_in_memory_is_the_one_on_disk(tmp_path):
     complete(tmp_path / "run")
-    memory = rounds_frame("run", [START, FIRST, LAST])
+    rows = [row for record in (START, FIRST, LAST) for row in record.rows()]
+    memory = frame_of("run", rows)
     pd.testing.assert_frame_equal(memory, load_rounds(tmp_path / "run"))
 
 

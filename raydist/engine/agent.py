@@ -18,6 +18,7 @@ from torch import Tensor
 from raydist.engine.flat import FlatModel, join, spread
 from raydist.engine.local_step import LocalStep
 from raydist.engine.measurer import Measurer
+from raydist.engine.shard import Shards
 from raydist.engine.spec import AgentSpec
 from raydist.engine.task import Split, build_model, image_task, quadratic_task
 from raydist.learning.average import Ensemble, RunningAverage
@@ -60,6 +61,7 @@ class Agent:
         self.round, self.open = 0, False
         self.sent = self.flat.w.detach()
         self.seconds_combine = 0.0
+        self.shards = Shards(self)
 
     def step(self, n: int, noisy: bool, *messages: Message) -> tuple[Message, Info]:
         """Finish round n − 1 with what the neighbours sent, then adapt in round n.

@@ -2,47 +2,86 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan
-from raydist.engine.pool import Pending, Pool
+from raydist.engine.pool import AgentDied, Pending, Pool
 from raydist.engine.watch import Watch
 from raydist.measure import masks, trained
 from raydist.record import Outcome, Record, images_frame
 
 
-def train(pool: Pool, plan: Plan) -> Iterator[Record]:
-    """Run a plan on a pool.
+def train(
+    pool: Pool,
+    plan: Plan,
+    keeper: Keeper | None = None,
+    ending: Callable[[Pool, int], None] | None = None,
+) -> Iterator[Record]:
+    """Run a plan on a pool, whatever dies in it.
+
+    After the death of an agent the run goes on from its last snapshot with another one in its
+    place. Every draw is a function of (seed, agent, round), so the replayed rounds are what they
+    were, and only what is new is told.
+
+    Args:
+        pool: agents at round 0.
+        plan: the run.
+        keeper: of its snapshots; default: none are taken, a death costs all rounds.
+        ending: called with the pool and its last round when that is done, before it is told.
+
+    Yields:
+        A record for each round from 0 on, or from the one after the snapshot that another process
+        has left; the last one holds the outcome.
+    """
+    keeper, told = keeper or Keeper(plan), -1
+    while True:
+        try:
+            start, watch = keeper.resume(pool)
+            told = max(told, start or -1)
+            for record in _rounds(pool, plan, watch, keeper, start):
+                if record.outcome is not None:
+                    keeper.finish(pool)
+                    if ending is not None:
+                        ending(pool, record.round)
+                if record.round > told:
+                    told = record.round
+                    yield record
+            return
+        except AgentDied as death:
+            keeper.survive(death, max(told, 0))
+
+
+def _rounds(pool: Pool, plan: Plan, watch: Watch, keeper: Keeper, start: int) -> Iterator[Record]:
+    """The records from round `start` on, which is closed.
 
     One round more than the one that is being read is in flight, so that agents need not wait for
     the driver. Every `plan.every` rounds the state itself is measured, and no round is submitted
     until that is done: a rule that stops the run sees exactly the state that it judges.
 
-    Args:
-        pool: agents at round 0.
-        plan: the run.
-
     Yields:
-        A record for round 0 and for each round after it; the last one holds the outcome.
+        A record for each round after `start`; for round 0 as well if it is the start.
     """
-    theory, watch = plan.theory(), Watch(plan)
-    stop = plan.config.stop
+    theory, stop = plan.theory(), plan.config.stop
     ahead = 0 if stop.fosc and stop.fosc.on == "train" else 1
-    record = _measured(pool, plan, 0, [], theory)
-    if plan.sensed(0):
-        pool.learn_sensitivity(0)
+    if start == 0:
+        first = _measured(pool, plan, 0, [], theory)
+        if plan.sensed(0):
+            pool.learn_sensitivity(0)
+        yield first
     in_flight: deque[tuple[int, Pending]] = deque()
-    submitted = 0
-    for n in range(1, plan.rounds + 1):
-        yield record
-        while submitted < min(n + ahead, plan.next_barrier(n)):
+    submitted = start
+    for n in range(start + 1, plan.rounds + 1):
+        keeper.look(n - 1)
+        kept, barrier = keeper.due(n), plan.next_barrier(n)
+        while submitted < (n if kept else min(n + ahead, barrier)):
             submitted += 1
             in_flight.append((submitted, pool.step(submitted, watch.noisy(submitted))))
         infos = pool.collect(in_flight.popleft()[1])
         record = Record(n, infos)
-        closed = n == plan.next_barrier(n)
+        closed = kept or n == barrier
         if closed:
             pool.close(n)
         if plan.measured(n):
@@ -59,6 +98,9 @@ def train(pool: Pool, plan: Plan) -> Iterator[Record]:
                 record = _measured(pool, plan, n, infos, theory)
             yield _last(pool, plan, record, outcome, watch.summary(), theory)
             return
+        if kept:
+            keeper.take(pool, n, watch)
+        yield record
 
 
 def _measured(

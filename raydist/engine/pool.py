@@ -15,12 +15,24 @@ from numpy.typing import NDArray
 
 from raydist.engine.agent import Agent, Info, Message
 from raydist.engine.plan import Plan
-from raydist.engine.spec import AgentSpec
+from raydist.engine.spec import AgentSpec, agent_file
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
 
 T = TypeVar("T")
 Pending = Any  # what `step` returns: infos, or references to them
+
+
+class AgentError(RuntimeError):
+    """An agent raised, or died once too often: says which one and why, in one line."""
+
+
+class AgentDied(AgentError):
+    """An agent is gone: the others can go on with another in its place."""
+
+    def __init__(self, message: str, agent: int | None = None) -> None:
+        super().__init__(message)
+        self.agent = agent
 
 
 class Pool(Protocol):
@@ -50,6 +62,21 @@ class Pool(Protocol):
     def save(self, folder: Path, n: int) -> None:
         """Write the models of all agents and of the centroid, after the closed round n."""
 
+    def snapshot(self, n: int, url: str) -> None:
+        """Begin to write the state after the closed round n, in the background."""
+
+    def settle(self) -> None:
+        """Wait until no agent writes a snapshot any more."""
+
+    def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
+        """The state of a snapshot to all agents; of each, why it cannot be used, or ""."""
+
+    def reset(self, plan: Plan) -> None:
+        """All agents as new ones, at round 0 of a plan of the same shape."""
+
+    def revive(self) -> None:
+        """Put new agents, at round 0, in the place of dead ones; forget the open round."""
+
     def states(self) -> list[Message]:
         """w_k and running statistics of every agent."""
 
@@ -68,6 +95,10 @@ class LocalPool:
     def __init__(self, plan: Plan) -> None:
         """Build the agents of a plan."""
         self._threads = torch.get_num_threads()
+        self.reset(plan)
+
+    def reset(self, plan: Plan) -> None:
+        """As `Pool.reset`."""
         self._specs = plan.specs(threads=1, cuda=_use_cuda(plan))
         held = plan.held()
         self.agents = [Agent(spec, plan.share(spec.agent), held) for spec in self._specs]
@@ -114,12 +145,35 @@ class LocalPool:
         for name, which in centroid_files(self._specs[0], n).items():
             self.agents[0].save(str(folder / name), self._centroid(which))
 
+    def snapshot(self, n: int, url: str) -> None:
+        """As `Pool.snapshot`."""
+        for agent in self.agents:
+            agent.shards.write(n, url)
+
+    def settle(self) -> None:
+        """As `Pool.settle`."""
+        for agent in self.agents:
+            agent.shards.settle()
+
+    def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
+        """As `Pool.restore`."""
+        self.revive()
+        return [
+            agent.shards.restore(n, url, sha256)
+            for agent, sha256 in zip(self.agents, checksums, strict=True)
+        ]
+
+    def revive(self) -> None:
+        """As `Pool.revive`; nobody dies alone here."""
+        self._messages = None
+
     def states(self) -> list[Message]:
         """As `Pool.states`."""
         return [agent.state() for agent in self.agents]
 
     def shutdown(self) -> None:
         """As `Pool.shutdown`; the process gets its number of threads back."""
+        self.settle()
         torch.set_num_threads(self._threads)
 
     def _centroid(self, which: str = "now") -> Message:
@@ -148,11 +202,6 @@ def centroid_files(spec: AgentSpec, n: int) -> dict[str, str]:
         ended = sum(end <= n for end in config.period_ends(spec.rounds))
         files |= {f"snapshot-{i}": f"snapshot-{i}" for i in range(ended)}
     return {f"{name}.safetensors": which for name, which in files.items()}
-
-
-def agent_file(k: int) -> str:
-    """The file name of agent k's weights."""
-    return f"agent-{k:03d}.safetensors"
 
 
 def parameters_of(states: Sequence[Message], parameters: int) -> NDArray[np.float64]:

@@ -2,7 +2,8 @@
 
 A round is one call per agent. Its message is a NumPy vector in the object store; the neighbours get
 the reference as a direct argument, so weights travel along edges and never through the driver. No
-restarts and no retries: Ray's own would silently reset an agent's state.
+restarts and no retries: Ray's own would silently reset an agent's state. `RayPool.revive` replaces
+the dead, and the keeper of the run brings all agents back to one round.
 """
 
 import math
@@ -20,15 +21,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raydist.config import Experiment, InputError
 from raydist.engine.agent import Agent, Info, Message
 from raydist.engine.plan import Plan
-from raydist.engine.pool import agent_file, centroid_files, inboxes
-from raydist.engine.spec import AgentSpec
+from raydist.engine.pool import centroid_files, inboxes
+from raydist.engine.ray_recover import agent_error, gone, start
+from raydist.engine.spec import AgentSpec, agent_file
 from raydist.engine.task import Split
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
-
-
-class AgentError(RuntimeError):
-    """An agent died or raised: says which one and why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,23 @@ class _Actor(Agent):
 
     def reset(self, spec: AgentSpec, share: Split | None, held: dict[str, Split]) -> None:
         """Begin another run in the same process."""
+        self.shards.settle()
         super().__init__(spec, share, held)
+
+    def ping(self) -> None:
+        """Nothing: who answers is there, and has done all that it was told before."""
+
+    def snapshot(self, n: int, url: str) -> None:
+        """As `Shards.write`."""
+        self.shards.write(n, url)
+
+    def settle(self) -> None:
+        """As `Shards.settle`."""
+        self.shards.settle()
+
+    def restore(self, n: int, url: str, sha256: str) -> str:
+        """As `Shards.restore`."""
+        return self.shards.restore(n, url, sha256)
 
 
 class RayPool:
@@ -139,24 +153,22 @@ class RayPool:
         if group is None:
             group = self._own_group = placement_group(resources.bundles)
             ray.get(group.ready())
-        actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Actor)
-        inputs = self._inputs(plan)
+        self._group: PlacementGroup = group
         self._messages: list[Any] | None = None
         self._closed: list[Any] = []
-        self._actors: list[Any] = [
-            actor.options(
-                num_cpus=resources.cpus,
-                num_gpus=resources.gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle),
-            ).remote(*each)
-            for bundle, each in zip(resources.bundle_of, inputs, strict=True)
-        ]
-        self._wait([a.state.remote() for a in self._actors])
+        self._prepare(plan)
+        self._actors: list[Any] = [*start(self._create, range(plan.agents)).values()]
 
     def reset(self, plan: Plan) -> None:
-        """Begin another run of the same shape with the same, warm, processes."""
-        inputs = self._inputs(plan)
-        self._wait([a.reset.remote(*i) for a, i in zip(self._actors, inputs, strict=True)])
+        """As `Pool.reset`, in the same, warm, processes."""
+        self._prepare(plan)
+        self._replace_dead()
+        self._wait([actor.reset.remote(*self._inputs(k)) for k, actor in enumerate(self._actors)])
+
+    def revive(self) -> None:
+        """As `Pool.revive`."""
+        self._messages, self._closed = None, []
+        self._replace_dead()
 
     def step(self, n: int, noisy: bool = False) -> list[Any]:
         """As `Pool.step`; returns references to what the agents measure."""
@@ -181,7 +193,7 @@ class RayPool:
         """As `Pool.learn_sensitivity`."""
         powers = [actor.power.remote(n) for actor in self._actors]
         power = self._actors[0].add_power.remote(*powers)
-        self._closed += [actor.learn_sensitivity.remote(power) for actor in self._actors]
+        self._closed += [a.learn_sensitivity.remote(power) for a in self._actors]
 
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """As `Pool.measure`."""
@@ -194,7 +206,8 @@ class RayPool:
     def evaluate(self, *which: str) -> list[Masks]:
         """As `Pool.evaluate`."""
         centroids = [self._centroid(each) for each in which]
-        found: list[Masks] = self._get([a.evaluate.remote(*centroids) for a in self._actors])
+        calls = [actor.evaluate.remote(*centroids) for actor in self._actors]
+        found: list[Masks] = self._get(calls)
         return found
 
     def save(self, folder: Path, n: int) -> None:
@@ -208,9 +221,23 @@ class RayPool:
         ]
         self._get(calls)
 
+    def snapshot(self, n: int, url: str) -> None:
+        """As `Pool.snapshot`; every agent writes its own file."""
+        self._closed += [actor.snapshot.remote(n, url) for actor in self._actors]
+
+    def settle(self) -> None:
+        """As `Pool.settle`."""
+        self._get([actor.settle.remote() for actor in self._actors])
+
+    def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
+        """As `Pool.restore`; every agent reads its own file."""
+        self._messages, self._closed = None, []
+        each = zip(self._actors, checksums, strict=True)
+        return self._wait([actor.restore.remote(n, url, sha256) for actor, sha256 in each])
+
     def states(self) -> list[Message]:
         """As `Pool.states`."""
-        states: list[Message] = self._get([actor.state.remote() for actor in self._actors])
+        states: list[Message] = self._get([a.state.remote() for a in self._actors])
         return states
 
     def shutdown(self) -> None:
@@ -221,13 +248,31 @@ class RayPool:
         if self._own_group is not None:
             remove_placement_group(self._own_group)
 
-    def _inputs(self, plan: Plan) -> list[tuple[AgentSpec, Split | None, Any]]:
-        """What each agent is built from; the common splits are in the object store once."""
+    def _prepare(self, plan: Plan) -> None:
+        """Another run: what its agents are built from; the common splits are stored once."""
         self._messages, self._closed = None, []
         threads, cuda = max(1, int(self._layout.cpus)), self._layout.gpus > 0
-        self._specs = plan.specs(threads, cuda)
-        held = ray.put(plan.held())
-        return [(spec, plan.share(spec.agent), held) for spec in self._specs]
+        self._plan, self._specs = plan, plan.specs(threads, cuda)
+        self._held = ray.put(plan.held())
+
+    def _replace_dead(self) -> None:
+        dead = gone(dict(enumerate(self._actors)))
+        for k in dead:
+            ray.kill(self._actors[k])
+        for k, actor in start(self._create, dead).items():
+            self._actors[k] = actor
+
+    def _create(self, k: int) -> Any:
+        """A new actor for agent k, in the agent's own bundle."""
+        actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Actor)
+        place = PlacementGroupSchedulingStrategy(self._group, self._layout.bundle_of[k])
+        return actor.options(
+            num_cpus=self._layout.cpus, num_gpus=self._layout.gpus, scheduling_strategy=place
+        ).remote(*self._inputs(k))
+
+    def _inputs(self, k: int) -> tuple[AgentSpec, Split | None, Any]:
+        """What agent k is built from."""
+        return self._specs[k], self._plan.share(k), self._held
 
     def _centroid(self, which: str = "now") -> Any:
         states = [actor.state.remote(which) for actor in self._actors]
@@ -246,15 +291,6 @@ class RayPool:
         try:
             values: list[Any] = ray.get(list(references))
         except RayError as error:
-            raise AgentError(self._explain(error)) from error
+            ids = {actor._actor_id.hex(): k for k, actor in enumerate(self._actors)}
+            raise agent_error(error, ids) from error
         return values
-
-    def _explain(self, error: BaseException) -> str:
-        """Which agent failed, and how."""
-        cause = getattr(error, "cause", None) or error
-        dead = getattr(cause, "actor_id", None)
-        who = [k for k, actor in enumerate(self._actors) if actor._actor_id.hex() == dead]
-        lines = str(cause).strip().splitlines()
-        if who:
-            return f"agent {who[0]} died: {' '.join(line.strip() for line in lines)[:300]}"
-        return f"{type(cause).__name__}: {lines[-1].strip() if lines else ''}"

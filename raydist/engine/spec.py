@@ -34,3 +34,8 @@ class AgentSpec:
     scale: float
     threads: int
     cuda: bool
+
+
+def agent_file(k: int) -> str:
+    """The file name of agent k's weights, or of its part of a snapshot."""
+    return f"agent-{k:03d}.safetensors"

@@ -5,6 +5,8 @@ healed by noise on its inputs, or is only watched; either way its episodes are r
 """
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from raydist.adversary.instability import (
     catastrophic_overfitting,
@@ -32,6 +34,25 @@ class Watch:
         self._flags: list[bool] = []
         self._noisy: set[int] = set()
         self._overfitting: int | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """The history as JSON has it, for a watch that goes on from here."""
+        return {
+            "rounds": [*self._rounds],
+            "fosc": [*self._fosc],
+            "accuracies": [[*history] for history in self._accuracies],
+            "flags": [*self._flags],
+            "noisy": sorted(self._noisy),
+            "overfitting": self._overfitting,
+        }
+
+    def load(self, history: Mapping[str, Any]) -> None:
+        """Go on from what `dump` gave."""
+        self._rounds, self._fosc = [*history["rounds"]], [*history["fosc"]]
+        clean, adversarial = history["accuracies"]
+        self._accuracies = [*clean], [*adversarial]
+        self._flags, self._noisy = [*history["flags"]], {*history["noisy"]}
+        self._overfitting = history["overfitting"]
 
     def noisy(self, n: int) -> bool:
         """Whether the inputs of round n get the remedy's noise."""

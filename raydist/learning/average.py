@@ -68,6 +68,7 @@ class RunningAverage:
 
     Attributes:
         value: (P,); the first model given until one is added.
+        count: how many were added.
     """
 
     def __init__(self, first: Tensor, decay: float | None) -> None:
@@ -77,15 +78,15 @@ class RunningAverage:
             first: what the average is until a model is added, (P,).
             decay: of the exponential average; None: the plain mean of all models.
         """
-        self.value, self._decay, self._count = first, decay, 0
+        self.value, self.count, self._decay = first, 0, decay
 
     def add(self, w: Tensor) -> None:
         """One more model, (P,)."""
-        if self._count == 0 or self._decay is None:
-            self.value = swa(self.value, w, self._count)
+        if self.count == 0 or self._decay is None:
+            self.value = swa(self.value, w, self.count)
         else:
             self.value = ema(self.value, w, self._decay)
-        self._count += 1
+        self.count += 1
 
 
 class Ensemble(nn.Module):

@@ -1,0 +1,190 @@
+"""What keeps a run going: when its state is kept, and from where it goes on after a death.
+
+A run that lost an agent, or that another process began, goes on from its last good snapshot, and
+from round 0 if there is none. All that happens to it is told as events.
+"""
+
+import logging
+import time
+
+from raydist.engine.plan import Plan
+from raydist.engine.pool import AgentDied, AgentError, Pool
+from raydist.engine.shelf import Found, Shelf
+from raydist.engine.watch import Watch
+from raydist.folder import Folder, pack_rows, unpack_rows
+from raydist.record import Event
+
+USUAL_SECONDS = 30.0  # between two snapshots
+LOOKING = 0.05  # the driver's share of time, at most, in which it looks for the agents' files
+log = logging.getLogger("raydist")
+
+
+class Keeper:
+    """Keeps the state of one run, and knows what happened to it."""
+
+    def __init__(self, plan: Plan, folder: Folder | None = None) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            plan: the run.
+            folder: its folder, begun; None: nothing is kept, and a death costs all rounds.
+        """
+        self.events: list[Event] = [] if folder is None else folder.events
+        self._plan, self._folder, self._table = plan, folder, plan.config.snapshot
+        self._began, self._before = time.monotonic(), 0.0
+        self._taken = {0: self._began}  # when the state after each round was copied
+        self._last, self._next_look = self._began, 0.0
+        self._deaths = 0
+        self._open: list[tuple[AgentDied, int]] = []  # deaths, at which round: not yet made good
+        self._shelf: Shelf | None = None
+        if folder is not None:
+            digest = plan.config.digest()
+            url = str(folder.path / "snapshots")
+            if self._table.path is not None:
+                url = f"{self._table.path.rstrip('/')}/{folder.path.name}-{digest}"
+            self._shelf = Shelf(url, digest, plan.agents, self._unusable)
+
+    def seconds(self) -> float:
+        """How long the run has taken, with what earlier tries took."""
+        return self._before + time.monotonic() - self._began
+
+    def due(self, n: int) -> bool:
+        """Whether the state after round n is to be kept; not that after the last one."""
+        if self._shelf is None or self._table.every == 0 or n == self._plan.rounds:
+            return False
+        if self._table.every is not None:
+            return n % self._table.every == 0
+        return time.monotonic() - self._last >= (self._table.seconds or USUAL_SECONDS)
+
+    def take(self, pool: Pool, n: int, watch: Watch) -> None:
+        """Begin a snapshot.
+
+        Args:
+            pool: the agents; round n is closed.
+            n: the round.
+            watch: what was observed up to it.
+        """
+        assert self._shelf is not None
+        body = {"seconds": self.seconds(), "when": time.time(), "watch": watch.dump()}
+        self._shelf.begin(n, body)
+        pool.snapshot(n, self._shelf.url)
+        self._taken[n] = self._last = time.monotonic()
+
+    def look(self, told: int) -> None:
+        """Complete the snapshots that all agents have written; in fact looks only now and then.
+
+        Args:
+            told: the last round that was told.
+        """
+        began = time.monotonic()
+        if self._shelf is not None and self._shelf.waiting and began >= self._next_look:
+            self._shelf.complete(self._history, self._table.keep, told)
+            now = time.monotonic()
+            self._next_look = now + (now - began) / LOOKING
+
+    def finish(self, pool: Pool) -> None:
+        """At the end of the run: its last snapshot stays."""
+        if self._shelf is not None and self._table.every != 0:
+            pool.settle()
+            self._shelf.complete(self._history, 1, self._plan.rounds)
+            self._shelf.forget()
+            self._shelf.prune(1)
+
+    def survive(self, death: AgentDied, at: int) -> None:
+        """Take note of a death.
+
+        Args:
+            death: as the pool tells it.
+            at: the last round that was told.
+
+        Raises:
+            AgentError: if it is one more than the run may survive.
+        """
+        self._deaths += 1
+        self._open.append((death, at))
+        most = self._table.recoveries
+        if self._deaths > most:
+            raise AgentError(f"{death} (death {self._deaths}, snapshot.recoveries is {most})")
+
+    def resume(self, pool: Pool) -> tuple[int, Watch]:
+        """Bring all agents to the round from which the run goes on.
+
+        Args:
+            pool: new agents; or some dead, the others at any round.
+
+        Returns:
+            The round, and what was observed up to it.
+        """
+        began, watch = time.monotonic(), Watch(self._plan)
+        earlier = self._folder is not None and self._folder.earlier is not None
+        if not self._open and not earlier:
+            return 0, watch
+        if self._open:
+            pool.revive()
+            if self._shelf is not None:  # those who live may have written all that was missing
+                pool.settle()
+                self._shelf.complete(self._history, self._table.keep, self._open[-1][1])
+        found = self._restore(pool)
+        if found is None:
+            pool.reset(self._plan)
+        else:
+            watch.load(found.body["watch"])
+        n = found.round if found else 0
+        if earlier:
+            self._go_on(found, began)
+        if self._open:
+            self._made_good(n)
+        self._last = time.monotonic()
+        return n, watch
+
+    def _restore(self, pool: Pool) -> Found | None:
+        """The newest snapshot that all agents can use, once they do."""
+        if self._shelf is None:
+            return None
+        self._shelf.forget()
+        for found in self._shelf.newest_first():
+            answers = pool.restore(found.round, self._shelf.url, found.checksums)
+            wrong = [f"agent {k}: {answer}" for k, answer in enumerate(answers) if answer]
+            if not wrong:
+                self._shelf.take(found.round)
+                return found
+            self._unusable(found.round, "; ".join(wrong))
+        return None
+
+    def _made_good(self, n: int) -> None:
+        """Events of the deaths, one after the other; the last one has cost the time."""
+        now = time.monotonic()
+        since = self._taken.setdefault(n, self._began)
+        for i, (death, at) in enumerate(self._open):
+            lost = now - since if i == len(self._open) - 1 else 0.0
+            self._tell(Event("agent died", str(death), at, death.agent, n, lost))
+        self._taken = {m: when for m, when in self._taken.items() if m <= n} | {n: now}
+        self._open = []
+
+    def _go_on(self, found: Found | None, began: float) -> None:
+        """After another process that had begun this run: its rows, its seconds, the event."""
+        assert self._folder is not None and self._folder.earlier is not None
+        earlier, self._folder.earlier = self._folder.earlier, None
+        body = found.body if found else {}
+        n = found.round if found else 0
+        self._folder.rows = unpack_rows(found.history) if found else []
+        wasted = max(0.0, earlier.seen - body.get("when", earlier.began))
+        self._before = body.get("seconds", 0.0) + wasted
+        now = time.monotonic()
+        self._taken[n] = now
+        lost = wasted + now - began
+        self._tell(Event("run resumed", earlier.reason, earlier.round, None, n, lost))
+
+    def _history(self, n: int) -> bytes:
+        assert self._folder is not None
+        return pack_rows([row for row in self._folder.rows if row[0] <= n])
+
+    def _unusable(self, n: int, why: str) -> None:
+        self._tell(Event("snapshot unusable", why, n))
+
+    def _tell(self, event: Event) -> None:
+        log.warning("%s: round %d: %s", event.what, event.round, event.detail)
+        if self._folder is None:
+            self.events.append(event)
+        else:
+            self._folder.tell(event)

@@ -1,0 +1,434 @@
+"""Snapshots: what is brought back is what was there, and what is damaged is never used."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_engine import digits, quadratic
+from test_ray import EVERYTHING
+
+from raydist import load, load_events, load_rounds
+from raydist.config import InputError, validate
+from raydist.engine.driver import train
+from raydist.engine.keeper import Keeper
+from raydist.engine.plan import make_plan
+from raydist.engine.pool import AgentDied, AgentError, LocalPool
+from raydist.engine.shard import Shard, capture, pack, unpack
+from raydist.engine.snapshot import SnapshotError, checksum
+from raydist.engine.store import Store
+from raydist.folder import Folder
+from raydist.network.strategy import STRATEGIES
+
+ROUNDS = 12
+EVERY = {"evaluate": {"every": 4}, "rounds": ROUNDS}
+BN = {"name": "preact-resnet-18", "width": 0.0625}
+RECIPES = {
+    **{strategy: {"strategy": strategy, "optim": {"momentum": 0.9}} for strategy in STRATEGIES},
+    "nesterov": {"optim": {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}},
+    "adam": {"optim": {"name": "adam", "lr": 0.01}},
+    "adam, combined": {"optim": {"name": "adam", "lr": 0.01, "combine": True}},
+    "deat": {"optim": {"name": "deat", "combine": True}},
+    "trades": {"loss": {"name": "trades"}, "telemetry": 1},
+    "mart": {"loss": {"name": "mart"}, "average": {"name": "swa", "start": 0.25}},
+    "batchnorm": {"model": BN, "data": {"batch": 4}, "combine_buffers": False},
+    "periods": {"restarts": [0.25, 0.5], "average": {"name": "ema", "decay": 0.9}},
+    "schedules": {
+        "optim": {"schedule": {"name": "cosine"}},
+        "threat": {"schedule": {"name": "linear"}},
+    },
+    "float64": {"dtype": "float64", "optim": {"momentum": 0.9}},
+    "healed": {"stop": {"fosc": {"threshold": 1e-9, "on": "train"}, "on_instability": "heal"}},
+    "everything": EVERYTHING,
+}
+
+
+class Dying(LocalPool):
+    """Agents that die at given calls, and are then new ones that know nothing."""
+
+    def __init__(self, plan, when):
+        super().__init__(plan)
+        self.when, self.calls, self.plan = set(when), 0, plan
+
+    def _may_die(self):
+        self.calls += 1
+        if self.calls in self.when:
+            raise AgentDied("agent 1 died: on purpose", 1)
+
+    def step(self, n, noisy=False):
+        self._may_die()
+        return super().step(n, noisy)
+
+    def measure(self, n):
+        self._may_die()
+        return super().measure(n)
+
+    def evaluate(self, *which):
+        self._may_die()
+        return super().evaluate(*which)
+
+    def snapshot(self, n, url):
+        super().snapshot(n, url)
+        self._may_die()
+
+    def revive(self):
+        self.settle()
+        self.reset(self.plan)
+        super().revive()
+
+
+def begun(plan, path):
+    folder = Folder(path)
+    folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate)
+    return folder
+
+
+def run(plan, path, pool=None, until=None):
+    """The run in a folder, cut short after round `until` as by the end of its process."""
+    folder, pool = begun(plan, path), pool or LocalPool(plan)
+    keeper, states = Keeper(plan, folder), []
+    try:
+        for record in train(pool, plan, keeper, lambda pool: states.extend(pool.states())):
+            folder.add(record)
+            pool.settle()  # so that the snapshots of a test are where it expects them
+            keeper._next_look = 0.0
+            if record.round == until:
+                folder.flush()
+                keeper.look(until)
+                return None
+        folder.finish(record, keeper.seconds())
+        return np.stack(states), record, folder
+    finally:
+        pool.shutdown()
+
+
+def plan_of(tree, **table):
+    return make_plan(validate(tree | {"snapshot": {"every": 2} | table}))
+
+
+def same(found, expected):
+    """Weights, final numbers, verdicts and everything measured are equal to the last bit."""
+    np.testing.assert_array_equal(found[0], expected[0])
+    pd.testing.assert_frame_equal(pd.DataFrame([found[1].final]), pd.DataFrame([expected[1].final]))
+    assert (found[1].images is None) == (expected[1].images is None)
+    if found[1].images is not None:
+        pd.testing.assert_frame_equal(found[1].images, expected[1].images)
+    one, other = (timeless(load_rounds(folder.path)) for *_, folder in (found, expected))
+    pd.testing.assert_frame_equal(one, other)
+
+
+def timeless(rounds):
+    kept = ~rounds["metric"].str.startswith("seconds")
+    return rounds[kept].drop(columns="trial").reset_index(drop=True)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_run_that_goes_on_in_another_process_is_the_undisturbed_one(tmp_path, name):
+    plan = plan_of(digits(**EVERY, **RECIPES[name]), every=3)
+    straight = run(plan, tmp_path / "straight")
+    run(plan, tmp_path / "cut", until=7)
+    same(run(plan, tmp_path / "cut"), straight)
+    (event,) = load_events(tmp_path / "cut").to_dict("records")
+    assert (event["what"], event["round"], event["replayed_from"]) == ("run resumed", 7, 6)
+    (row,) = load(tmp_path / "cut").to_dict("records")
+    assert row["recoveries"] == 1 and row["seconds_lost"] == event["seconds_lost"] >= 0
+    assert load(tmp_path / "straight").loc[0, ["recoveries", "seconds_lost"]].tolist() == [0, 0]
+
+
+def test_the_quadratic_task_goes_on_too(tmp_path):
+    plan = plan_of(quadratic(rounds=ROUNDS, data={"noise": 0.5}, optim={"momentum": 0.5}))
+    straight = run(plan, tmp_path / "straight")
+    run(plan, tmp_path / "cut", until=5)
+    same(run(plan, tmp_path / "cut"), straight)
+
+
+LINEAR = digits(**EVERY, average={"name": "ema"}, optim={"momentum": 0.9})
+
+
+@settings(max_examples=8, deadline=None)
+@given(every=st.integers(1, 5), until=st.integers(0, ROUNDS - 1), more=st.integers(0, 5))
+def test_it_does_not_matter_when_it_is_cut(tmp_path_factory, straight, every, until, more):
+    path = tmp_path_factory.mktemp("cut")
+    plan = plan_of(LINEAR, every=every)
+    run(plan, path, until=until)
+    if until + more < ROUNDS - 1:  # a second time, from the first one's snapshots
+        run(plan, path, until=max(until // every * every + 1, until + more))
+    same(run(plan, path), straight)
+    events = load_events(path)
+    assert events["replayed_from"].iloc[0] == until // every * every
+    assert (events["what"] == "run resumed").all()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    return run(plan_of(LINEAR), tmp_path_factory.mktemp("run") / "straight")
+
+
+@settings(max_examples=8, deadline=None)
+@given(when=st.sets(st.integers(1, 30), max_size=4), every=st.integers(0, 5))
+def test_agents_may_die_at_any_call(tmp_path_factory, straight, when, every):
+    path = tmp_path_factory.mktemp("died")
+    plan = plan_of(LINEAR, every=every, recoveries=4)
+    found = run(plan, path, Dying(plan, when))
+    same(found, straight)
+    events = load_events(path)
+    deaths = events[events["what"] == "agent died"]
+    assert (deaths["replayed_from"] <= deaths["round"]).all()
+    assert set(deaths["agent"]) <= {1} and len(deaths) <= len(when)
+    assert set(events["what"]) <= {"agent died", "snapshot unusable"}
+
+
+def test_without_a_folder_a_death_costs_all_rounds_but_the_run_is_the_same(straight):
+    plan = plan_of(LINEAR)
+    keeper, pool = Keeper(plan), Dying(plan, {9})
+    records = list(train(pool, plan, keeper))
+    np.testing.assert_array_equal(np.stack(pool.states()), straight[0])
+    assert [record.round for record in records] == [*range(ROUNDS + 1)]
+    ((what, replayed),) = [(event.what, event.replayed_from) for event in keeper.events]
+    assert (what, replayed) == ("agent died", 0)
+
+
+def test_one_death_too_many_ends_the_run_with_its_reason(tmp_path):
+    plan = plan_of(LINEAR, recoveries=2)
+    with pytest.raises(
+        AgentError, match=r"agent 1 died: on purpose .*snapshot.recoveries is 2"
+    ) as e:
+        run(plan, tmp_path, Dying(plan, {5, 6, 7}))
+    assert not isinstance(e.value, AgentDied)
+    assert len(load_events(tmp_path)) == 2
+
+
+def cut_at_7(path):
+    plan = plan_of(LINEAR, every=2)
+    run(plan, path, until=7)
+    return plan, path / "snapshots"
+
+
+def flipped(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def truncated(file):
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def foreign(file):
+    """A whole manifest, of another experiment."""
+    whole = json.loads(file.read_text())
+    body = json.loads(whole["body"]) | {"config": "0123456789ab"}
+    text = json.dumps(body)
+    file.write_text(json.dumps({"body": text, "sha256": checksum(text.encode())}))
+
+
+def emptied(file):
+    file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("agent-002.safetensors", flipped, "agent 2: .*checksum differs"),
+        ("agent-000.safetensors", truncated, "agent 0: .*checksum differs"),
+        ("agent-003.safetensors", os.remove, "agent 3: .*cannot be read"),
+        ("rounds.parquet", flipped, "rounds.parquet .*checksum differs"),
+        ("rounds.parquet", os.remove, "rounds.parquet cannot be read"),
+        ("manifest.json", flipped, "damaged"),
+        ("manifest.json", truncated, "damaged"),
+        ("manifest.json", emptied, "damaged"),
+        ("manifest.json", os.remove, "no manifest"),
+        ("manifest.json", foreign, "of the experiment 0123456789ab"),
+    ],
+)
+def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(
+    tmp_path, straight, name, damage, said
+):
+    plan, snapshots = cut_at_7(tmp_path / "run")
+    damage(snapshots / "round-000006" / name)
+    same(run(plan, tmp_path / "run"), straight)
+    events = load_events(tmp_path / "run")
+    assert events["what"].tolist() == ["snapshot unusable", "run resumed"]
+    assert events["detail"].str.contains(said)[0] and events.loc[0, "round"] == 6
+    assert events.loc[1, "replayed_from"] == 4
+
+
+@pytest.mark.parametrize("position", [0.0, 0.25, 0.6, 0.99])
+@pytest.mark.parametrize("name", ["manifest.json", "agent-001.safetensors"])
+def test_no_flipped_bit_goes_unnoticed(tmp_path, name, position):
+    plan, snapshots = cut_at_7(tmp_path / "run")
+    file = snapshots / "round-000006" / name
+    data = bytearray(file.read_bytes())
+    data[int(position * len(data))] ^= 4
+    file.write_bytes(bytes(data))
+    run(plan, tmp_path / "run", until=8)
+    assert "snapshot unusable" in set(load_events(tmp_path / "run")["what"])
+
+
+def test_without_any_good_snapshot_the_run_begins_again(tmp_path, straight):
+    plan, snapshots = cut_at_7(tmp_path / "run")
+    for folder in snapshots.iterdir():
+        flipped(folder / "agent-001.safetensors")
+    same(run(plan, tmp_path / "run"), straight)
+    events = load_events(tmp_path / "run")
+    assert events["what"].tolist() == ["snapshot unusable"] * 2 + ["run resumed"]
+    assert events["replayed_from"].iloc[-1] == 0
+
+
+def test_the_state_of_another_experiment_is_not_taken(tmp_path):
+    one, other = (LocalPool(plan_of(LINEAR | {"seed": seed})) for seed in (0, 1))
+    for pool in (one, other):
+        pool.step(1)
+        pool.close(1)
+    other.agents[0].shards.write(1, str(tmp_path))
+    other.settle()
+    data = (tmp_path / "round-000001" / "agent-000.safetensors").read_bytes()
+    before = one.states()[0]
+    why = one.agents[0].shards.restore(1, str(tmp_path), checksum(data))
+    assert "of the experiment" in why
+    np.testing.assert_array_equal(one.states()[0], before)
+    for pool in (one, other):
+        pool.shutdown()
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_as_many_snapshots_stay_as_asked_and_one_at_the_end(tmp_path, keep):
+    plan = plan_of(LINEAR, every=2, keep=keep)
+    run(plan, tmp_path / "run", until=9)
+    there = sorted((tmp_path / "run" / "snapshots").iterdir())
+    assert [folder.name for folder in there] == [f"round-{n:06d}" for n in (2, 4, 6, 8)[-keep:]]
+    run(plan, tmp_path / "run")
+    (last,) = (tmp_path / "run" / "snapshots").iterdir()
+    assert last.name == "round-000010"
+    names = {file.name for file in last.iterdir()}
+    assert {"manifest.json", "rounds.parquet", "agent-003.safetensors"} < names
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("table", [{"every": 0}, {"every": None, "seconds": 100.0}])
+def test_no_snapshot_is_taken_where_none_is_due(tmp_path, table):
+    run(plan_of(LINEAR, **table), tmp_path / "run", until=9)
+    assert not (tmp_path / "run" / "snapshots").exists()
+
+
+def test_snapshots_follow_the_clock_at_whatever_round_that_is(tmp_path, straight):
+    plan = plan_of(LINEAR, every=None, seconds=1e-9, keep=20)
+    run(plan, tmp_path / "run", until=9)
+    there = {folder.name for folder in (tmp_path / "run" / "snapshots").iterdir()}
+    assert there == {f"round-{n:06d}" for n in range(1, 10)}
+    same(run(plan, tmp_path / "run"), straight)
+
+
+def test_snapshots_lie_at_any_url(tmp_path, straight):
+    plan = plan_of(LINEAR, path="memory://somewhere/snapshots")
+    run(plan, tmp_path / "run", until=7)
+    assert not (tmp_path / "run" / "snapshots").exists()
+    same(run(plan, tmp_path / "run"), straight)
+    assert load_events(tmp_path / "run")["replayed_from"].tolist() == [6]
+    store = Store(f"memory://somewhere/snapshots/run-{plan.config.digest()}")
+    assert store.names() == ["round-000010"]
+
+
+def test_a_snapshot_that_cannot_be_written_is_told_and_the_run_goes_on(
+    tmp_path, straight, monkeypatch
+):
+    write = Store.write
+
+    def full(self, name, data):
+        if name == "round-000006/agent-001.safetensors":
+            raise OSError(28, "No space left on device")
+        write(self, name, data)
+
+    monkeypatch.setattr(Store, "write", full)
+    same(run(plan_of(LINEAR), tmp_path / "run"), straight)
+    (event,) = load_events(tmp_path / "run").to_dict("records")
+    assert event["what"] == "snapshot unusable" and event["round"] == 6
+    assert "agent-001.safetensors: OSError" in event["detail"]
+    assert "No space left" in event["detail"]
+
+
+def test_an_agent_does_not_wait_for_its_disk(tmp_path, monkeypatch):
+    """The next round is done while the last state is still being written."""
+    from threading import Event
+
+    go_on, write = Event(), Store.write
+
+    def slow(self, name, data):
+        assert go_on.wait(20)
+        write(self, name, data)
+
+    monkeypatch.setattr(Store, "write", slow)
+    pool = LocalPool(plan_of(LINEAR))
+    pool.step(1)
+    pool.close(1)
+    kept = pool.states()
+    pool.snapshot(1, str(tmp_path))
+    pool.step(2)
+    pool.close(2)
+    assert not list(tmp_path.iterdir())
+    go_on.set()
+    pool.settle()
+    files = [tmp_path / "round-000001" / f"agent-{k:03d}.safetensors" for k in range(4)]
+    sums = [checksum(file.read_bytes()) for file in files]
+    assert pool.restore(1, str(tmp_path), sums) == [""] * 4
+    np.testing.assert_array_equal(np.stack(pool.states()), np.stack(kept))
+    pool.shutdown()
+
+
+def test_a_shard_reads_back_to_the_last_bit():
+    tensors = {
+        "w": torch.tensor([1.0, -0.0, torch.nan, torch.inf, 1e-45]),
+        "optim.step": torch.tensor(3.0),
+        "buffer.count": torch.tensor(7),
+        "none": torch.zeros(0, dtype=torch.float64),
+    }
+    numbers = {"round": 3, "upsilon": 0.1, "optim": [["step", None]], "bad": float("inf")}
+    back = unpack(pack(Shard(tensors, numbers)))
+    assert back.numbers == numbers and set(back.tensors) == set(tensors)
+    for name, tensor in tensors.items():
+        assert back.tensors[name].numpy().tobytes() == tensor.numpy().tobytes()
+        assert back.tensors[name].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00", b"\xff" * 64, b"\x02" + b"\x00" * 7 + b"{}"])
+def test_what_is_no_shard_is_refused(data):
+    with pytest.raises(SnapshotError, match="not a shard"):
+        unpack(data)
+
+
+def test_an_open_round_is_not_kept():
+    pool = LocalPool(plan_of(LINEAR))
+    pool.step(1)
+    with pytest.raises(RuntimeError, match="round 1 is not just finished"):
+        pool.agents[0].shards.write(1, "nowhere")
+    pool.close(1)
+    assert capture(pool.agents[0]).numbers["round"] == 1
+    pool.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({"every": 5, "seconds": 3.0}, "every and snapshot.seconds are both given"),
+        ({"path": "here"}, r'snapshot.path is "here", expected an absolute path or a URL'),
+        ({"keep": 0}, "snapshot.keep is 0"),
+        ({"every": -1}, "snapshot.every is -1"),
+        ({"often": 1}, "snapshot.often is not a known key"),
+    ],
+)
+def test_a_wrong_table_is_told(table, said):
+    with pytest.raises(InputError, match=said):
+        validate(digits(snapshot=table))
+
+
+def test_records_are_told_once(tmp_path):
+    plan = plan_of(LINEAR, recoveries=9)
+    pool = Dying(plan, {4, 9, 14, 19})
+    keeper = Keeper(plan, begun(plan, tmp_path))
+    told = [record.round for record in train(pool, plan, keeper)]
+    assert told == [*range(ROUNDS + 1)] and pool.calls > 19
+    pool.shutdown()
