@@ -45,8 +45,8 @@ def finished(plan, pool, path):
     (path / "weights").mkdir(exist_ok=True)
     keeper = Keeper(plan, folder)
 
-    def ending(pool):
-        pool.save(path / "weights")
+    def ending(pool, n):
+        pool.save(path / "weights", n)
         states.extend(pool.states())
 
     for record in train(pool, plan, keeper, ending):

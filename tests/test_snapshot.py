@@ -92,7 +92,7 @@ def run(plan, path, pool=None, until=None):
     folder, pool = begun(plan, path), pool or LocalPool(plan)
     keeper, states = Keeper(plan, folder), []
     try:
-        for record in train(pool, plan, keeper, lambda pool: states.extend(pool.states())):
+        for record in train(pool, plan, keeper, lambda pool, n: states.extend(pool.states())):
             folder.add(record)
             pool.settle()  # so that the snapshots of a test are where it expects them
             keeper._next_look = 0.0
