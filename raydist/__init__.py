@@ -4,6 +4,7 @@
     run_experiment(config)  one experiment, in this process or on Ray
     load(path)              the trials of a study as a data frame
     load_rounds(path)       everything that was measured, round by round
+    over_seeds(frame)       the trials of load, mean and standard deviation over their seeds
 
 The modules of the equations (`raydist.network`, `raydist.adversary`, ...) need neither Ray nor a
 configuration.
@@ -13,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raydist.record import load, load_rounds
+    from raydist.record import load, load_rounds, over_seeds
     from raydist.run import run_experiment
     from raydist.sweep import run_sweep
 
@@ -24,11 +25,12 @@ os.environ.setdefault(
     "PYTHON worker processes have been started|A worker died or was killed",
 )
 
-__all__ = ["load", "load_rounds", "run_experiment", "run_sweep"]
+__all__ = ["load", "load_rounds", "over_seeds", "run_experiment", "run_sweep"]
 
 _HOMES = {
     "load": "record",
     "load_rounds": "record",
+    "over_seeds": "record",
     "run_experiment": "run",
     "run_sweep": "sweep",
 }

@@ -5,9 +5,10 @@ group, which Ray takes back whole when the trial ends, however it ends. A trial 
 its end in this study's folder reports its numbers again and starts nothing.
 """
 
+import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from ray import tune
 
 from raydist.config import InputError
 from raydist.engine.driver import train
+from raydist.engine.layout import Layout, Resources, layout
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool import LocalPool, Pool
-from raydist.engine.ray_pool import Layout, RayPool, layout
+from raydist.engine.ray_pool import RayPool
 from raydist.folder import Folder
 from raydist.naming import Point, folder_name
-from raydist.record import Record
+from raydist.record import Outcome, Record
 from raydist.study import Study
+from raydist.tune_search import OBJECTIVE, WORST
 
 REPORT_SECONDS = 2.0  # at most this long between two reports, and no more often without reason
 SCALARS = (int, float, str, bool)
@@ -36,13 +39,13 @@ class Job:
         study: the study.
         out: its folder, on a file system that every node sees.
         pool: "ray" or "local".
-        cluster: total resources, which the defaults of an agent are a share of.
+        cluster: what each node has; the defaults of an agent are a share of it.
     """
 
     study: Study
     out: str
     pool: str
-    cluster: Mapping[str, float]
+    cluster: Sequence[Resources]
 
     def point(self, config: Mapping[str, Any]) -> Point:
         """The point of a trial, from Tune's configuration of it."""
@@ -88,6 +91,16 @@ class Trial(tune.Trainable):
         self.experiment = self.job.study.experiment(point)
         self.folder = Folder(Path(self.job.out) / folder_name(point))
         self.records: Iterator[Record] | None = None
+        self.last: Record | None = None
+        self.early = ""
+
+    def end_early(self, reason: str) -> None:
+        """Called by the study's scheduler between two steps: the next one ends the run.
+
+        Args:
+            reason: in words.
+        """
+        self.early = reason
 
     def step(self) -> dict[str, Any]:
         """Called by Tune again and again: run until there is something to report."""
@@ -101,19 +114,51 @@ class Trial(tune.Trainable):
             self.folder.begin(self.experiment, plan.graph, plan.A, plan.mixing_rate)
             self.rounds = plan.rounds
             self.records = train(self._pool_for(plan), plan)
-        for record in self.records:
-            self.folder.add(record)
-            late = time.monotonic() - began > REPORT_SECONDS
-            if record.outcome is not None or record.centroid or late:
-                break
+        record = self._ended_early() if self.early else self._next_worth_reporting(began)
+        self.last = record
         report = {"round": record.round, "rounds": self.rounds, **record.mean, **record.centroid}
+        report |= self._objective(record)
         if record.outcome is None:
             self.folder.flush()
             return report
+        record.final.update(self._objective(record))
         assert self._pool is not None
         self._pool.save(self.folder.path / "weights")
         final = self.folder.finish(record, time.monotonic() - self.began)
         return report | _scalars(final) | {"done": True}
+
+    def _next_worth_reporting(self, began: float) -> Record:
+        # Where trials are compared, only what is measured: the same rounds in every trial.
+        search = self.job.study.search
+        assert self.records is not None
+        for record in self.records:
+            self.folder.add(record)
+            late = time.monotonic() - began > REPORT_SECONDS
+            known = search.metric in {**record.mean, **record.centroid}
+            measured = known and "distance" in record.mean
+            wanted = measured if search.judges else record.centroid or late
+            if record.outcome is not None or wanted:
+                break
+        return record
+
+    def _objective(self, record: Record) -> dict[str, float]:
+        """What the study compares its trials by, finite even where a run diverged."""
+        search = self.job.study.search
+        if not search.judges:
+            return {}
+        value = {**record.mean, **record.centroid}.get(search.metric, math.nan)
+        worst = -WORST if search.better == "max" else WORST
+        return {OBJECTIVE: value if math.isfinite(value) else worst}
+
+    def _ended_early(self) -> Record:
+        """The last record as the end of the run: with what is known, without the test images."""
+        assert self.last is not None
+        record, mean = self.last, self.last.mean
+        kept = ("disagreement", "distance", "excess_risk")
+        final: dict[str, float | str] = {name: mean[name] for name in kept if name in mean}
+        final["train_loss"] = mean["loss"]
+        outcome = Outcome("stopped", self.early, record.round)
+        return replace(record, outcome=outcome, final=final | dict(record.centroid))
 
     def _pool_for(self, plan: Plan) -> Pool:
         """The warm agents if they have the right shape, else new ones."""
