@@ -6,6 +6,7 @@
     evaluate_runs(path)     measure what was trained: robustness, masking, curvature, landscapes
     load_rounds(path)       everything that was measured, round by round
     load_events(path)       what the trials survived
+    over_seeds(frame)       the trials of load, mean and standard deviation over their seeds
 
 The modules of the equations (`raydist.network`, `raydist.adversary`, ...) need neither Ray nor a
 configuration.
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raydist.evaluation.request import Request
     from raydist.evaluation.runs import evaluate_runs
-    from raydist.record import load, load_events, load_rounds
+    from raydist.record import load, load_events, load_rounds, over_seeds
     from raydist.run import run_experiment
     from raydist.sweep import run_sweep
 
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "load_events",
     "load_rounds",
+    "over_seeds",
     "run_experiment",
     "run_sweep",
 ]
@@ -46,6 +48,7 @@ _HOMES = {
     "load": "record",
     "load_events": "record",
     "load_rounds": "record",
+    "over_seeds": "record",
     "run_experiment": "run",
     "run_sweep": "sweep",
 }

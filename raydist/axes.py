@@ -1,11 +1,14 @@
 """The axes of a study: a list is a grid, a table names one of Ray Tune's search spaces."""
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raydist.config import Experiment, InputError, shown
+from raydist.naming import Point
 
+CORNERS = 512  # points that are all checked; of more than that one axis at a time
 # How many numbers each search space of Ray Tune takes; a choice takes any list.
 SPACES = {
     "uniform": 2,
@@ -83,3 +86,57 @@ def ends(space: Mapping[str, Any]) -> list[Any]:
     if name == "choice":
         return list(values)
     return [values[0], values[1] - 1 if "randint" in name else values[1]]
+
+
+def corners(axes: Mapping[str, Any], spaces: Sequence[str]) -> Iterator[Point]:
+    """The points to check before anything starts: the grid, at both ends of every space.
+
+    Where lists are drawn from and have too many combinations, each value of each axis once, the
+    other axes at their first.
+
+    Args:
+        axes: dotted key -> list or search space.
+        spaces: the axes that values are drawn from.
+
+    Yields:
+        Points.
+    """
+    values = {k: ends(v) if isinstance(v, dict) else v for k, v in axes.items()}
+    drawn = any(isinstance(axes[key], list) for key in spaces)
+    if not drawn or math.prod(len(v) for v in values.values()) <= CORNERS:
+        for point in itertools.product(*values.values()):
+            yield dict(zip(values, point, strict=True))
+        return
+    first = {key: choices[0] for key, choices in values.items()}
+    yield first
+    for key, choices in values.items():
+        yield from (first | {key: value} for value in choices[1:])
+
+
+def check_drawn(axes: Mapping[str, Any], spaces: Sequence[str], algorithm: str | None) -> None:
+    """The axes are ones that the search algorithm can choose from.
+
+    Args:
+        axes: dotted key -> list or search space.
+        spaces: the axes that values are drawn from.
+        algorithm: as in `Search`.
+
+    Raises:
+        InputError: if they are not.
+    """
+    if algorithm == "grid" and spaces:
+        raise InputError(
+            f'search.algorithm is "grid", but axes.{spaces[0]} is a search space: write a list, or '
+            "remove search.algorithm"
+        )
+    if algorithm in ("random", "optuna") and not spaces:
+        raise InputError(
+            f'search.algorithm is "{algorithm}", but there is nothing to choose: write an axis '
+            'besides seed, such as "optim.lr" = { loguniform = [1e-3, 1e-1] }'
+        )
+    for key in spaces:
+        if algorithm == "optuna" and "qloguniform" in axes[key]:
+            raise InputError(
+                f"axes.{key}: qloguniform is no space of optuna: write lograndint, loguniform or a "
+                "list"
+            )

@@ -19,6 +19,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "local": {"color": "#CC79A7", "marker": "D", "linestyle": ":"},
 }
 CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+HUGE = 1e100  # what a run reaches just before it diverges: no axis can show it
 ROUNDING = 1e-10  # smaller values are zero up to rounding: a logarithm would show only that
 ROBUST = {"autoattack_acc": "AutoAttack", "pgd20_acc": "PGD-20", "pgd10_acc": "PGD-10"}
 
@@ -85,6 +86,7 @@ def over_rounds(
         label: of the y axis, with its unit.
     """
     chosen = rounds[(rounds["metric"] == metric) & (rounds["agent"] == agent)]
+    chosen = chosen[chosen["value"].abs() < HUGE]
     chosen = chosen.merge(frame.assign(group=_groups(frame))[["trial", "group"]], on="trial")
     if chosen.empty:
         _nothing(ax, f"{metric} was not measured")

@@ -76,7 +76,8 @@ def run_experiment(
     plan = make_plan(experiment)
     if pool == "local":
         return _run(plan, LocalPool(plan), folder, quiet)
-    from raydist.engine.ray_pool import RayPool, layout  # Ray takes a second to import
+    from raydist.engine.layout import layout
+    from raydist.engine.ray_pool import RayPool  # Ray takes a second to import
     from raydist.engine.ray_session import cluster_resources, ray_session
 
     with ray_session(address):

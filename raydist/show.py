@@ -66,6 +66,33 @@ def results_table(frame: pd.DataFrame, axes: Sequence[str]) -> Table:
     return table
 
 
+def seeds_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
+    """The final table of a study, mean ± standard deviation over the seeds of each point.
+
+    Args:
+        points: one row for each point, as `raydist.over_seeds`.
+        axes: the columns that tell the points apart.
+
+    Returns:
+        The table; accuracies in percent.
+    """
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    columns = _axis_columns(points, [axis for axis in axes if axis != "seed"])
+    shown = [name for name in COLUMNS if f"{name}_sd" in points and points[name].notna().any()]
+    for name in columns:
+        table.add_column(name.rpartition(".")[2])
+    for heading in ("seeds", *(COLUMNS[name][0] for name in shown), "status"):
+        table.add_column(heading, justify="left" if heading == "status" else "right")
+    for _, row in points.iterrows():
+        cells = [
+            f"{number(row[name] * factor)} ± {number(row[f'{name}_sd'] * factor)}"
+            for name in shown
+            for factor in [COLUMNS[name][1]]
+        ]
+        table.add_row(*(number(row[c]) for c in [*columns, "seeds"]), *cells, str(row["status"]))
+    return table
+
+
 def _axis_columns(frame: pd.DataFrame, axes: Sequence[str]) -> list[str]:
     """The columns that tell trials apart; of an axis of whole tables, its keys that vary."""
     columns: list[str] = []

@@ -6,7 +6,6 @@ grid) or a table that names one of Ray Tune's search spaces, such as { logunifor
 
 import copy
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -17,23 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import ValidationError
 
-from raydist.axes import check_axis, ends
+from raydist.axes import check_axis, check_drawn, corners
 from raydist.config import Experiment, InputError, explain, nearest, shown, validate
 from raydist.naming import Point, value_label
-from raydist.tables import Table
+from raydist.search import Search
 
 TABLES = ("base", "axes", "stop", "search")
 KEY = r"[\w-]+(\.[\w-]+)*"  # a dotted key
-
-
-class Search(Table):
-    """How many trials are drawn where an axis is a search space, and how many run at a time."""
-
-    samples: PositiveInt | None = None
-    max_concurrent: PositiveInt | None = None
-    seed: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -48,8 +39,9 @@ class Study:
 
     @property
     def spaces(self) -> list[str]:
-        """The axes that are search spaces."""
-        return [key for key, axis in self.axes.items() if isinstance(axis, dict)]
+        """The axes that values are drawn from; of the others every combination runs."""
+        lists = self.search.algorithm in ("random", "optuna")
+        return [k for k, a in self.axes.items() if isinstance(a, dict) or (lists and k != "seed")]
 
     @property
     def samples(self) -> int:
@@ -58,12 +50,16 @@ class Study:
 
     @property
     def trials(self) -> int:
-        """How many trials there will be."""
-        return self.samples * math.prod(len(a) for a in self.axes.values() if isinstance(a, list))
+        """How many trials there will be, unless the spaces hold fewer different points."""
+        spaces = self.spaces
+        return self.samples * math.prod(len(a) for k, a in self.axes.items() if k not in spaces)
 
     def to_json(self) -> str:
         """The study with everything that it read from other files, for `from_json`."""
-        return json.dumps(dataclasses.asdict(self) | {"search": self.search.model_dump()}, indent=1)
+        return json.dumps(
+            dataclasses.asdict(self) | {"search": self.search.model_dump(exclude_unset=True)},
+            indent=1,
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "Study":
@@ -108,9 +104,7 @@ class Study:
 
     def corners(self) -> Iterator[Point]:
         """The points to check before anything starts: the grid, at both ends of every space."""
-        values = {k: ends(v) if isinstance(v, dict) else v for k, v in self.axes.items()}
-        for point in itertools.product(*values.values()):
-            yield dict(zip(values, point, strict=True))
+        return corners(self.axes, self.spaces)
 
 
 def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
@@ -174,9 +168,12 @@ def from_tree(
     for key, axis in swept.items():
         check_axis(key, axis)
     try:
-        return Study(name, base, swept, Search.model_validate(tables["search"]), fixed)
+        search = Search.model_validate(tables["search"])
     except ValidationError as error:
         raise InputError("search." + explain(error, Search)) from None
+    study = Study(name, base, swept, search, fixed)
+    check_drawn(study.axes, study.spaces, search.algorithm)
+    return study
 
 
 def _split(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -6,26 +6,26 @@ is written before everything that can be checked was checked.
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 import typer
 from ray import tune
-from ray.tune.search.basic_variant import BasicVariantGenerator
 from rich.table import Table
 
 from raydist import command, plot, record
 from raydist.command import check_new_folder
 from raydist.config import InputError
 from raydist.engine.plan import make_plan
-from raydist.engine.ray_pool import layout
-from raydist.engine.ray_session import cluster_resources, ray_session
-from raydist.naming import folder_name, value_label
-from raydist.show import console, errors, footnotes, print_failures, results_table
+from raydist.engine.ray_session import cluster_resources, ray_session, this_machine
+from raydist.estimate import Needs, check_memory, describe, needs, size
+from raydist.naming import Point, folder_name, value_label
+from raydist.show import console, errors, footnotes, print_failures, results_table, seeds_table
 from raydist.study import Study, from_tree, read
 from raydist.tune_progress import TuneProgress
+from raydist.tune_search import check_installed, scheduler, source
 from raydist.tune_trial import Job, Trial
 
 STUDY_FILE = "study.json"
@@ -66,93 +66,115 @@ def run_sweep(
     folder = Path(out or Path("runs") / study.name).expanduser().absolute()
     if not resume:
         check_new_folder(folder)
-    facts = check_trials(study)
+    trials = check_trials(study)
+    max_concurrent = max_concurrent or study.search.max_concurrent
     if not quiet:
         console.print(f"{study.name}: {study.trials} trials", highlight=False)
-        for line in facts:
+        for line in dict.fromkeys(need.line for _, need in trials):
             console.print(f"  {line}", highlight=False)
     with ray_session(address):
         job = Job(study, str(folder), pool, cluster_resources(), os.getcwd())
-        if pool == "ray":
-            for point in study.corners():
-                layout(study.experiment(point), job.cluster)
+        fit, line = check_cluster(job, trials, max_concurrent)
+        if not quiet:
+            console.print(f"  {line}", highlight=False)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {error.strerror}") from error
         (folder / STUDY_FILE).write_text(study.to_json())
-        with TuneProgress(study.trials, quiet) as progress:
-            _tuner(job, max_concurrent or study.search.max_concurrent, progress).fit()
+        ended = _run(job, max_concurrent, fit, max(need.rounds for _, need in trials), quiet)
     frame = record.load(folder)
+    frame.attrs["interrupted"] = not ended or bool((frame["status"] == "unfinished").any())
     plot.summary(frame, record.load_rounds(folder), folder / "summary.png")
     frame.to_csv(folder / "results.csv", index=False)
     return frame
 
 
-def check_trials(study: Study) -> list[str]:
+def check_trials(study: Study) -> list[tuple[Point, Needs]]:
     """Make the plan of every trial once.
 
     Args:
         study: the study.
 
     Returns:
-        What the trials will need, without repetition.
+        The points and what each will need.
 
     Raises:
         InputError: names the point of the axes at which something cannot work.
     """
-    facts = []
+    check_installed(study)
+    found = []
     for point in study.corners():
         try:
-            facts.append(make_plan(study.experiment(point)).describe())
+            config = study.experiment(point)
+            study.search.check_metric(config)
+            found.append((point, needs(make_plan(config))))
         except InputError as error:
             at = ", ".join(f"{key} = {value_label(value)}" for key, value in point.items())
             where = f" (at {at})" if at else ""
             raise InputError(f"{error}{where}") from error
-    return list(dict.fromkeys(facts))
+    return found
 
 
-def _tuner(job: Job, max_concurrent: int | None, progress: TuneProgress) -> tune.Tuner:
+def check_cluster(
+    job: Job, trials: Sequence[tuple[Point, Needs]], max_concurrent: int | None
+) -> tuple[int, str]:
+    """Every trial fits on the nodes.
+
+    Args:
+        job: the study and the nodes.
+        trials: its points and what each needs.
+        max_concurrent: trials at a time; None: as many as fit.
+
+    Returns:
+        How many trials run at the same time at most, and what they need, in one line.
+
+    Raises:
+        InputError: if a trial asks for what no node or not all nodes together have.
+    """
+    local = job.pool == "local"
+    shapes = {}
+    for point, need in trials:
+        check_memory(need, job.cluster, local)
+        bundles = [{"CPU": 1.0}] if local else job.layout(point).bundles
+        shapes[str(bundles), need.agents, need.parameters] = need, bundles
+    count = min(max_concurrent or job.study.trials, job.study.trials)
+    return describe([*shapes.values()], job.cluster, count, local)
+
+
+def _run(job: Job, max_concurrent: int | None, fit: int, rounds: int, quiet: bool) -> bool:
+    """Hand the trials to Tune; `rounds` is the length of the longest. Says whether all ended."""
     # Failed trials are told by ourselves, in one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose verbose = 0 still prints a box
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths begin where the sweep was started
     study, out = job.study, Path(job.out)
-    space = {
-        key: tune.grid_search(axis) if isinstance(axis, list) else _domain(axis)
-        for key, axis in study.axes.items()
-    }
     # a trial's own process may die as often as an agent may
     survivable = study.experiment(next(study.corners())).snapshot.recoveries
-    trainable = tune.with_resources(tune.with_parameters(Trial, job=job), job.resources)
-    return tune.Tuner(
-        trainable,
-        param_space=space,
-        tune_config=tune.TuneConfig(
-            num_samples=study.samples,
-            reuse_actors=True,
-            search_alg=BasicVariantGenerator(
-                max_concurrent=max_concurrent or 0, random_state=study.search.seed
+    trials = source(study, out, max_concurrent, fit)
+    if trials.count == 0:
+        return True
+    with TuneProgress(trials.count, quiet) as progress:
+        tune.Tuner(
+            tune.with_resources(tune.with_parameters(Trial, job=job), job.resources),
+            tune_config=tune.TuneConfig(
+                num_samples=trials.count,
+                reuse_actors=True,
+                search_alg=trials.searcher,
+                scheduler=scheduler(study, rounds),
+                trial_name_creator=lambda trial: folder_name(job.point(trial.config)),
+                trial_dirname_creator=lambda trial: folder_name(job.point(trial.config)),
             ),
-            trial_name_creator=lambda trial: folder_name(job.point(trial.config)),
-            trial_dirname_creator=lambda trial: folder_name(job.point(trial.config)),
-        ),
-        run_config=tune.RunConfig(
-            name=out.name,
-            storage_path=str(out.parent),
-            failure_config=tune.FailureConfig(max_failures=survivable, fail_fast=False),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[progress],
-            verbose=0,
-        ),
-    )
-
-
-def _domain(axis: Mapping[str, Any]) -> Any:
-    """A search space of Ray Tune from its name and numbers."""
-    (name, values), *_ = axis.items()
-    sample: Callable[..., Any] = getattr(tune, name)
-    return sample(values) if name == "choice" else sample(*values)
+            run_config=tune.RunConfig(
+                name=out.name,
+                storage_path=str(out.parent),
+                failure_config=tune.FailureConfig(max_failures=survivable, fail_fast=False),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                callbacks=[progress],
+                verbose=0,
+            ),
+        ).fit()
+    return progress.finished >= trials.count or trials.exhausted()
 
 
 def main(
@@ -174,8 +196,7 @@ def main(
         raise InputError("which study? write python -m raydist.sweep FILE or --resume DIR")
     study = _study_in(resume) if resume else read(file or "", settings or [])
     if dry_run:
-        check_trials(study)
-        _show_plans(study)
+        _show_plans(study, pool, address, max_concurrent)
         return 0
     out = resume or out or Path("runs") / study.name
     frame = run_sweep(
@@ -189,12 +210,14 @@ def main(
     )
     if not quiet:
         console.print(results_table(frame, list(study.axes)))
+        if "seed" in study.axes:
+            console.print(seeds_table(record.over_seeds(frame), list(study.axes)))
         for note in footnotes(frame):
             console.print(note, style="dim", highlight=False)
         where = f"results {out}/results.csv   picture {out}/summary.png"
         console.print(where, highlight=False, markup=False)
     print_failures(frame)
-    if len(frame) < study.trials or (frame["status"] == "unfinished").any():
+    if frame.attrs["interrupted"]:
         line = f"raydist: interrupted; continue with python -m raydist.sweep --resume {out}"
         errors.print(line, markup=False)
         return command.INTERRUPTED
@@ -210,19 +233,28 @@ def _study_in(folder: Path) -> Study:
         ) from error
 
 
-def _show_plans(study: Study) -> None:
-    """The trials and what each will need."""
+def _show_plans(study: Study, pool: str, address: str | None, max_concurrent: int | None) -> None:
+    """The trials and what each and all will need; asks the cluster where there is one."""
+    trials = check_trials(study)
+    cluster = this_machine()
+    if address or os.environ.get("RAY_ADDRESS"):
+        with ray_session(address):
+            cluster = cluster_resources()
+    at_a_time = max_concurrent or study.search.max_concurrent
+    _, line = check_cluster(Job(study, "", pool, cluster, ""), trials, at_a_time)
     table = Table(header_style="bold")
-    for name in (*study.axes, "agents", "rounds", "parameters", "mixing rate", "memory per agent"):
+    facts = ("agents", "rounds", "parameters", "mixing rate", "memory per agent", "per trial")
+    for name in (*study.axes, *facts):
         table.add_column(name, justify="right")
-    for point in study.corners():
-        plan = make_plan(study.experiment(point))
-        facts = [plan.agents, plan.rounds, f"{plan.parameters:,}", f"{plan.mixing_rate:.4f}"]
-        cells = [*point.values(), *facts, f"{plan.agent_bytes() / 1e6:,.0f} MB"]
+    for point, need in trials:
+        counts = [need.agents, need.rounds, f"{need.parameters:,}", f"{need.mixing_rate:.4f}"]
+        sizes = [f"{need.memory / 1e6:,.0f} MB", size(need.total(pool == "local"))]
+        cells = [*point.values(), *counts, *sizes]
         table.add_row(*(value_label(cell) for cell in cells))
     console.print(table)
     drawn = f", drawn from {', '.join(study.spaces)} (shown at their ends)" if study.spaces else ""
     console.print(f"{study.trials} trials{drawn}", highlight=False)
+    console.print(line, highlight=False)
 
 
 if __name__ == "__main__":

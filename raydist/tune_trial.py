@@ -7,11 +7,12 @@ goes on from its last snapshot. Tune starts a trial again only if its process ha
 agent raises ends the trial, told by the trial itself.
 """
 
+import math
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,20 @@ from ray import tune
 from raydist.config import Experiment, InputError
 from raydist.engine.driver import train
 from raydist.engine.keeper import Keeper
+from raydist.engine.layout import Layout, Resources, layout
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool import LocalPool, Pool
-from raydist.engine.ray_pool import Layout, RayPool, layout
+from raydist.engine.ray_pool import RayPool
 from raydist.folder import Folder
 from raydist.naming import Point, folder_name
-from raydist.record import Record
+from raydist.record import Outcome, Record
+from raydist.search import Search
 from raydist.study import Study
+from raydist.tune_search import OBJECTIVE, WORST
 
-REPORT_SECONDS = 2.0  # at most this long between two reports, and no more often without reason
+REPORT_SECONDS = 2.0  # at most this long between two reports
+PAUSE_SECONDS = 0.25  # and no more often, where nobody compares trials: a report costs as much as
+# many rounds of a small model
 SCALARS = (int, float, str, bool)
 
 
@@ -41,14 +47,14 @@ class Job:
         study: the study.
         out: its folder, on a file system that every node sees.
         pool: "ray" or "local".
-        cluster: total resources, which the defaults of an agent are a share of.
+        cluster: what each node has; the defaults of an agent are a share of it.
         home: the folder in which the sweep was started: relative paths begin there.
     """
 
     study: Study
     out: str
     pool: str
-    cluster: Mapping[str, float]
+    cluster: Sequence[Resources]
     home: str
 
     def point(self, config: Mapping[str, Any]) -> Point:
@@ -96,6 +102,16 @@ class Trial(tune.Trainable):
         self.point = self.job.point(config)
         self.folder = Folder(Path(self.job.out) / folder_name(self.point))
         self.records: Iterator[Record] | None = None
+        self.last: Record | None = None
+        self.early = ""
+
+    def end_early(self, reason: str) -> None:
+        """Called by the study's scheduler between two steps: the next one ends the run.
+
+        Args:
+            reason: in words.
+        """
+        self.early = reason
 
     def step(self) -> dict[str, Any]:
         """Called by Tune again and again: run until there is something to report."""
@@ -113,19 +129,49 @@ class Trial(tune.Trainable):
             if done is not None:
                 return _scalars(done) | {"round": done["rounds_run"], "done": True}
             self._open(experiment)
-        assert self.records is not None
-        began = time.monotonic()
-        for record in self.records:
-            self.folder.add(record)
-            late = time.monotonic() - began > REPORT_SECONDS
-            if record.outcome is not None or record.centroid or late:
-                break
+        record = self._ended_early() if self.early else self._next_worth_reporting()
+        self.last = record
         report = {"round": record.round, "rounds": self.rounds, **record.centroid, **record.mean}
+        report |= self._objective(record)
         if record.outcome is None:
             self.folder.flush()
             return report
+        record.final.update(self._objective(record))
         final = self.folder.finish(record, self.keeper.seconds())
         return report | _scalars(final) | {"done": True}
+
+    def _next_worth_reporting(self) -> Record:
+        # Where trials are compared, only what is measured: the same rounds in every trial.
+        search, began = self.job.study.search, time.monotonic()
+        assert self.records is not None
+        for record in self.records:
+            self.folder.add(record)
+            seconds = time.monotonic() - began
+            late = seconds > (PAUSE_SECONDS if record.centroid else REPORT_SECONDS)
+            if record.outcome is not None or (_judged(record, search) if search.judges else late):
+                break
+        return record
+
+    def _objective(self, record: Record) -> dict[str, float]:
+        """What the study compares its trials by, finite even where a run diverged."""
+        search = self.job.study.search
+        if not search.judges:
+            return {}
+        value = {**record.mean, **record.centroid}.get(search.metric, math.nan)
+        worst = -WORST if search.better == "max" else WORST
+        return {OBJECTIVE: value if math.isfinite(value) else worst}
+
+    def _ended_early(self) -> Record:
+        """The last record as the end of the run: with what is known, without the test images."""
+        assert self.last is not None and self._pool is not None
+        record, mean = self.last, self.last.mean
+        self.keeper.finish(self._pool)
+        self._pool.save(self.folder.path / "weights", record.round)
+        kept = ("disagreement", "distance", "excess_risk")
+        final: dict[str, float | str] = {name: mean[name] for name in kept if name in mean}
+        final["train_loss"] = mean["loss"]
+        outcome = Outcome("stopped", self.early, record.round)
+        return replace(record, outcome=outcome, final=final | dict(record.centroid))
 
     def _open(self, experiment: Experiment) -> None:
         """Begin the run, or go on with it."""
@@ -154,6 +200,11 @@ class Trial(tune.Trainable):
         if self._pool is not None and ray.is_initialized():
             self._pool.shutdown()
         self._pool = None
+
+
+def _judged(record: Record, search: Search) -> bool:
+    """Whether a record is of a measured state and holds what trials are compared by."""
+    return "distance" in record.mean and search.metric in {**record.mean, **record.centroid}
 
 
 def _scalars(final: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,8 @@ restarts and no retries: Ray's own would silently reset an agent's state. `RayPo
 the dead, and the keeper of the run brings all agents back to one round.
 """
 
-import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raydist.config import Experiment, InputError
 from raydist.engine.agent import Agent, Info, Message
+from raydist.engine.layout import Layout
 from raydist.engine.plan import Plan
 from raydist.engine.pool import centroid_files, inboxes
 from raydist.engine.ray_recover import agent_error, gone, start
@@ -27,85 +25,6 @@ from raydist.engine.spec import AgentSpec, agent_file
 from raydist.engine.task import Split
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the agents of a trial reserve, and where each one goes.
-
-    Attributes:
-        cpus: of one agent.
-        gpus: of one agent.
-        bundles: of the placement group: one per GPU for agents that share it, else one per agent.
-        bundle_of: the bundle of each agent; agents with neighbouring numbers share a GPU.
-    """
-
-    cpus: float
-    gpus: float
-    bundles: list[dict[str, float]]
-    bundle_of: list[int]
-
-
-def layout(config: Experiment, cluster: Mapping[str, float]) -> Layout:
-    """The resources of a trial.
-
-    Args:
-        config: the experiment; `agent.cpus` and `agent.gpus` default to an equal share of the
-            cluster, at most one of each.
-        cluster: total resources, as `ray.cluster_resources()`.
-
-    Returns:
-        The layout.
-
-    Raises:
-        InputError: if the cluster does not have them; says what it has.
-
-    Example:
-        >>> from raydist.config import validate
-        >>> config = validate({"topology": {"kind": "ring", "agents": 4}, "rounds": 1})
-        >>> layout(config, {"CPU": 2}).bundles
-        [{'CPU': 0.5}, {'CPU': 0.5}, {'CPU': 0.5}, {'CPU': 0.5}]
-        >>> layout(config, {"CPU": 8, "GPU": 1}).bundles
-        [{'CPU': 4.0, 'GPU': 1.0}]
-    """
-    agents, wanted = config.topology.agents, config.agent
-    has = {name: cluster.get(name, 0.0) for name in ("CPU", "GPU")}
-    cpus = min(1.0, _floor(has["CPU"] / agents)) if wanted.cpus is None else wanted.cpus
-    gpus = min(1.0, _floor(has["GPU"] / agents)) if wanted.gpus is None else wanted.gpus
-    if gpus > 1 and gpus != int(gpus):
-        raise InputError(f"agent.gpus is {gpus}, expected a fraction up to 1 or a whole number")
-    if agents * cpus > has["CPU"] + 1e-6:
-        raise InputError(
-            f"agent.cpus = {cpus:g} for {agents} agents needs {agents * cpus:g} CPUs, but the "
-            f"cluster has {has['CPU']:g}: write agent.cpus = {_floor(has['CPU'] / agents):g}"
-        )
-    if _gpus_needed(agents, gpus) > has["GPU"]:
-        raise InputError(
-            f"agent.gpus = {gpus:g} for {agents} agents needs {_gpus_needed(agents, gpus)} GPUs, "
-            f"but the cluster has {has['GPU']:g}: "
-            + (f"write agent.gpus = {_floor(has['GPU'] / agents):g}" if has["GPU"] else "write 0")
-        )
-    together = max(1, math.floor(1 / gpus + 1e-6)) if gpus > 0 else 1
-    groups = [range(first, min(first + together, agents)) for first in range(0, agents, together)]
-    bundles = [
-        {"CPU": round(cpus * len(g), 4)} | ({"GPU": round(gpus * len(g), 4)} if gpus else {})
-        for g in groups
-    ]
-    return Layout(cpus, gpus, bundles, [i for i, group in enumerate(groups) for _ in group])
-
-
-def _gpus_needed(agents: int, gpus: float) -> int:
-    """Whole GPUs: an agent's fraction cannot be split over two."""
-    if gpus == 0 or gpus > 1:
-        return int(agents * gpus)
-    return math.ceil(agents / math.floor(1 / gpus + 1e-6))
-
-
-def _floor(share: float) -> float:
-    """Down to Ray's resolution of resources, and to 1/m so that m agents fill a whole one."""
-    if 0 < share < 1:
-        share = 1 / math.ceil(1 / share - 1e-9)
-    return math.floor(share * 1e4) / 1e4
 
 
 class _Actor(Agent):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+import torch
 
 from raydist.config import InputError
 
@@ -58,6 +59,13 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
-def cluster_resources() -> dict[str, float]:
-    """Total resources of the cluster, by Ray's names ("CPU", "GPU", "memory", ...)."""
-    return dict(ray.cluster_resources())  # type: ignore[no-untyped-call]
+def cluster_resources() -> list[dict[str, float]]:
+    """Resources of each node of the cluster, by Ray's names ("CPU", "GPU", "memory", ...)."""
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def this_machine() -> list[dict[str, float]]:
+    """What a private Ray would find here, about; nothing is started."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = float(torch.cuda.device_count())
+    return [{"CPU": float(os.cpu_count() or 1), "GPU": gpus, "memory": float(memory)}]

@@ -1,6 +1,6 @@
 """Independent pieces of work as Ray tasks: results stream back as they are found."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import ray
@@ -58,7 +58,9 @@ def spread(
 
 def _room(cpus: float, gpus: float) -> int:
     """How many tasks the cluster takes at once; nodes that join later take what follows."""
-    total = cluster_resources()
-    rooms = [total.get("CPU", 0.0) // cpus] if cpus else []
-    rooms += [total.get("GPU", 0.0) // gpus] if gpus else []
-    return max(1, int(min(rooms, default=1)))
+    return max(1, sum(_room_on(node, cpus, gpus) for node in cluster_resources()))
+
+
+def _room_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    wanted = {"CPU": cpus, "GPU": gpus}
+    return int(min(node.get(name, 0.0) // share for name, share in wanted.items() if share > 0))

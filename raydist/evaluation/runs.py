@@ -111,7 +111,8 @@ def _pool(
     from raydist.engine.ray_tasks import spread  # Ray takes a second to import
 
     with ray_session(address):
-        share = gpus if gpus is not None else 0.25 * bool(cluster_resources().get("GPU"))
+        has = any(node.get("GPU") for node in cluster_resources())
+        share = gpus if gpus is not None else 0.25 * has
         yield partial(spread, cpus=cpus, gpus=share)
 
 

@@ -1,0 +1,81 @@
+"""The table [search] of a study: how points are chosen, and which trials are ended early."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from raydist.config import Experiment, InputError
+from raydist.tables import Table
+
+# What every trial reports whenever its state is measured. Test images are not among it: whoever
+# chooses trials by them has no unseen ones left.
+METRICS = {
+    "quadratic": ("excess_risk", "loss", "grad_norm", "disagreement", "distance"),
+    "images": (
+        *("val_pgd10_acc", "val_clean_acc", "val_fgsm_acc", "val_loss"),
+        *("val_fosc", "val_fosc_box", "val_fosc_relative"),
+        *("loss", "fosc", "grad_norm", "disagreement", "distance"),
+    ),
+}
+
+
+class Search(Table):
+    """Which points run, how many at a time, and which of them are not worth finishing."""
+
+    # Lists in full and spaces drawn, unless a name says otherwise; "random" and "optuna" choose
+    # from lists too, all but the seeds: a point always runs with each of them.
+    algorithm: Literal["grid", "random", "optuna"] | None = None
+    samples: PositiveInt | None = None  # points that are drawn; default 10
+    max_concurrent: PositiveInt | None = None
+    seed: int = Field(default=0, ge=0)
+    metric: str = "val_pgd10_acc"  # that optuna and the scheduler judge by
+    mode: Literal["max", "min"] | None = None  # default: max for accuracies, else min
+    scheduler: Literal["asha", "median"] | None = None  # ends trials early
+    grace: PositiveInt | None = None  # rounds that every trial gets; default: a tenth of them
+    reduction: Annotated[float, Field(gt=1)] | None = None  # of asha: 1 in so many; default 4
+
+    @property
+    def better(self) -> Literal["max", "min"]:
+        """Which end of the metric is the good one."""
+        return self.mode or ("max" if self.metric.endswith("_acc") else "min")
+
+    @property
+    def judges(self) -> bool:
+        """Whether trials are compared while the study runs."""
+        return self.algorithm == "optuna" or self.scheduler is not None
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Self:
+        names = sorted({name for names in METRICS.values() for name in names})
+        if self.metric not in names:
+            raise ValueError(
+                f'metric is "{self.metric}", expected one that trials report while they train: '
+                f"{', '.join(names)}"
+            )
+        if not self.judges and {"metric", "mode"} & self.model_fields_set:
+            raise ValueError(
+                'metric and mode belong to algorithm = "optuna" or to a scheduler: '
+                'write scheduler = "asha"'
+            )
+        owners = {"grace": (self.grace, "a scheduler"), "reduction": (self.reduction, '"asha"')}
+        for key, (value, owner) in owners.items():
+            known = self.scheduler is not None if key == "grace" else self.scheduler == "asha"
+            if value is not None and not known:
+                raise ValueError(f'{key} belongs to {owner}: remove it or write scheduler = "asha"')
+        return self
+
+    def check_metric(self, config: Experiment) -> None:
+        """What trials are compared by is something that they report.
+
+        Args:
+            config: the experiment of one of them.
+
+        Raises:
+            InputError: if it is not.
+        """
+        known = METRICS["quadratic" if config.data.set == "quadratic" else "images"]
+        if self.judges and self.metric not in known:
+            raise InputError(
+                f'search.metric is "{self.metric}", which data.set = "{config.data.set}" does not '
+                f"report: write one of {', '.join(known)}"
+            )
