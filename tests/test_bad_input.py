@@ -11,7 +11,7 @@ import raydist.run
 import raydist.sweep
 from raydist import command
 from raydist.config import InputError, validate
-from raydist.engine.ray_pool import layout
+from raydist.engine.layout import layout
 
 COMMANDS = {"sweep": raydist.sweep, "run": raydist.run}
 GOOD = {
@@ -549,7 +549,7 @@ def test_resume_stands_alone(complaint, tmp_path):
         line = "--resume x says all there is: write it without FILE and --out"
         assert complaint("sweep", *arguments) == line
     assert complaint("sweep").startswith("which study? write python -m raydist.sweep FILE")
-    assert complaint("run") == "Missing argument 'file'."
+    assert complaint("run").startswith("which experiment? write python -m raydist.run FILE")
 
 
 def test_the_python_functions_raise_the_same_line():
