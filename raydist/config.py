@@ -7,6 +7,7 @@ it from TOML; `validate` is the only door through which one enters.
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
@@ -20,9 +21,18 @@ from raydist.network.strategy import Strategy
 from raydist.recipe import Attack, Average, Loss, Optim, Stop, Threat
 from raydist.tables import AgentResources, Data, Evaluate, Model, Snapshot, Table, Topology
 
+LONGEST = 800  # characters of a line
+DEEPEST = 20  # tables within tables
+MOST = 1e30  # products of some such numbers stay finite
+
 
 class InputError(ValueError):
     """Something that the user wrote is wrong: one line with value, expectation and remedy."""
+
+    def __init__(self, line: str) -> None:
+        """Whatever the line quotes, it is one line of printable characters, and no long one."""
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[:LONGEST])
+        super().__init__(text if len(line) <= LONGEST else f"{text[: LONGEST - 3]}...")
 
 
 class Experiment(Table):
@@ -122,10 +132,43 @@ def validate(tree: Mapping[str, Any]) -> Experiment:
         >>> validate({"topology": {"kind": "ring", "agents": 4}, "rounds": 1}).optim.lr
         0.1
     """
+    check_plain("the experiment", tree)
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
         raise InputError(explain(error)) from None
+
+
+def check_plain(key: str, value: object, depth: int = 0) -> None:
+    """A value is what JSON knows too, no deeper and no larger than anything needs.
+
+    Args:
+        key: its dotted key.
+        value: tables, lists, strings, numbers, true and false.
+        depth: tables and lists around it.
+
+    Raises:
+        InputError: a date, a number that 64 bits do not hold, tables without end.
+    """
+    if depth > DEEPEST:
+        raise InputError(f"{key} is nested too deeply, expected at most {DEEPEST} levels")
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if not isinstance(name, str):
+                raise InputError(f"{key} has the key {name!r}, expected a string")
+            check_plain(f"{key}.{name}" if depth else name, inner, depth + 1)
+    elif isinstance(value, list | tuple):
+        for n, inner in enumerate(value):
+            check_plain(f"{key}[{n}]", inner, depth + 1)
+    elif isinstance(value, int) and value.bit_length() > 63:
+        raise InputError(f"{key} has {value.bit_length()} bits, expected a number below 2^63")
+    elif isinstance(value, float) and MOST < abs(value) < math.inf:
+        raise InputError(f"{key} is {value:g}, expected a number below {MOST:g}")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise InputError(
+            f"{key} is {shown(value)} ({type(value).__name__}), expected a number, a string, true, "
+            "false, a list or a table"
+        )
 
 
 def explain(error: ValidationError, table: type[BaseModel] = Experiment) -> str:

@@ -5,7 +5,6 @@ value. Budgets are fractions of the pixel range.
 """
 
 import math
-from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -36,8 +35,9 @@ def parse_budget(value: object) -> float:
     try:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError
-        number = float(Fraction(value)) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError):
+        parts = value.split("/", 1) if isinstance(value, str) else [value]
+        number = float(parts[0]) / float(parts[-1] if parts[1:] else 1)
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError('expected a number or a fraction such as "8/255"') from None
     if not math.isfinite(number) or number < 0:
         raise ValueError('expected a finite number ≥ 0: write for example "8/255"')

@@ -12,7 +12,7 @@ Point = dict[str, Any]  # dotted key -> value: one trial of a study
 def label(point: Mapping[str, Any]) -> str:
     """A short name of a point, fit for a folder: "strategy=diffusion,eps=8-255"."""
     parts = [f"{key.rpartition('.')[2]}={value_label(value)}" for key, value in point.items()]
-    return re.sub(r"[^\w.=,+-]", "-", ",".join(parts))[:100]
+    return re.sub(r"[^\w.=,+-]", "-", ",".join(parts), flags=re.ASCII)[:100]
 
 
 def value_label(value: Any) -> str:

@@ -32,7 +32,7 @@ def resolve(name: str) -> Callable[..., Any]:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises while it loads
+    except (Exception, SystemExit) as error:  # whatever the user's module raises as it loads
         cause = f"{type(error).__name__}: {error}"
         raise ValueError(f'"{name}": module {module_name} does not import ({cause})') from error
     if not hasattr(module, attribute):

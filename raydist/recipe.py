@@ -107,8 +107,10 @@ class Schedule(Table):
     """The learning rate over the run; milestones are fractions of it."""
 
     name: Literal["constant", "piecewise", "cosine"] = "constant"
-    milestones: list[Annotated[float, Field(gt=0, lt=1)]] | None = None
-    factor: PositiveFloat | None = None
+    milestones: (
+        Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=20)] | None
+    ) = None
+    factor: Annotated[float, Field(gt=0, le=10)] | None = None
     final: NonNegative | None = None
 
     @model_validator(mode="after")
@@ -124,6 +126,11 @@ class Schedule(Table):
                 'optim.schedule.milestones is missing for the schedule "piecewise": '
                 "write milestones = [0.5, 0.75]"
             )
+        if self.milestones and sorted(set(self.milestones)) != self.milestones:
+            raise ValueError(
+                f"optim.schedule.milestones is {self.milestones}, expected increasing fractions of "
+                "the run: write [0.5, 0.75]"
+            )
         return self
 
     def params(self) -> dict[str, Any]:
@@ -135,7 +142,7 @@ class Optim(Table):
     """The local step of an agent."""
 
     name: Literal["sgd", "adam", "deat"] = "sgd"
-    lr: NonNegative = 0.1
+    lr: Annotated[float, Field(ge=0, le=10**6)] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd
     nesterov: bool = False
     weight_decay: NonNegative = 0.0  # coupled in sgd and adam, decoupled in deat

@@ -19,7 +19,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from raydist.axes import check_axis, check_drawn, corners
-from raydist.config import Experiment, InputError, explain, nearest, shown, validate
+from raydist.config import (
+    Experiment,
+    InputError,
+    check_plain,
+    explain,
+    nearest,
+    shown,
+    validate,
+)
 from raydist.naming import Point, value_label
 from raydist.search import Search
 
@@ -63,9 +71,9 @@ class Study:
 
     @classmethod
     def from_json(cls, text: str) -> "Study":
-        """The study that `to_json` wrote; ValueError or TypeError if it did not."""
-        tree = dict(json.loads(text))
-        return cls(**tree | {"search": Search(**tree.get("search", {}))})
+        """The study that `to_json` wrote, checked again; ValueError or TypeError if it did not."""
+        tree = {"base": None, **json.loads(text)}
+        return from_tree(tree, tree.pop("overrides", {}))
 
     def experiment(self, point: Mapping[str, Any]) -> Experiment:
         """The complete experiment at a point of the axes.
@@ -146,12 +154,15 @@ def from_tree(
     Raises:
         InputError: if something is not understood.
     """
+    check_plain("the study", tree)
+    check_plain("the command line", overrides or {})
     rest = copy.deepcopy(dict(tree))
     folders = folders or [Path.cwd()]
     name = rest.pop("name", "study")
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]{,59}", name):
         raise InputError(
-            f"name is {shown(name)}, expected letters, digits, '_', '-' and '.': it names a folder"
+            f"name is {shown(name)}, expected letters, digits, '_', '-' and '.', at most 60: it "
+            "names a folder"
         )
     tables = _split(rest)
     base = tables["base"]
@@ -167,6 +178,9 @@ def from_tree(
     }
     for key, axis in swept.items():
         check_axis(key, axis)
+        for other in swept:
+            if other.startswith(f"{key}."):
+                raise InputError(f"axes.{key} and axes.{other} set the same value: remove one")
     try:
         search = Search.model_validate(tables["search"])
     except ValidationError as error:
@@ -214,7 +228,7 @@ def parse_overrides(overrides: Sequence[str]) -> Point:
             raise InputError(f"{shown(pair)} is not a setting: write section.key=value")
         try:
             (value,) = tomllib.loads(f"value = {text}").values()
-        except ValueError:  # not TOML, or more than one value
+        except (ValueError, RecursionError):  # not TOML, or more than one value
             value = text.strip()
         parsed[key.strip()] = value
     return parsed
@@ -231,10 +245,14 @@ def _toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not valid TOML: {line}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise InputError(f"{path} cannot be read: its tables are nested too deeply") from None
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} cannot be read: byte {error.start} is not UTF-8 text, expected a TOML file"
         ) from None
+    except ValueError as error:  # a number or a path that Python does not take
+        raise InputError(f"{path} cannot be read: {error}") from None
 
 
 def _expand(key: str, value: Any, folders: Sequence[Path]) -> Any:
@@ -246,7 +264,7 @@ def _expand(key: str, value: Any, folders: Sequence[Path]) -> Any:
             f"topology is {shown(value)}, expected a file or a table: write "
             'topology = "topologies/ring8.toml" or topology = { kind = "ring", agents = 8 }'
         )
-    found = next((folder / value for folder in folders if (folder / value).is_file()), None)
+    found = next((folder / value for folder in folders if os.path.isfile(folder / value)), None)
     if found is None:
         places = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
         raise InputError(f"topology {value} was not found, looked in {places}")

@@ -46,7 +46,7 @@ class Topology(Table):
 
     model_config = ConfigDict(extra="allow")
     kind: str = Field(examples=["ring"])
-    agents: PositiveInt = Field(examples=[8])
+    agents: int = Field(gt=0, le=4096, examples=[8])
     seed: int = Field(default=0, ge=0)
     weights: Annotated[
         str | list[list[float]], either("the name of a rule or the matrix as a list of rows")
@@ -93,7 +93,7 @@ class Data(Table):
     """The data set, its batches, and its partition over the agents."""
 
     set: str = "digits"
-    batch: PositiveInt = 32  # per agent: the global batch is agents * batch
+    batch: int = Field(default=32, gt=0, le=10**6)  # per agent: all use agents * batch
     root: str | None = None  # default: the environment variable RAYDIST_DATA, else "data"
     download: bool = False
     validation: Share = 0.1  # held out of the training set
@@ -120,6 +120,8 @@ class Data(Table):
             raise ValueError(
                 f'data.{key} belongs to data.set = "quadratic", not to "{self.set}": remove it'
             )
+        if 0 < self.noise < 1e-30:
+            raise ValueError(f"data.noise is {self.noise:g}, expected 0 or 1e-30 and more: write 0")
         check_rows("data.centers", self.centers)
         check_rows("data.hessian", self.hessian)
         return self
@@ -129,7 +131,7 @@ class Model(Table):
     """What every agent trains."""
 
     name: str = "small-cnn"
-    width: PositiveFloat = 1.0  # factor on the number of channels
+    width: float = Field(default=1.0, gt=0, le=1000)  # factor on the number of channels
     start: list[float] | None = None  # the point model's w_0
     checkpoint: str | None = None  # weights to start from: .safetensors or a saved state dict
     key_map: Annotated[  # its names to ours: regular expressions, in order; or the published ones

@@ -10,7 +10,7 @@ import pytest
 import raydist.run
 import raydist.sweep
 from raydist import command
-from raydist.config import InputError, validate
+from raydist.config import Experiment, InputError, validate
 from raydist.engine.layout import layout
 
 COMMANDS = {"sweep": raydist.sweep, "run": raydist.run}
@@ -290,7 +290,8 @@ CASES = {
     ),
     "name": (
         {"name": '"../a"'},
-        "name is \"../a\", expected letters, digits, '_', '-' and '.': it names a folder",
+        "name is \"../a\", expected letters, digits, '_', '-' and '.', at most 60: it names a "
+        "folder",
     ),
     "empty axis": (
         {"axes.seed": "[]"},
@@ -308,6 +309,47 @@ CASES = {
         'axes.optim is a table, expected a dotted key in quotes: write "optim.lr" = [...]',
     ),
     "axes": ({"axes": "3"}, "axes is 3, expected a table: write [axes]"),
+    "axes of one value": (
+        {"axes.optim": "[{ lr = 0.1 }]", 'axes."optim.lr"': "[0.1, 0.2]"},
+        "axes.optim and axes.optim.lr set the same value: remove one",
+    ),
+    "exponent": (
+        {"threat.eps": '"1e999999999"'},
+        'threat.eps is "1e999999999", expected a finite number ≥ 0: write for example "8/255"',
+    ),
+    "large": ({"optim.lr": "1e300"}, "optim.lr is 1e+300, expected a number below 1e+30"),
+    "bits": ({"seed": "0x" + "f" * 5000}, "seed has 20000 bits, expected a number below 2^63"),
+    "date": (
+        {"model.params.day": "2020-01-01"},
+        "model.params.day is datetime.date(2020, 1, 1) (date), expected a number, a string, true, "
+        "false, a list or a table",
+    ),
+    "nested": (
+        {"model.params.a": "[" * 40 + "]" * 40},
+        f"model.params.a{'[0]' * 18} is nested too deeply, expected at most 20 levels",
+    ),
+    "agents": ({"topology.agents": "10000"}, "topology.agents is 10000, expected 4096 or less"),
+    "milestones": (
+        {
+            "optim.schedule.name": '"piecewise"',
+            "optim.schedule.milestones": "[0.75, 0.5]",
+        },
+        "optim.schedule.milestones is [0.75, 0.5], expected increasing fractions of the run: "
+        "write [0.5, 0.75]",
+    ),
+    "restarts": (
+        {"restarts": "[0.9]"},
+        "restarts is [0.9], expected fractions of 2 rounds that lie a round apart: remove some",
+    ),
+    "control characters": (
+        {"strategy": '"a\\u001b[31m"'},
+        'strategy is "a\\u001b[31m", expected one of centralized, consensus, diffusion, local',
+    ),
+    "a key of two lines": (
+        {'"a\\nb"': "1"},
+        f"a\\nb is not a known key: known here are name, base, axes, stop, search, "
+        f"{', '.join(Experiment.model_fields)}",
+    ),
     "search": ({"search.sampels": "3"}, "search.sampels is not a known key: did you mean samples?"),
     "base": ({"base.seed": "3"}, "rounds stands beside [base]: move it into [base]"),
     "topology file": (
@@ -357,6 +399,18 @@ def test_files_that_cannot_be_read(complaint, tmp_path):
         assert complaint(name, "picture.toml") == (
             "picture.toml cannot be read: byte 5 is not UTF-8 text, expected a TOML file"
         )
+
+
+def test_paths_that_no_file_has(complaint, tmp_path):
+    assert complaint("run", "x" * 300).endswith("x cannot be read: File name too long")
+    for path in ("x" * 300, "\\u0000"):
+        text = toml({"topology.kind": None, "topology.agents": None, "topology": f'"{path}.toml"'})
+        assert "was not found" in complaints(complaint, tmp_path, text)
+
+
+def test_numbers_and_tables_that_python_does_not_take(complaint, tmp_path):
+    for line in (f"seed = {'1' * 5000}", f"model.params.a = {'[' * 9000}{']' * 9000}"):
+        assert complaints(complaint, tmp_path, toml() + line).startswith("study.toml cannot be rea")
 
 
 def test_a_wrong_topology_file(complaint, tmp_path):
@@ -454,6 +508,15 @@ def test_a_function_of_the_users_that_is_not_there(complaint, tmp_path, part):
     changes = {key: value.replace("missing", "number") for key, value in changes.items()}
     assert complaints(complaint, tmp_path, toml(changes)) == (
         f'{part}: "{module}:number" is not a function, it is of type int: name a function'
+    )
+
+
+@pytest.mark.parametrize("part", ["model", "data", "topology", "loss"])
+def test_a_module_of_the_users_that_leaves(complaint, tmp_path, part):
+    module, changes = own(part, "function")
+    (tmp_path / f"{module}.py").write_text("raise SystemExit(3)\n")
+    assert complaints(complaint, tmp_path, toml(changes)) == (
+        f'{part}: "{module}:function": module {module} does not import (SystemExit: 3)'
     )
 
 

@@ -1,5 +1,6 @@
 """Checks at the door: what would fail in the middle of a run is told before it starts."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from raydist.config import Experiment, InputError
 from raydist.engine.excess import predictable
 from raydist.engine.task import DTYPES, build_model, loss_named, quadratic_of
+from raydist.learning import model as models
 from raydist.learning.data import Data, to_tensor
 from raydist.learning.model import parameter_count
 from raydist.measure import attacks
 
+COPIES = 3  # of a model's parameters that an agent holds at least
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -35,11 +38,11 @@ def checked(where: str, build: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     """
     try:
         return build(*args, **kwargs)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(_with_key(where, one_line(error))) from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's text; its type too, unless it is one that our own checks raise."""
     text = " ".join(str(error).split())
     ours = text and isinstance(error, ValueError | FileNotFoundError)
@@ -179,6 +182,31 @@ def _check_excess_risk(config: Experiment, share: int) -> None:
         )
 
 
+def check_memory(config: Experiment, shape: tuple[int, ...], classes: int) -> None:
+    """One model of ours fits into this machine; its size is found without building it.
+
+    Args:
+        config: the experiment.
+        shape: of one input.
+        classes: number of classes.
+
+    Raises:
+        InputError: if it does not fit.
+    """
+    name, width = config.model.name, config.model.width
+    if width <= 1 or ":" in name:
+        return
+    with torch.device("meta"):
+        model = checked("model", models.build, name, shape, classes, width=width)
+    needed = COPIES * parameter_count(model) * DTYPES[config.dtype].itemsize
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise InputError(
+            f"model.width is {width:g}: {parameter_count(model):,} parameters need "
+            f"{needed / 1e9:,.0f} GB, but this machine has {memory / 1e9:,.0f} GB: write less"
+        )
+
+
 def probe(config: Experiment, data: Data | None) -> tuple[int, int]:
     """Build the model and try model and loss on two samples.
 
@@ -193,6 +221,7 @@ def probe(config: Experiment, data: Data | None) -> tuple[int, int]:
         InputError: if the model does not give (N, classes) or the loss no scalar with a gradient.
     """
     shape, classes, scale = input_of(config, data)
+    check_memory(config, shape, classes)
     model = checked("model", build_model, config, shape, classes)
     loss, _ = checked("loss", loss_named, config)
     parameters = parameter_count(model)

@@ -209,6 +209,12 @@ def make_plan(config: Experiment) -> Plan:
     rounds = config.rounds or max(1, round((config.epochs or 0) * (smallest // config.data.batch)))
     rate = weights.mixing_rate(A)
     plan = Plan(config, graph, A, rate, rounds, data, shares, parameters, activations)
+    ends = [0, *config.period_ends(rounds)]
+    if sorted(set(ends)) != ends:
+        raise InputError(
+            f"restarts is {config.restarts}, expected fractions of {rounds} rounds that lie a "
+            "round apart: remove some"
+        )
     rule = config.stop.fosc
     if rule is not None and rule.adv_above_clean:
         period = 1 if rule.on == "train" else plan.every

@@ -110,6 +110,9 @@ def _random_regular(agents: int, *, seed: int, degree: int) -> nx.Graph:
             f"no graph of {agents} agents has degree {degree} everywhere: "
             "expected degree < agents, and agents * degree even"
         )
+    others = agents - 1 - degree  # a dense one is drawn by the edges that it has not
+    if others < degree:
+        return nx.complement(nx.random_regular_graph(others, agents, seed=seed))
     return nx.random_regular_graph(degree, agents, seed=seed)
 
 
