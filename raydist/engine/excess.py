@@ -8,7 +8,8 @@ round and under every strategy (arXiv:2509.11337). w* is the start of the run: a
 was trained before, as `model.checkpoint`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -146,13 +147,25 @@ def predict_network(
         return train(model, x, y, ThreatModel(threat.norm, threat.eps), generator).x_adv
 
     clean = config.loss.name == "standard" or threat.eps == 0
-    local = escaping.local_model(
-        build_model(config, shape, classes),
-        [list(batches(config, images, k, scale, cpu)) for k in range(config.topology.agents)],
-        cross_entropy,
-        None if clean else attack,
-        config.evaluate.subspace,
-        config.seed,
-    )
+    with _one_thread():
+        local = escaping.local_model(
+            build_model(config, shape, classes),
+            [list(batches(config, images, k, scale, cpu)) for k in range(config.topology.agents)],
+            cross_entropy,
+            None if clean else attack,
+            config.evaluate.subspace,
+            config.seed,
+        )
     step = (config.strategy, A, config.optim.lr, config.data.batch)
     return escaping.predict(local, *step, rounds)
+
+
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """As the agents of either pool compute: more threads would add in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
