@@ -24,10 +24,13 @@ from raydist.engine.ray_pool import RayPool
 from raydist.folder import Folder
 from raydist.naming import Point, folder_name
 from raydist.record import Outcome, Record
+from raydist.search import Search
 from raydist.study import Study
 from raydist.tune_search import OBJECTIVE, WORST
 
-REPORT_SECONDS = 2.0  # at most this long between two reports, and no more often without reason
+REPORT_SECONDS = 2.0  # at most this long between two reports
+PAUSE_SECONDS = 0.25  # and no more often, where nobody compares trials: a report costs as much as
+# many rounds of a small model
 SCALARS = (int, float, str, bool)
 
 
@@ -133,11 +136,9 @@ class Trial(tune.Trainable):
         assert self.records is not None
         for record in self.records:
             self.folder.add(record)
-            late = time.monotonic() - began > REPORT_SECONDS
-            known = search.metric in {**record.mean, **record.centroid}
-            measured = known and "distance" in record.mean
-            wanted = measured if search.judges else record.centroid or late
-            if record.outcome is not None or wanted:
+            seconds = time.monotonic() - began
+            late = seconds > (PAUSE_SECONDS if record.centroid else REPORT_SECONDS)
+            if record.outcome is not None or (_judged(record, search) if search.judges else late):
                 break
         return record
 
@@ -178,6 +179,11 @@ class Trial(tune.Trainable):
         if self._pool is not None and ray.is_initialized():
             self._pool.shutdown()
         self._pool = None
+
+
+def _judged(record: Record, search: Search) -> bool:
+    """Whether a record is of a measured state and holds what trials are compared by."""
+    return "distance" in record.mean and search.metric in {**record.mean, **record.centroid}
 
 
 def _scalars(final: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import raydist.run
 import raydist.sweep
 from raydist import command
 from raydist.config import InputError, validate
-from raydist.engine.ray_pool import layout
+from raydist.engine.layout import layout
 
 COMMANDS = {"sweep": raydist.sweep, "run": raydist.run}
 GOOD = {
