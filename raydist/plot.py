@@ -36,10 +36,10 @@ def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
         _nothing(ax, "no robust accuracy was measured")
         return
     frame = frame.assign(group=_groups(frame), percent=100 * frame[metric])
-    for name, rows in frame.groupby("group", sort=False):
+    for i, (name, rows) in enumerate(frame.groupby("group", sort=False)):
         by_eps = rows.groupby("threat.eps")["percent"].agg(["mean", "std"]).fillna(0.0)
         spread = by_eps["std"] if by_eps["std"].any() else None
-        style = _style(str(name), frame["group"])
+        style = _style(str(name), i)
         ax.errorbar(by_eps.index, by_eps["mean"], yerr=spread, label=str(name), capsize=3, **style)
     ticks = sorted(frame["threat.eps"].unique())
     whole = all(abs(eps * 255 - round(eps * 255)) < 1e-6 for eps in ticks)
@@ -91,8 +91,8 @@ def over_rounds(
     if chosen.empty:
         _nothing(ax, f"{metric} was not measured")
         return
-    for group, rows in chosen.groupby("group", sort=False):
-        name, style = str(group), _style(str(group), chosen["group"])
+    for i, (group, rows) in enumerate(chosen.groupby("group", sort=False)):
+        name, style = str(group), _style(str(group), i)
         style.pop("marker")
         if (rows["value"].abs() < ROUNDING).all():
             ax.plot([], [], color=style["color"], label=f"{name}: 0 (rounding)")
@@ -115,10 +115,9 @@ def _groups(frame: pd.DataFrame) -> "pd.Series[str]":
     return frame["trial"].map(_short) if alone else frame["strategy"]
 
 
-def _style(name: str, groups: "pd.Series[str]") -> dict[str, Any]:
+def _style(name: str, number: int) -> dict[str, Any]:
     if name in STYLES:
         return dict(STYLES[name])
-    number = list(dict.fromkeys(groups)).index(name)
     return {"color": CYCLE[number % len(CYCLE)], "linestyle": "-", "marker": "o"}
 
 

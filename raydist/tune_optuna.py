@@ -60,6 +60,7 @@ class Proposals(Searcher):
             points_to_evaluate=[each.params for each in before if each.value is None],
             seed=study.search.seed + len(self._made),  # the same one would draw the same again
         )
+        self._points = {json.dumps(each.params, sort_keys=True): each for each in self._made}
         for each in self._made:
             assert each.value is not None
             self._optuna.add_evaluated_point(each.params, each.value)
@@ -88,13 +89,14 @@ class Proposals(Searcher):
 
     def _propose(self, name: str) -> Proposal | None:
         """A point that was not proposed before; None if optuna finds no more."""
-        known = {json.dumps(each.params, sort_keys=True): each for each in self._made}
         for attempt in range(REPEATS):
             params = self._optuna.suggest(f"{name}-{attempt}")
             assert params is not None
-            again = known.get(json.dumps(params, sort_keys=True))
-            if again is None:
-                return Proposal(params, f"{name}-{attempt}")
+            point = json.dumps(params, sort_keys=True)
+            if point not in self._points:
+                self._points[point] = Proposal(params, f"{name}-{attempt}")
+                return self._points[point]
+            again = self._points[point]
             self._tell(f"{name}-{attempt}", again.value)
         return None
 
