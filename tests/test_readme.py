@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raydist.config import validate
-from raydist.study import read
+from raydist.study import from_tree, read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -58,10 +58,24 @@ def test_the_study_in_the_readme_is_valid(tmp_path):
     assert [loaded.experiment(point).threat.eps for point in loaded.corners()]
 
 
-@pytest.mark.parametrize("line", re.findall(r"^[^#\n]+", blocks("toml")[1], re.MULTILINE))
+def lines(word):
+    """The lines, without comments, of the block in which a word stands."""
+    block = next(block for block in blocks("toml") if word in block)
+    return re.findall(r"^[^#\n]+", block, re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", lines("restarts"))
 def test_every_line_of_the_recipes_is_valid(line):
     tree = tomllib.loads(line) | {"topology": {"kind": "ring", "agents": 4}, "rounds": 1}
     assert validate(tree)
+
+
+@pytest.mark.parametrize("line", lines("asha"))
+def test_every_search_in_the_readme_is_valid(line):
+    base = {"topology": {"kind": "ring", "agents": 4}, "rounds": 1}
+    axes = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "seed": [0, 1]}
+    study = from_tree(tomllib.loads(line) | {"base": base, "axes": axes})
+    assert study.trials == 2 * study.search.samples
 
 
 def test_every_study_in_the_readme_exists():
