@@ -49,10 +49,15 @@ class Subject:
         return [file.stem for file in self._files("agent-*")]
 
     @property
+    def snapshots(self) -> list[str]:
+        """The names of the centroids at the ends of periods."""
+        return [file.stem for file in self._files("snapshot-*")]
+
+    @property
     def models(self) -> list[str]:
         """The names of all models that can be measured."""
         single = [name for name in ("centroid", "average") if self._files(name)]
-        together = [ENSEMBLE] if len(self._files("snapshot-*")) > 1 else []
+        together = [ENSEMBLE, *self.snapshots] if len(self.snapshots) > 1 else []
         checkpoint = self.config.model.checkpoint
         start = [START] if checkpoint is None or Path(checkpoint).exists() else []
         return [*single, *together, *self.agents, *start]

@@ -272,7 +272,8 @@ def single(
     if "landscape" in request.parts and model != "ensemble":
         yield from landscapes(subject, model, request, where)
     if "similarity" in request.parts and model == "centroid":
-        names = [*subject.agents, "centroid"] + [START] * (START in subject.models)
+        names = [*subject.agents, *subject.snapshots, "centroid"]
+        names += [START] * (START in subject.models)
         yield f"{where}/similarity/{n}", "similarity", {"images": n, "names": names}
 
 
