@@ -65,7 +65,7 @@ def trap(agent, moment, n):
             part = Path(store.url) / f"{file}.half.part"
             part.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(data[: len(data) // 2])
-        elif n is not None and n not in args:
+        elif n is not None and not any(isinstance(arg, int) and arg == n for arg in args):
             return original(*args, **kwargs)
         os.kill(os.getpid(), signal.SIGKILL)
 

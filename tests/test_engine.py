@@ -351,7 +351,7 @@ def test_out_of_order_calls_are_refused():
 
 
 def test_a_loss_that_becomes_nan_ends_the_run_and_keeps_its_history():
-    result = run_experiment(digits(rounds=30, optim={"lr": 1e30}, model={"name": "small-cnn"}))
+    result = run_experiment(digits(rounds=30, optim={"lr": 1e6}, model={"name": "small-cnn"}))
     assert result.final["status"] == "diverged"
     n = result.final["stop_round"]
     assert 1 <= n < 30 and f"round {n}" in result.final["stop_reason"]

@@ -237,14 +237,12 @@ def test_a_scheduler_tells_the_trial_to_end_itself(name, reason):
 def test_a_trial_that_a_scheduler_ends_leaves_a_whole_folder_and_is_not_resumed(
     ray_cluster, tmp_path
 ):
-    lrs = [0.3, 0.2, 0.001, 0.002, 1e100]
+    lrs = [0.3, 0.2, 0.001, 0.002]
     tree = {"base": QUADRATIC, "axes": {"optim.lr": lrs, "seed": [0, 1]}}
     tree["search"] = {"scheduler": "asha", "metric": "excess_risk", "grace": 3, "max_concurrent": 1}
     frame = run_sweep(tree, out=tmp_path / "study", pool="local")
     status = frame.groupby("optim.lr")["status"].agg(set).to_dict()
     assert status[0.001] == status[0.002] == {"stopped"} and "completed" in status[0.3]
-    diverged = frame[frame["optim.lr"] == 1e100]
-    assert set(diverged["status"]) == {"diverged"} and set(diverged["objective"]) == {1e30}
     ended = frame[frame["status"] == "stopped"]
     assert ended["stop_reason"].str.startswith("asha: excess_risk is not among the best").all()
     assert set(ended["stop_round"]) == {3} and (ended["objective"] == ended["excess_risk"]).all()
