@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -164,7 +165,7 @@ def check_plain(key: str, value: object, depth: int = 0) -> None:
         raise InputError(f"{key} has {value.bit_length()} bits, expected a number below 2^63")
     elif isinstance(value, float) and MOST < abs(value) < math.inf:
         raise InputError(f"{key} is {value:g}, expected a number below {MOST:g}")
-    elif value is not None and not isinstance(value, str | int | float):
+    elif value is not None and not isinstance(value, str | Real):  # NumPy's numbers too
         raise InputError(
             f"{key} is {shown(value)} ({type(value).__name__}), expected a number, a string, true, "
             "false, a list or a table"
