@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
+import ray
 import typer
 from ray import tune
 from rich.table import Table
@@ -18,7 +19,7 @@ from rich.table import Table
 from raydist import command, plot, record
 from raydist.command import check_new_folder
 from raydist.config import InputError
-from raydist.engine.plan import make_plan
+from raydist.engine.plan import images_of, load_data, make_plan
 from raydist.engine.ray_session import cluster_resources, ray_session, this_machine
 from raydist.estimate import Needs, check_memory, describe, needs, size
 from raydist.naming import Point, folder_name, value_label
@@ -73,7 +74,8 @@ def run_sweep(
         for line in dict.fromkeys(need.line for _, need in trials):
             console.print(f"  {line}", highlight=False)
     with ray_session(address):
-        job = Job(study, str(folder), pool, cluster_resources(), os.getcwd())
+        images = _store_images(study)
+        job = Job(study, str(folder), pool, cluster_resources(), os.getcwd(), images)
         fit, line = check_cluster(job, trials, max_concurrent)
         if not quiet:
             console.print(f"  {line}", highlight=False)
@@ -114,6 +116,12 @@ def check_trials(study: Study) -> list[tuple[Point, Needs]]:
             where = f" (at {at})" if at else ""
             raise InputError(f"{error}{where}") from error
     return found
+
+
+def _store_images(study: Study) -> dict[str, Any]:
+    """The images of all trials, each set once, in the object store."""
+    configs = {images_of(each): each for each in map(study.experiment, study.corners())}
+    return {name: ray.put(load_data(config)) for name, config in configs.items() if name}
 
 
 def check_cluster(

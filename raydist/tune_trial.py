@@ -12,7 +12,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from raydist.config import Experiment, InputError
 from raydist.engine.driver import train
 from raydist.engine.keeper import Keeper
 from raydist.engine.layout import Layout, Resources, layout
-from raydist.engine.plan import Plan, make_plan
+from raydist.engine.plan import Plan, images_of, make_plan
 from raydist.engine.pool import LocalPool, Pool
 from raydist.engine.ray_pool import RayPool
 from raydist.folder import Folder
@@ -49,6 +49,8 @@ class Job:
         pool: "ray" or "local".
         cluster: what each node has; the defaults of an agent are a share of it.
         home: the folder in which the sweep was started: relative paths begin there.
+        images: by `images_of`, where they lie in the object store: they were read once, there is
+            one copy on each node, and trials read no file.
     """
 
     study: Study
@@ -56,6 +58,7 @@ class Job:
     pool: str
     cluster: Sequence[Resources]
     home: str
+    images: Mapping[str, Any] = field(default_factory=dict)
 
     def point(self, config: Mapping[str, Any]) -> Point:
         """The point of a trial, from Tune's configuration of it."""
@@ -175,7 +178,8 @@ class Trial(tune.Trainable):
 
     def _open(self, experiment: Experiment) -> None:
         """Begin the run, or go on with it."""
-        plan = make_plan(experiment)
+        stored = self.job.images.get(images_of(experiment))
+        plan = make_plan(experiment, ray.get(stored) if stored else None)
         self.folder.begin(experiment, plan.graph, plan.A, plan.mixing_rate)
         self.rounds, self.keeper = plan.rounds, Keeper(plan, self.folder)
         weights = self.folder.path / "weights"
