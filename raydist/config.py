@@ -18,7 +18,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from raydist.fields import check_budget
-from raydist.network.strategy import Strategy
 from raydist.recipe import Attack, Average, Loss, Optim, Stop, Threat
 from raydist.tables import AgentResources, Data, Evaluate, Model, Snapshot, Table, Topology
 
@@ -39,7 +38,8 @@ class InputError(ValueError):
 class Experiment(Table):
     """One experiment, complete: what a trial needs to know and all that its result depends on."""
 
-    strategy: Strategy = "diffusion"
+    # as network.strategy.Strategy: a configuration is read and refused before torch is there
+    strategy: Literal["centralized", "consensus", "diffusion", "local"] = "diffusion"
     engine: Literal["agents", "train"] = "agents"  # train: centralized, data parallel on Ray Train
     topology: Topology = Field(examples=["topologies/ring8.toml"])
     rounds: PositiveInt | None = None

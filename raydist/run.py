@@ -1,23 +1,27 @@
-"""python -m raydist.run FILE: one experiment, without Ray Tune, on either pool."""
+"""python -m raydist.run FILE: one experiment, without Ray Tune, on either pool.
+
+What is imported in functions takes seconds; --help and a misspelt key are answered without it.
+"""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from raydist import command
 from raydist.config import Experiment, InputError, validate
-from raydist.engine.complete import complete
-from raydist.engine.plan import Plan, make_plan
-from raydist.engine.pool import LocalPool, Pool
-from raydist.folder import Folder
-from raydist.record import Record, Result
 from raydist.show import console, errors, number, numbers
 from raydist.study import from_tree, read
+
+if TYPE_CHECKING:
+    from raydist.engine.plan import Plan
+    from raydist.engine.pool import Pool
+    from raydist.folder import Folder
+    from raydist.record import Record, Result
 
 
 def run_experiment(
@@ -28,7 +32,7 @@ def run_experiment(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     quiet: bool = True,
-) -> Result:
+) -> "Result":
     """Run one experiment.
 
     Args:
@@ -60,6 +64,10 @@ def run_experiment(
         >>> result.centroid.round(9).tolist(), result.final["status"]
         ([3.0], 'completed')
     """
+    from raydist.engine.plan import make_plan
+    from raydist.engine.pool import LocalPool
+    from raydist.folder import Folder
+
     experiment = _experiment(config)
     if pool not in ("local", "ray"):
         raise InputError(f'pool is "{pool}", expected "local" or "ray"')
@@ -74,7 +82,7 @@ def run_experiment(
     if pool == "local":
         return _run(plan, LocalPool(plan), folder, quiet)
     from raydist.engine.layout import layout
-    from raydist.engine.ray_pool import RayPool  # Ray takes a second to import
+    from raydist.engine.ray_pool import RayPool
     from raydist.engine.ray_session import cluster_resources, ray_session
 
     with ray_session(address):
@@ -94,7 +102,7 @@ def _check_train(pool: str, resume: bool) -> None:
         raise InputError('engine = "train" keeps no snapshots to resume from: run it anew')
 
 
-def _check_unfinished(folder: Folder | None, experiment: Experiment) -> None:
+def _check_unfinished(folder: "Folder | None", experiment: Experiment) -> None:
     """The folder holds an unfinished try of this experiment."""
     if folder is None:
         raise InputError("which run? resume = True needs out, the folder of the run")
@@ -131,8 +139,10 @@ def _experiment(config: Experiment | Mapping[str, Any] | str | os.PathLike[str])
     return study.only()
 
 
-def _run(plan: Plan, pool: Pool, folder: Folder | None, quiet: bool) -> Result:
+def _run(plan: "Plan", pool: "Pool", folder: "Folder | None", quiet: bool) -> "Result":
     """Run a plan on a pool with a progress bar."""
+    from raydist.engine.complete import complete
+
     with _progress(quiet) as bar:
         task = bar.add_task("rounds", total=plan.rounds, status="")
         return complete(
@@ -150,7 +160,7 @@ def _progress(quiet: bool) -> Progress:
     return Progress(*columns, status, console=console, transient=True, disable=off)
 
 
-def _status(record: Record) -> str:
+def _status(record: "Record") -> str:
     shown = ("loss", "val_clean_acc", "val_pgd10_acc", "val_fosc", "excess_risk")
     known = record.centroid | record.mean
     return numbers({name: known[name] for name in shown if name in known})
@@ -177,6 +187,8 @@ def main(
         experiment, folder = study.only(), out or Path("runs") / study.name
     else:
         experiment, folder = experiment_in(resume), resume
+    from raydist.engine.plan import make_plan
+
     plan = make_plan(experiment)
     if not quiet:
         console.print(f"{experiment.strategy}: {plan.describe()}", highlight=False)

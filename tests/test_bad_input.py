@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import raydist.engine.complete
+import raydist.engine.ray_session
 import raydist.run
 import raydist.sweep
 from raydist import command
@@ -110,8 +112,8 @@ def complaint(tmp_path, monkeypatch, capsys):
     def started(*args, **kwargs):
         raise AssertionError("the run was started")
 
-    monkeypatch.setattr(raydist.sweep, "ray_session", started)
-    monkeypatch.setattr(raydist.run, "train", started)
+    monkeypatch.setattr(raydist.engine.ray_session, "ray_session", started)
+    monkeypatch.setattr(raydist.engine.complete, "train", started)
 
     def run(name, *arguments):
         before = files_in(tmp_path)
