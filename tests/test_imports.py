@@ -20,7 +20,6 @@ except SystemExit as left:
     ("module", "arguments", "code"),
     [
         ("raydist.sweep", ["--help"], 0),
-        ("raydist.run", ["--help"], 0),
         ("raydist.evaluate", ["--help"], 0),
         ("raydist.sweep", ["study.toml", "optimm.lr=1"], 2),
         ("raydist.run", ["study.toml"], 2),
@@ -33,3 +32,12 @@ def test_help_and_a_misspelt_key_are_answered_at_once(module, arguments, code, t
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
     )
     assert run.stdout.splitlines()[-1] == f"exit {code}", run.stderr
+
+
+def test_agents_import_only_what_they_need():
+    program = "import sys, raydist.engine.ray_pool; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded = set(run.stdout.split())
+    assert "torch" in loaded, run.stderr
+    unneeded = {"networkx", "scipy", "pandas", "matplotlib", "sklearn", "torchvision", "ray.tune"}
+    assert not loaded & (unneeded | {"curvlinops", "pyarrow", "rich", "typer"})
