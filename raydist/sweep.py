@@ -104,11 +104,12 @@ def check_trials(study: Study) -> list[tuple[Point, Needs]]:
     """
     check_installed(study)
     found = []
+    probed: dict[str, tuple[int, int]] = {}  # trials that differ in a budget have the same model
     for point in study.corners():
         try:
             config = study.experiment(point)
             study.search.check_metric(config)
-            found.append((point, needs(make_plan(config))))
+            found.append((point, needs(make_plan(config, probed))))
         except InputError as error:
             at = ", ".join(f"{key} = {value_label(value)}" for key, value in point.items())
             where = f" (at {at})" if at else ""
