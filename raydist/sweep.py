@@ -108,6 +108,11 @@ def check_trials(study: Study) -> list[tuple[Point, Needs]]:
     for point in study.corners():
         try:
             config = study.experiment(point)
+            if config.engine == "train":  # and leaks that group if the trial is killed
+                raise InputError(
+                    'engine = "train" reserves its workers beside the trial, where Tune does not '
+                    'see them: use python -m raydist.run --pool ray, or write engine = "agents"'
+                )
             study.search.check_metric(config)
             found.append((point, needs(make_plan(config, probed))))
         except InputError as error:
