@@ -153,6 +153,7 @@ def _run(job: Job, max_concurrent: int | None, fit: int, rounds: int, quiet: boo
     # Failed trials are told by ourselves, in one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose verbose = 0 still prints a box
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has no objective
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths begin where the sweep was started
     study, out = job.study, Path(job.out)
     # a trial's own process may die as often as an agent may
