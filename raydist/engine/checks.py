@@ -99,6 +99,8 @@ def check_quadratic(config: Experiment) -> None:
         "data.transforms": config.data.transforms is not None,
         "data.partition": config.data.partition.name != "iid",
         "attack.name": config.attack.name == "kl_pgd",
+        "precision": config.precision != "float32",
+        "channels_last": config.channels_last,
         "evaluate.excess_risk": config.evaluate.excess_risk > 0,  # it is reported anyway
         "evaluate.subspace": config.evaluate.subspace > 0,
     }.items():
