@@ -46,6 +46,8 @@ class Experiment(Table):
     epochs: PositiveFloat | None = None  # passes over an agent's share, instead of rounds
     seed: int = Field(default=0, ge=0)
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"  # of training's matrix products
+    channels_last: bool = False  # memory format of images in training
     combine_buffers: bool = True  # running statistics of BatchNorm travel with the weights
     data: Data = Data()
     model: Model = Model()
@@ -69,6 +71,11 @@ class Experiment(Table):
                 "neither rounds nor epochs is given: write rounds = 100"
                 if self.rounds is None
                 else "rounds and epochs are both given: remove one"
+            )
+        if self.dtype == "float64" and self.precision != "float32":
+            raise ValueError(
+                f'precision is "{self.precision}", which computes with less than dtype = '
+                '"float64": remove one'
             )
         check_budget("attack.alpha", self.attack.alpha or 0.0, self.threat.norm)
         if self.attack.steps == 0 and (self.attack.alpha or 0.0) > self.threat.eps:

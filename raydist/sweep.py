@@ -117,6 +117,7 @@ def check_trials(study: Study) -> "list[tuple[Point, Needs]]":
 
     check_installed(study)
     found = []
+    probed: dict[str, tuple[int, int]] = {}  # trials that differ in a budget have the same model
     for point, config in experiments:
         with _told_at(point):
             if config.engine == "train":  # and leaks that group if the trial is killed
@@ -125,7 +126,7 @@ def check_trials(study: Study) -> "list[tuple[Point, Needs]]":
                     'see them: use python -m raydist.run --pool ray, or write engine = "agents"'
                 )
             study.search.check_metric(config)
-            found.append((point, needs(make_plan(config))))
+            found.append((point, needs(make_plan(config, probed))))
     return found
 
 
@@ -179,6 +180,7 @@ def _run(job: "Job", max_concurrent: int | None, fit: int, rounds: int, quiet: b
     # Failed trials are told by ourselves, in one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose verbose = 0 still prints a box
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has no objective
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths begin where the sweep was started
     study, out = job.study, Path(job.out)
     # a trial's own process may die as often as an agent may

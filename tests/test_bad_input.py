@@ -286,6 +286,14 @@ CASES = {
         {"dtype": '"float64"', "evaluate.autoattack": "8"},
         'evaluate.autoattack needs dtype = "float32", not "float64": write evaluate.autoattack = 0',
     ),
+    "precision below the dtype": (
+        {"dtype": '"float64"', "precision": '"bf16"', "evaluate.autoattack": "0"},
+        'precision is "bf16", which computes with less than dtype = "float64": remove one',
+    ),
+    "precision": (
+        {"precision": '"bfloat16"'},
+        'precision is "bfloat16", expected one of float32, tf32, bf16: write "bf16"',
+    ),
     "image": (
         {"evaluate.images": "3"},
         "evaluate.images is 3, expected 4 or more",

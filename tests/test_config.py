@@ -113,6 +113,8 @@ CHANGED = {
     "rounds": 6,
     "seed": 1,
     "dtype": "float64",
+    "precision": "bf16",
+    "channels_last": True,
     "combine_buffers": False,
     "data.set": "mnist",
     "data.batch": 16,

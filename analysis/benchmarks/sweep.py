@@ -17,10 +17,12 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from targets import Row, row
 
 STUDY = Path(__file__).parents[2] / "sweeps" / "quickstart.toml"
 LEARNING, GAP, HELP = 0.7, 2.0, 1.0  # limits: a share, seconds, seconds
+AGENTS = 8.0  # of the quickstart: all of its trials have the same ones
 POLL_SECONDS = 0.2
 HELP_TRIES = 5
 
@@ -40,38 +42,37 @@ class Timeline:
     agents: set[int] = field(default_factory=set)
 
 
-def measure(quick: bool) -> list[dict[str, Any]]:
+def measure(quick: bool) -> list[Row]:
     """Time --help and run the quickstart once.
 
     Args:
         quick: only two of its trials; the shares are then of those, and not judged.
 
     Returns:
-        One table for each target.
+        One row for each target.
     """
-    modules = ("sweep", "run", "evaluate")
     found = [
-        target(f"6.4 raydist.{name} --help", help_seconds(name), "CPU seconds", HELP, at_most=True)
-        for name in modules
+        row(f"6.4 raydist.{name} --help", help_seconds(name), "CPU seconds", limit=HELP)
+        for name in ("sweep", "run", "evaluate")
     ]
     with tempfile.TemporaryDirectory() as folder:
         line = watch(Path(folder) / "out", ["strategy=diffusion"] if quick else [])
     parts = split(line)
     gaps = [after[0] - before[1] for before, after in itertools.pairwise(line.trials)]
-    note = "; ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items())
-    share = target(
-        "6.4 quickstart: learning and evaluation",
-        parts["learning and evaluation"] / line.end,
-        "of its time",
-        LEARNING,
-        at_most=False,
-    )
-    if quick:
-        share |= {"limit": None, "met": None}
-    warm = target("6.4 second trial: seconds to its start", max(gaps), "seconds", GAP, at_most=True)
-    agents = target("6.4 agents' processes in all trials", len(line.agents), "processes", 8, True)
-    agents["met"] = len(line.agents) == 8
-    return [*found, share | {"note": note}, warm, agents]
+    agents = float(len(line.agents))
+    return [
+        *found,
+        row(
+            "6.4 quickstart: learning and evaluation",
+            parts["learning and evaluation"] / line.end,
+            "of its time",
+            limit=None if quick else LEARNING,
+            at_least=True,
+            note="; ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items()),
+        ),
+        row("6.4 from one trial to the next, at most", max(gaps), "seconds", limit=GAP),
+        row("6.4 agents' processes of all trials", agents, "processes", limit=AGENTS),
+    ]
 
 
 def help_seconds(name: str) -> float:
@@ -164,20 +165,6 @@ def split(line: Timeline) -> dict[str, float]:
         "learning and evaluation": sum(lengths) - agents,
         "gaps": gaps,
         "end": line.end - line.trials[-1][1],
-    }
-
-
-def target(name: str, measured: float, unit: str, limit: float, at_most: bool) -> dict[str, Any]:
-    """One line of the benchmarks' table; the limit is on what was measured."""
-    return {
-        "target": name,
-        "measured": measured,
-        "unit": unit,
-        "reference": None,
-        "ratio": None,
-        "limit": limit,
-        "met": measured <= limit if at_most else measured >= limit,
-        "note": "",
     }
 
 
