@@ -40,6 +40,7 @@ class Experiment(Table):
     """One experiment, complete: what a trial needs to know and all that its result depends on."""
 
     strategy: Strategy = "diffusion"
+    engine: Literal["agents", "train"] = "agents"  # train: centralized, data parallel on Ray Train
     topology: Topology = Field(examples=["topologies/ring8.toml"])
     rounds: PositiveInt | None = None
     epochs: PositiveFloat | None = None  # passes over an agent's share, instead of rounds
@@ -101,7 +102,25 @@ class Experiment(Table):
                 'data.set = "quadratic", model.name = "point" and loss.name = "quadratic" '
                 "belong together"
             )
+        if self.engine == "train":
+            self._check_train()
         return self
+
+    def _check_train(self) -> None:
+        """One model for all agents, on workers of equal size, without snapshots."""
+        needs = {
+            'strategy = "centralized"': self.strategy == "centralized",
+            "combine_buffers = true": self.combine_buffers,
+            "snapshot.every = 0 or no table snapshot": self.snapshot
+            in (Snapshot(), Snapshot(every=0)),
+            "neither agent.cpus nor agent.gpus (but agent.gpus = 0 for CPUs)": self.agent
+            in (AgentResources(), AgentResources(gpus=0)),
+        }
+        missing = [need for need, there in needs.items() if not there]
+        if missing:
+            raise ValueError(
+                f'engine = "train" needs {" and ".join(missing)}: write that, or engine = "agents"'
+            )
 
     def alpha(self) -> float:
         """The attack step: as configured, else a quarter of the budget."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,17 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from raydist import command
 from raydist.config import Experiment, InputError, validate
-from raydist.engine.agent import Message
-from raydist.engine.driver import train
-from raydist.engine.keeper import Keeper
+from raydist.engine.complete import complete
 from raydist.engine.plan import Plan, make_plan
-from raydist.engine.pool import LocalPool, Pool, parameters_of
-from raydist.folder import Folder, final_numbers
-from raydist.record import Record, Result, Row, frame_of
+from raydist.engine.pool import LocalPool, Pool
+from raydist.folder import Folder
+from raydist.record import Record, Result
 from raydist.show import console, errors, number, numbers
 from raydist.study import from_tree, read
-
-FLUSH_SECONDS = 2.0
 
 
 def run_experiment(
@@ -68,6 +63,8 @@ def run_experiment(
     experiment = _experiment(config)
     if pool not in ("local", "ray"):
         raise InputError(f'pool is "{pool}", expected "local" or "ray"')
+    if experiment.engine == "train":
+        _check_train(pool, resume)
     folder = None if out is None else Folder(Path(out).expanduser().absolute())
     if resume:
         _check_unfinished(folder, experiment)
@@ -81,8 +78,20 @@ def run_experiment(
     from raydist.engine.ray_session import cluster_resources, ray_session
 
     with ray_session(address):
+        if experiment.engine == "train":
+            from raydist.engine.ray_train import run_on_train, scaling
+
+            return run_on_train(plan, scaling(experiment, cluster_resources()), folder)
         resources = layout(experiment, cluster_resources())
         return _run(plan, RayPool(plan, resources), folder, quiet)
+
+
+def _check_train(pool: str, resume: bool) -> None:
+    """What engine = "train" cannot do."""
+    if pool != "ray":
+        raise InputError('engine = "train" runs on Ray, not in this process: write --pool ray')
+    if resume:
+        raise InputError('engine = "train" keeps no snapshots to resume from: run it anew')
 
 
 def _check_unfinished(folder: Folder | None, experiment: Experiment) -> None:
@@ -123,40 +132,15 @@ def _experiment(config: Experiment | Mapping[str, Any] | str | os.PathLike[str])
 
 
 def _run(plan: Plan, pool: Pool, folder: Folder | None, quiet: bool) -> Result:
-    """Run a plan on a pool and give the pool back."""
-    rows: list[Row] = []
-    states: list[Message] = []
-
-    def ending(pool: Pool, n: int) -> None:
-        if folder is not None:
-            pool.save(folder.path / "weights", n)
-        states[:] = pool.states()
-
-    try:
-        if folder is not None:
-            folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate)
-        keeper = Keeper(plan, folder)
-        with _progress(quiet) as bar:
-            task = bar.add_task("rounds", total=plan.rounds, status="")
-            flushed = time.monotonic()
-            for record in train(pool, plan, keeper, ending):
-                rows += record.rows()
-                bar.update(task, completed=record.round, status=_status(record))
-                if folder is not None:
-                    folder.add(record)
-                    if record.centroid or time.monotonic() - flushed > FLUSH_SECONDS:
-                        folder.flush()
-                        flushed = time.monotonic()
-        last, seconds = record, keeper.seconds()
-        if folder is not None:
-            folder.finish(last, seconds)
-            rows = folder.rows
-    finally:
-        pool.shutdown()
-    name = folder.path.name if folder is not None else "run"
-    weights = parameters_of(states, plan.parameters)
-    final = final_numbers(last, seconds, keeper.events)
-    return Result(frame_of(name, rows), final, weights, weights.mean(axis=0))
+    """Run a plan on a pool with a progress bar."""
+    with _progress(quiet) as bar:
+        task = bar.add_task("rounds", total=plan.rounds, status="")
+        return complete(
+            plan,
+            pool,
+            folder,
+            lambda record: bar.update(task, completed=record.round, status=_status(record)),
+        )
 
 
 def _progress(quiet: bool) -> Progress:
@@ -208,7 +192,7 @@ def main(
             quiet=quiet,
         )
     except KeyboardInterrupt:
-        if not (folder / "experiment.json").exists():
+        if experiment.engine == "train" or not (folder / "experiment.json").exists():
             raise
         line = f"raydist: interrupted; continue with python -m raydist.run --resume {folder}"
         errors.print(line, markup=False)

@@ -104,11 +104,17 @@ def check_trials(study: Study) -> list[tuple[Point, Needs]]:
     """
     check_installed(study)
     found = []
+    probed: dict[str, tuple[int, int]] = {}  # trials that differ in a budget have the same model
     for point in study.corners():
         try:
             config = study.experiment(point)
+            if config.engine == "train":  # and leaks that group if the trial is killed
+                raise InputError(
+                    'engine = "train" reserves its workers beside the trial, where Tune does not '
+                    'see them: use python -m raydist.run --pool ray, or write engine = "agents"'
+                )
             study.search.check_metric(config)
-            found.append((point, needs(make_plan(config))))
+            found.append((point, needs(make_plan(config, probed))))
         except InputError as error:
             at = ", ".join(f"{key} = {value_label(value)}" for key, value in point.items())
             where = f" (at {at})" if at else ""
@@ -147,6 +153,7 @@ def _run(job: Job, max_concurrent: int | None, fit: int, rounds: int, quiet: boo
     # Failed trials are told by ourselves, in one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose verbose = 0 still prints a box
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has no objective
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths begin where the sweep was started
     study, out = job.study, Path(job.out)
     # a trial's own process may die as often as an agent may

@@ -209,6 +209,13 @@ def check_memory(config: Experiment, shape: tuple[int, ...], classes: int) -> No
         )
 
 
+def probe_key(config: Experiment) -> str:
+    """All that the result of `probe` depends on: many trials of a study have it in common."""
+    kept: dict[str, bool | set[str]] = {"model": True, "loss": True, "dtype": True}
+    kept["data"] = {"set", "params", "root", "validation"}
+    return config.model_dump_json(include=kept)
+
+
 def probe(config: Experiment, data: Data | None) -> tuple[int, int]:
     """Build the model and try model and loss on two samples.
 
