@@ -6,6 +6,7 @@ import torch
 from test_engine import digits, quadratic
 
 from raydist.config import InputError, validate
+from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
 from raydist.engine.precision import Passes, tf32
@@ -26,17 +27,18 @@ def colours():
 def small(**tables):
     tree = digits(rounds=5, model={"name": "small-cnn"}, attack={"steps": 1}, **tables)
     two = {"topology": {"kind": "complete", "agents": 2}}
-    return tree | two | {"data": {"set": "test_precision:colours", "batch": 8}}
+    little = {"evaluate": {"every": 5, "images": 2, "test": 2, "pgd": [1], "autoattack": 0}}
+    return tree | two | little | {"data": {"set": "test_precision:colours", "batch": 8}}
 
 
 def trained(**tables):
     """What two agents learn in five rounds: (weights (2, P), losses per round (5, 2))."""
-    pool = LocalPool(make_plan(validate(small(**tables))))
-    infos = [pool.step(n) for n in range(1, 6)]
-    pool.close(5)
+    plan = make_plan(validate(small(**tables)))
+    pool = LocalPool(plan)
+    records = list(train(pool, plan))
     states = pool.states()
     pool.shutdown()
-    return np.stack(states), np.array([[info["loss"] for info in row] for row in infos])
+    return np.stack(states), np.array([[a["loss"] for a in r.agents] for r in records[1:]])
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +69,12 @@ def test_bf16_is_a_function_of_the_seed():
 def test_only_the_network_is_rounded():
     pool = LocalPool(make_plan(validate(digits(model={"name": "small-cnn"}, precision="bf16"))))
     agent = pool.agents[0]
-    message, _ = agent.step(1, False)
+    message = torch.as_tensor(agent.adapt(1)[0])
     pool.shutdown()
     assert isinstance(agent.local.model, Passes)
-    assert message.dtype == np.float32 and agent.flat.grad.dtype == torch.float32
-    as_bf16 = torch.from_numpy(message.copy()).bfloat16().float().numpy()
-    assert (as_bf16 != message).mean() > 0.9
+    for vector in (message, agent.flat.w.detach(), agent.flat.grad):
+        assert vector.dtype == torch.float32
+        assert (vector != vector.bfloat16().float()).float().mean() > 0.9
 
 
 def test_bf16_computes_logits_within_its_rounding():
@@ -128,7 +130,7 @@ def test_attack_and_loss_of_a_round_run_in_the_asked_mode(name, precision, monke
         return inner(*arguments)
 
     object.__setattr__(agent.local.task, name, watched)
-    agent.step(1, False)
+    agent.adapt(1)
     pool.shutdown()
     assert seen == [precision == "tf32"]
 
