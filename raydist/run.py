@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from raydist import command
 from raydist.config import Experiment, InputError, validate
+from raydist.engine.store import Store
 from raydist.show import console, errors, number, numbers
 from raydist.study import from_tree, read
 
@@ -39,7 +40,7 @@ def run_experiment(
         config: an experiment, its nested values, or the path of its file.
         pool: "local": the agents run in this process; "ray": each is an actor.
         address: of an existing Ray cluster, for pool = "ray".
-        out: a new folder to leave the run in; default: nothing is written.
+        out: a new folder to leave the run in, or an fsspec URL; default: nothing is written.
         resume: go on with this very experiment in that folder, from its last snapshot.
         quiet: without progress.
 
@@ -73,11 +74,11 @@ def run_experiment(
         raise InputError(f'pool is "{pool}", expected "local" or "ray"')
     if experiment.engine == "train":
         _check_train(pool, resume)
-    folder = None if out is None else Folder(Path(out).expanduser().absolute())
+    folder = None if out is None else Folder(out)
     if resume:
         _check_unfinished(folder, experiment)
     elif folder is not None:
-        command.check_new_folder(folder.path)
+        command.check_new_folder(folder.store)
     plan = make_plan(experiment)
     if pool == "local":
         return _run(plan, LocalPool(plan), folder, quiet)
@@ -106,13 +107,13 @@ def _check_unfinished(folder: "Folder | None", experiment: Experiment) -> None:
     """The folder holds an unfinished try of this experiment."""
     if folder is None:
         raise InputError("which run? resume = True needs out, the folder of the run")
-    if experiment_in(folder.path).digest() != experiment.digest():
-        raise InputError(f"{folder.path} holds another experiment: write --out with a new folder")
+    if experiment_in(folder.store).digest() != experiment.digest():
+        raise InputError(f"{folder.url} holds another experiment: write --out with a new folder")
     if folder.final(experiment.digest()) is not None:
-        raise InputError(f"{folder.path} has run to its end: read it with raydist.load")
+        raise InputError(f"{folder.url} has run to its end: read it with raydist.load")
 
 
-def experiment_in(folder: Path) -> Experiment:
+def experiment_in(folder: Store) -> Experiment:
     """The experiment whose run a folder holds.
 
     Args:
@@ -124,11 +125,12 @@ def experiment_in(folder: Path) -> Experiment:
     Raises:
         InputError: if there is none.
     """
-    file = folder / "experiment.json"
+    name = "experiment.json"
     try:
-        tree = json.loads(file.read_text())["config"]
+        tree = json.loads(folder.read(name))["config"]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder} holds no run to resume: {file} cannot be read") from error
+        line = f"{folder.url} holds no run to resume: {folder.url}/{name} cannot be read"
+        raise InputError(line) from error
     return validate(tree)
 
 
@@ -170,8 +172,8 @@ def main(
     file: Annotated[Path | None, typer.Argument(help="The experiment's TOML file.")] = None,
     settings: command.Settings = None,
     *,
-    out: Annotated[Path | None, typer.Option(help="Results; default: runs/<name>.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue in this folder.")] = None,
+    out: command.Out = None,
+    resume: command.Resume = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it needs only.")] = False,
     pool: command.PoolName = "local",
     address: command.Address = None,
@@ -184,9 +186,9 @@ def main(
         raise InputError("which experiment? write python -m raydist.run FILE or --resume DIR")
     if resume is None:
         study = read(file or "", settings or [])
-        experiment, folder = study.only(), out or Path("runs") / study.name
+        experiment, folder = study.only(), out or f"runs/{study.name}"
     else:
-        experiment, folder = experiment_in(resume), resume
+        experiment, folder = experiment_in(Store(resume)), resume
     from raydist.engine.plan import make_plan
 
     plan = make_plan(experiment)
@@ -204,7 +206,7 @@ def main(
             quiet=quiet,
         )
     except KeyboardInterrupt:
-        if experiment.engine == "train" or not (folder / "experiment.json").exists():
+        if experiment.engine == "train" or Store(folder).find("experiment.json") is None:
             raise
         line = f"raydist: interrupted; continue with python -m raydist.run --resume {folder}"
         errors.print(line, markup=False)

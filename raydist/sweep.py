@@ -19,6 +19,7 @@ from rich.table import Table
 from raydist import command
 from raydist.command import check_new_folder
 from raydist.config import InputError
+from raydist.engine.store import Store
 from raydist.naming import Point, folder_name, value_label
 from raydist.show import console, errors, footnotes, print_failures, results_table, seeds_table
 from raydist.study import Study, from_tree, read
@@ -46,7 +47,7 @@ def run_sweep(
 
     Args:
         study: a study, its nested values, or the path of its file.
-        out: the folder for its results; default: runs/<name>.
+        out: the folder for its results, or an fsspec URL; default: runs/<name>.
         resume: continue in that folder: what ended there is kept, what did not goes on.
         pool: "ray": each agent is an actor; "local": each trial runs its agents in one process.
         address: of an existing Ray cluster; default: the environment's RAY_ADDRESS, else a private
@@ -64,7 +65,9 @@ def run_sweep(
         study = from_tree(study) if isinstance(study, Mapping) else read(study)
     if pool not in ("ray", "local"):
         raise InputError(f'pool is "{pool}", expected "ray" or "local"')
-    folder = Path(out or Path("runs") / study.name).expanduser().absolute()
+    folder = Store(out or f"runs/{study.name}")
+    if folder.url.startswith("memory:"):
+        raise InputError(f"{folder.url} lives in one process: write --out with a folder or a URL")
     if not resume:
         check_new_folder(folder)
     trials = check_trials(study)
@@ -78,20 +81,20 @@ def run_sweep(
         for line in dict.fromkeys(need.line for _, need in trials):
             console.print(f"  {line}", highlight=False)
     with ray_session(address):
-        job = Job(study, str(folder), pool, cluster_resources(), os.getcwd())
+        job = Job(study, folder.url, pool, cluster_resources(), os.getcwd())
         fit, line = check_cluster(job, trials, max_concurrent)
         if not quiet:
             console.print(f"  {line}", highlight=False)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written: {error.strerror}") from error
-        (folder / STUDY_FILE).write_text(study.to_json())
+            folder.write(STUDY_FILE, study.to_json().encode())
+        except Exception as error:  # each kind of storage has its own
+            why = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise InputError(f"{folder.url} cannot be written: {why}") from error
         ended = _run(job, max_concurrent, fit, max(need.rounds for _, need in trials), quiet)
-    frame = record.load(folder)
+    frame = record.load(folder.url)
     frame.attrs["interrupted"] = not ended or bool((frame["status"] == "unfinished").any())
-    plot.summary(frame, record.load_rounds(folder), folder / "summary.png")
-    frame.to_csv(folder / "results.csv", index=False)
+    folder.write("summary.png", plot.summary(frame, record.load_rounds(folder.url)))
+    folder.write("results.csv", frame.to_csv(index=False).encode())
     return frame
 
 
@@ -171,6 +174,7 @@ def check_cluster(
 
 def _run(job: "Job", max_concurrent: int | None, fit: int, rounds: int, quiet: bool) -> bool:
     """Hand the trials to Tune; `rounds` is the length of the longest. Says whether all ended."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray import tune
 
     from raydist.tune_progress import TuneProgress
@@ -182,7 +186,7 @@ def _run(job: "Job", max_concurrent: int | None, fit: int, rounds: int, quiet: b
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose verbose = 0 still prints a box
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has no objective
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths begin where the sweep was started
-    study, out = job.study, Path(job.out)
+    study, out = job.study, Store(job.out)
     # a trial's own process may die as often as an agent may
     survivable = study.experiment(next(study.corners())).snapshot.recoveries
     trials = source(study, out, max_concurrent, fit)
@@ -201,7 +205,8 @@ def _run(job: "Job", max_concurrent: int | None, fit: int, rounds: int, quiet: b
             ),
             run_config=tune.RunConfig(
                 name=out.name,
-                storage_path=str(out.parent),
+                storage_path=os.path.dirname(out.root),
+                storage_filesystem=None if out.local else PyFileSystem(FSSpecHandler(out.files)),
                 failure_config=tune.FailureConfig(max_failures=survivable, fail_fast=False),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[progress],
@@ -215,8 +220,8 @@ def main(
     file: Annotated[Path | None, typer.Argument(help="The study's TOML file.")] = None,
     settings: command.Settings = None,
     *,
-    out: Annotated[Path | None, typer.Option(help="Results; default: runs/<name>.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue in this folder.")] = None,
+    out: command.Out = None,
+    resume: command.Resume = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the trials only.")] = False,
     pool: command.PoolName = "ray",
     address: command.Address = None,
@@ -232,7 +237,7 @@ def main(
     if dry_run:
         _show_plans(study, pool, address, max_concurrent)
         return 0
-    out = resume or out or Path("runs") / study.name
+    out = resume or out or f"runs/{study.name}"
     frame = run_sweep(
         study,
         out=out,
@@ -260,13 +265,13 @@ def main(
     return command.FAILED if (frame["status"] == "failed").any() else 0
 
 
-def _study_in(folder: Path) -> Study:
+def _study_in(path: str) -> Study:
+    folder = Store(path)
     try:
-        return Study.from_json((folder / STUDY_FILE).read_text())
+        return Study.from_json(folder.read(STUDY_FILE).decode())
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{folder} holds no study to resume: {folder / STUDY_FILE} cannot be read"
-        ) from error
+        line = f"{path} holds no study to resume: {folder.url}/{STUDY_FILE} cannot be read"
+        raise InputError(line) from error
 
 
 def _show_plans(study: Study, pool: str, address: str | None, max_concurrent: int | None) -> None:

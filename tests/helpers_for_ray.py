@@ -53,7 +53,7 @@ def trap(agent, moment, n):
         "exchange": (agent, "combine"),
         "measurement": (agent.measurer, "validate"),
         "evaluation": (agent.measurer, "judge"),
-        "weights": (raydist.engine.agent, "save_file"),
+        "weights": (raydist.engine.agent, "save_tensors"),
         "snapshot": (agent.shards, "write"),
         "writing": (Store, "write"),
     }[moment]

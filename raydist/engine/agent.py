@@ -5,14 +5,13 @@ statistics. Every method is fenced by the round: called out of order, it refuses
 """
 
 import copy
-import os
 import time
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from raydist.engine.flat import FlatModel, join, spread
@@ -20,6 +19,7 @@ from raydist.engine.local_step import LocalStep
 from raydist.engine.measurer import Measurer
 from raydist.engine.shard import Shards
 from raydist.engine.spec import AgentSpec
+from raydist.engine.store import Store
 from raydist.engine.task import Split, build_model, image_task, quadratic_task
 from raydist.learning.average import Ensemble, RunningAverage
 from raydist.measure import masks, trained
@@ -249,17 +249,17 @@ class Agent:
         """Take in the network's sensitivity."""
         self.local.learn_sensitivity(self._tensor(power))
 
-    def save(self, file: str, centroid: Message | None = None) -> None:
+    def save(self, folder: str, name: str, centroid: Message | None = None) -> None:
         """Write the model (or the centroid, given its state) as safetensors, whole or not at all.
 
         Args:
-            file: the path; its folder exists.
+            folder: a path or an fsspec URL.
+            name: of the file.
             centroid: the centroid's vector, to write that instead.
         """
         with self.flat.holding(self._state_or(centroid)) as model:
             tensors = {name: value.clone() for name, value in model.state_dict().items()}
-        save_file(tensors, file + ".part")
-        os.replace(file + ".part", file)
+        Store(folder).write(name, save_tensors(tensors))
 
     def _remember(self, n: int) -> None:
         """The state after round n joins the average, and is kept at the end of a period."""

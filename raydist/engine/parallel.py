@@ -7,7 +7,6 @@ Plain `torch.distributed`; `raydist.engine.ray_train` starts the workers.
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -93,13 +92,13 @@ class ParallelPool(LocalPool):
         """As `Pool.evaluate`."""
         return self._gather(super().evaluate(*which))
 
-    def save(self, folder: Path, n: int) -> None:
+    def save(self, folder: str, n: int) -> None:
         """As `Pool.save`; this worker writes all of them, since all are one model."""
         first = self.agents[0]
         for k in range(self._plan.agents):
-            first.save(str(folder / agent_file(k)))
+            first.save(folder, agent_file(k))
         for name, which in centroid_files(first.spec, n).items():
-            first.save(str(folder / name), self._centroid(which))
+            first.save(folder, name, self._centroid(which))
 
     def states(self) -> list[Message]:
         """As `Pool.states`."""

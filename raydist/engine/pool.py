@@ -6,7 +6,6 @@ weights, bit for bit on the CPU.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -61,8 +60,13 @@ class Pool(Protocol):
         Each agent judges one part. Several: their ensemble. None: each agent's own model on all.
         """
 
-    def save(self, folder: Path, n: int) -> None:
-        """Write the models of all agents and of the centroid, after the closed round n."""
+    def save(self, folder: str, n: int) -> None:
+        """Write the models of all agents and of the centroid, after the closed round n.
+
+        Args:
+            folder: a path or an fsspec URL that every agent reaches.
+            n: the round.
+        """
 
     def snapshot(self, n: int, url: str) -> None:
         """Begin to write the state after the closed round n, in the background."""
@@ -140,12 +144,12 @@ class LocalPool:
         centroids = [self._centroid(each) for each in which]
         return [agent.evaluate(*centroids) for agent in self.agents]
 
-    def save(self, folder: Path, n: int) -> None:
+    def save(self, folder: str, n: int) -> None:
         """As `Pool.save`."""
         for k, agent in enumerate(self.agents):
-            agent.save(str(folder / agent_file(k)))
+            agent.save(folder, agent_file(k))
         for name, which in centroid_files(self._specs[0], n).items():
-            self.agents[0].save(str(folder / name), self._centroid(which))
+            self.agents[0].save(folder, name, self._centroid(which))
 
     def snapshot(self, n: int, url: str) -> None:
         """As `Pool.snapshot`."""

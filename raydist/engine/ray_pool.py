@@ -8,7 +8,6 @@ the dead, and the keeper of the run brings all agents back to one round.
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -131,13 +130,11 @@ class RayPool:
         found: list[Masks] = self._get(calls)
         return found
 
-    def save(self, folder: Path, n: int) -> None:
+    def save(self, folder: str, n: int) -> None:
         """As `Pool.save`; every agent writes its own file."""
-        calls = [
-            actor.save.remote(str(folder / agent_file(k))) for k, actor in enumerate(self._actors)
-        ]
+        calls = [actor.save.remote(folder, agent_file(k)) for k, actor in enumerate(self._actors)]
         calls += [
-            self._actors[0].save.remote(str(folder / name), self._centroid(which))
+            self._actors[0].save.remote(folder, name, self._centroid(which))
             for name, which in centroid_files(self._specs[0], n).items()
         ]
         self._get(calls)
