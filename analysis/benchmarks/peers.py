@@ -249,13 +249,13 @@ def rows(times: dict[tuple[str, str], float], failed: dict[str, str]) -> list[Ro
             found.append(row(label, ours, "ms", reference=theirs, limit=limit, note=note))
         else:
             missing = name if ours is None else peer
-            note = f"{missing} did not run: {failed[missing]}"
+            note = f"{missing} did not run: {failed.get(missing, 'not asked')}"
             found.append(row(label, None, "ms", limit=limit, note=note))
     for size in SIZES:
         for name in CONTESTANTS:
             label, note = f"6.2 round at {size}, {name}", ""
             if (size, name) not in times:
-                note = f"did not run: {failed[name]}"
+                note = f"did not run: {failed.get(name, 'not asked')}"
             found.append(row(label, times.get((size, name)), "ms", limit=None, note=note))
     return found
 

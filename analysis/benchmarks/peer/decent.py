@@ -9,12 +9,12 @@ a round of that graph. "ring": its own ring, one neighbour a step. It mixes with
 step before, behind the gradient.
 """
 
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,10 +45,12 @@ SCHEDULES = {
 class Scheduled(Topology):
     """Groups by turns, uniform weights."""
 
-    groups: ClassVar[list[list[list[int]]]] = []
+    def __init__(self, groups: list[list[list[int]]]) -> None:
+        self._turns = groups
+        super().__init__(AGENTS)
 
     def _get_topo_edges(self) -> list[list[Edge]]:
-        return [[Edge(sorted(group), 1 / len(group)) for group in groups] for groups in self.groups]
+        return [[Edge(sorted(group), 1 / len(group)) for group in turn] for turn in self._turns]
 
 
 class Weights(nn.Module):
@@ -82,7 +84,6 @@ def run(parameters: int, rounds: int, schedule: str) -> dict[str, Any]:
         As `serve.serve` wants it.
     """
     groups, steps = SCHEDULES[schedule]
-    Scheduled.groups = groups
     rank = dist.get_rank()
     model = DecentralizedDataParallel(
         Weights(parameters),
@@ -121,8 +122,9 @@ def replayed(groups: list[list[list[int]]], steps: int) -> np.ndarray:
 def main(rank: int, meeting: str, schedule: str) -> None:
     """Rank 0 is told what to do and tells the others."""
     torch.set_num_threads(1)
-    TopologyReg.registry["scheduled"] = Scheduled
     dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=AGENTS)
+    once = Scheduled(SCHEDULES[schedule][0])  # its process groups serve every run
+    TopologyReg.registry["scheduled"] = lambda local: once
 
     def everywhere(parameters: int, rounds: int) -> dict[str, Any]:
         dist.broadcast_object_list([(parameters, rounds)], src=0)
@@ -143,18 +145,16 @@ def main(rank: int, meeting: str, schedule: str) -> None:
 
 if __name__ == "__main__":
     wanted = sys.argv[1] if len(sys.argv) > 1 else "rows"
-    if len(sys.argv) > 2:
-        main(int(sys.argv[2]), sys.argv[3], wanted)
-    else:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        with tempfile.TemporaryDirectory() as folder:
-            meeting = f"{folder}/meeting"
-            others = [
-                subprocess.Popen(
-                    [sys.executable, __file__, wanted, str(rank), meeting], stdin=subprocess.DEVNULL
-                )
-                for rank in range(1, AGENTS)
-            ]
-            main(0, meeting, wanted)
-            for other in others:
-                other.wait()
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    fork = multiprocessing.get_context("fork")  # torch is imported once
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"{folder}/meeting"
+        others = [
+            fork.Process(target=main, args=(rank, meeting, wanted), daemon=True)
+            for rank in range(1, AGENTS)
+        ]
+        for other in others:
+            other.start()
+        main(0, meeting, wanted)
+        for other in others:
+            other.join()
