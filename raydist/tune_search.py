@@ -184,6 +184,11 @@ class _EndsGently:
         trial.temporary_state.ray_actor.end_early.remote(self.reason)  # runs before the next step
         return TrialScheduler.CONTINUE
 
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """As `TrialScheduler.on_trial_complete`; one that failed is compared with nothing."""
+        if OBJECTIVE in result:
+            super().on_trial_complete(controller, trial, result)  # type: ignore[misc]
+
 
 class Asha(_EndsGently, ASHAScheduler):
     """Asynchronous successive halving (arXiv:1810.05934)."""

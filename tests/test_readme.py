@@ -1,11 +1,13 @@
 """The README is true: its examples run, its commands are the ones that CI runs, its names exist."""
 
 import ast
+import json
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from raydist.config import validate
 from raydist.study import from_tree, read
@@ -81,6 +83,39 @@ def test_every_search_in_the_readme_is_valid(line):
 def test_every_study_in_the_readme_exists():
     studies = set(re.findall(r"`(\w+_(?:digits|quadratic|cifar100?))`", README))
     assert studies and all((ROOT / "sweeps" / f"{name}.toml").exists() for name in studies)
+
+
+def test_rays_launcher_takes_the_cluster_of_the_readme():
+    import jsonschema
+    import ray.autoscaler
+
+    (text,) = (block for block in blocks("yaml") if "cluster_name" in block)
+    cluster = yaml.safe_load(text)
+    schema = Path(ray.autoscaler.__file__).with_name("ray-schema.json")
+    jsonschema.validate(cluster, json.loads(schema.read_text()))
+    starts = cluster["head_start_ray_commands"][-1], cluster["worker_start_ray_commands"][-1]
+    assert all("RAY_AUTH_MODE=token ray start" in start for start in starts)
+
+
+def test_the_kuberay_manifest_of_the_readme_is_whole():
+    """KubeRay's schema is not installed with Ray: what it asks for is asked for here."""
+    (text,) = (block for block in blocks("yaml") if "RayCluster" in block)
+    manifest = yaml.safe_load(text)
+    spec = manifest["spec"]
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayCluster")
+    assert spec["authOptions"] == {"mode": "token"} and isinstance(spec["rayVersion"], str)
+    groups = {"ray-head": spec["headGroupSpec"], "ray-worker": spec["workerGroupSpecs"][0]}
+    for name, group in groups.items():
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["name"] == name and re.fullmatch(r"[\w./-]+:[\w.]+", container["image"])
+        # Ray takes its resources from the limits; Kubernetes wants whole GPUs, asked for once
+        resources = container["resources"]
+        assert resources["requests"] == resources["limits"]
+        assert all(isinstance(amount, str) for amount in resources["limits"].values())
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
 def test_ci_runs_the_commands_of_the_readme():

@@ -5,6 +5,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import helpers_for_ray
 import pytest
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
@@ -295,3 +296,18 @@ def test_a_study_with_optuna_resumes(ray_cluster, tmp_path):
     more = run_sweep(tree, out=tmp_path / "a", pool="local", resume=True)
     assert len(more) == 6 and set(frame["trial"]) < set(more["trial"])
     assert load(tmp_path / "a")["trial"].tolist() == more["trial"].tolist()
+
+
+@pytest.mark.ray
+def test_a_trial_that_fails_before_it_was_compared_does_not_end_the_study(ray_cluster, tmp_path):
+    base = DIGITS | {"loss": {"name": "helpers_for_ray:raising"}, "attack": {"alpha": 0.2}}
+    tree = {"base": base, "axes": {"threat.eps": [helpers_for_ray.BAD_EPS, 0.03], "seed": [0, 1]}}
+    tree["search"] = {"algorithm": "optuna", "samples": 2, "scheduler": "median"}
+    tree["search"] |= {"metric": "val_loss", "max_concurrent": 1}
+    frame = run_sweep(tree, out=tmp_path / "study", pool="local").set_index("threat.eps")
+    assert set(frame.loc[0.03, "status"]) == {"completed"}
+    failed = frame.loc[helpers_for_ray.BAD_EPS]
+    assert set(failed["status"]) == {"failed"} and failed["error"].str.contains("cursed").all()
+    assert not frame.attrs["interrupted"]
+    kept = json.loads((tmp_path / "study" / "proposals.json").read_text())
+    assert sorted(each["value"] is None for each in kept) == [False, True]

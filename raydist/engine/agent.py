@@ -32,18 +32,27 @@ Info = dict[str, float]
 class Agent:
     """One learner k with its own data, model and optimiser."""
 
-    def __init__(self, spec: AgentSpec, share: Split | None, held: dict[str, Split]) -> None:
+    def __init__(
+        self,
+        spec: AgentSpec,
+        share: Split | None,
+        held: dict[str, Split],
+        flat: FlatModel | None = None,
+    ) -> None:
         """Build the agent at round 0.
 
         Args:
             spec: who it is and what it shall do.
             share: its private training images and labels (None for the quadratic task).
             held: the "validation" and "test" splits, common to all agents.
+            flat: another agent's model, to use that; default: one of its own.
         """
         torch.set_num_threads(spec.threads)
         self.spec, self.config = spec, spec.config
         self.device = torch.device("cuda" if spec.cuda else "cpu")
-        self.flat = FlatModel(build_model(self.config, spec.shape, spec.classes).to(self.device))
+        self.flat = flat or FlatModel(
+            build_model(self.config, spec.shape, spec.classes).to(self.device)
+        )
         self.measurer = Measurer(
             self.config, spec.agent, share, held, spec.scale, spec.classes, self.device
         )

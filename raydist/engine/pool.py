@@ -7,17 +7,19 @@ weights, bit for bit on the CPU.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from raydist.engine.agent import Agent, Info, Message
-from raydist.engine.plan import Plan
 from raydist.engine.spec import AgentSpec, agent_file
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
+
+if TYPE_CHECKING:  # agents need no graphs
+    from raydist.engine.plan import Plan
 
 T = TypeVar("T")
 Pending = Any  # what `step` returns: infos, or references to them
@@ -71,7 +73,7 @@ class Pool(Protocol):
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """The state of a snapshot to all agents; of each, why it cannot be used, or ""."""
 
-    def reset(self, plan: Plan) -> None:
+    def reset(self, plan: "Plan") -> None:
         """All agents as new ones, at round 0 of a plan of the same shape."""
 
     def revive(self) -> None:
@@ -92,12 +94,12 @@ def inboxes(specs: Sequence[AgentSpec], messages: Sequence[T]) -> list[list[T]]:
 class LocalPool:
     """All agents in this process, one after the other."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: "Plan") -> None:
         """Build the agents of a plan."""
         self._threads = torch.get_num_threads()
         self.reset(plan)
 
-    def reset(self, plan: Plan) -> None:
+    def reset(self, plan: "Plan") -> None:
         """As `Pool.reset`."""
         self._specs = plan.specs(threads=1, cuda=_use_cuda(plan))
         held = plan.held()
@@ -209,5 +211,5 @@ def parameters_of(states: Sequence[Message], parameters: int) -> NDArray[np.floa
     return np.stack([state[:parameters] for state in states]).astype(np.float64)
 
 
-def _use_cuda(plan: Plan) -> bool:
+def _use_cuda(plan: "Plan") -> bool:
     return plan.config.agent.gpus != 0 and torch.cuda.is_available()

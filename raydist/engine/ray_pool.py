@@ -9,7 +9,7 @@ the dead, and the keeper of the run brings all agents back to one round.
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
@@ -18,13 +18,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raydist.engine.agent import Agent, Info, Message
 from raydist.engine.layout import Layout
-from raydist.engine.plan import Plan
 from raydist.engine.pool import centroid_files, inboxes
 from raydist.engine.ray_recover import agent_error, gone, start
 from raydist.engine.spec import AgentSpec, agent_file
 from raydist.engine.task import Split
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
+
+if TYPE_CHECKING:  # agents need no graphs
+    from raydist.engine.plan import Plan
 
 
 class _Actor(Agent):
@@ -59,7 +61,7 @@ class _Actor(Agent):
 class RayPool:
     """Agents as Ray actors, in the placement group of the trial or in one of their own."""
 
-    def __init__(self, plan: Plan, resources: Layout) -> None:
+    def __init__(self, plan: "Plan", resources: Layout) -> None:
         """Start one actor for each agent of a plan, and wait until all are there.
 
         Args:
@@ -78,7 +80,7 @@ class RayPool:
         self._prepare(plan)
         self._actors: list[Any] = [*start(self._create, range(plan.agents)).values()]
 
-    def reset(self, plan: Plan) -> None:
+    def reset(self, plan: "Plan") -> None:
         """As `Pool.reset`, in the same, warm, processes."""
         self._prepare(plan)
         self._replace_dead()
@@ -167,7 +169,7 @@ class RayPool:
         if self._own_group is not None:
             remove_placement_group(self._own_group)
 
-    def _prepare(self, plan: Plan) -> None:
+    def _prepare(self, plan: "Plan") -> None:
         """Another run: what its agents are built from; the common splits are stored once."""
         self._messages, self._closed = None, []
         threads, cuda = max(1, int(self._layout.cpus)), self._layout.gpus > 0
