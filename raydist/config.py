@@ -61,6 +61,8 @@ class Experiment(Table):
     telemetry: int = Field(default=0, ge=0)  # a closer look every so many rounds; 0: never
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
+    # How messages travel between actors: in the object store, or in memory that all of them share.
+    exchange: Literal["objects", "board", "auto"] = "objects"
     agent: AgentResources = AgentResources()
     snapshot: Snapshot = Snapshot()
 
@@ -138,8 +140,9 @@ class Experiment(Table):
 
     def digest(self) -> str:
         """Twelve hex digits that name this experiment, wherever and however safely it runs."""
-        data: set[str] = {"root", "download"}
-        what = self.model_dump(mode="json", exclude={"agent": True, "snapshot": True, "data": data})
+        data = {"root": True, "download": True}
+        where = {"agent": True, "exchange": True, "snapshot": True}
+        what = self.model_dump(mode="json", exclude={**where, "data": data})
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
