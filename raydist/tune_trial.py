@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -23,7 +22,7 @@ from raydist.config import Experiment, InputError
 from raydist.engine.driver import train
 from raydist.engine.keeper import Keeper
 from raydist.engine.layout import Layout, Resources, layout
-from raydist.engine.plan import Plan, images_of, make_plan
+from raydist.engine.plan import Plan, images_of, load_data, make_plan
 from raydist.engine.pool import LocalPool, Pool
 from raydist.engine.ray_pool import RayPool
 from raydist.folder import Folder
@@ -45,7 +44,7 @@ class Job:
 
     Attributes:
         study: the study.
-        out: its folder, on a file system that every node sees.
+        out: its folder, an fsspec URL or a path that every node sees.
         pool: "ray" or "local".
         cluster: what each node has; the defaults of an agent are a share of it.
         home: the folder in which the sweep was started: relative paths begin there.
@@ -70,12 +69,19 @@ class Job:
 
     def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         """The placement group of a trial: nothing for its head, then its agents' bundles."""
+        if self.pool == "local":
+            return tune.PlacementGroupFactory([{"CPU": 1.0}])
         try:
-            bundles = [{"CPU": 1.0}] if self.pool == "local" else self.layout(config).bundles
+            found = self.layout(config)
         except InputError:  # a drawn value that is invalid: the trial itself says so, and fails
-            bundles = [{"CPU": 0.01}]
-        head: list[dict[str, float]] = [] if self.pool == "local" else [{}]
-        return tune.PlacementGroupFactory(head + bundles, strategy="PACK")
+            return tune.PlacementGroupFactory([{}, {"CPU": 0.01}])
+        return tune.PlacementGroupFactory([{}, *found.bundles], strategy=found.strategy)
+
+
+def stored_images(study: Study) -> dict[str, Any]:
+    """The images of all trials of a study, each set once in the object store, by `images_of`."""
+    configs = {images_of(each): each for each in map(study.experiment, study.corners())}
+    return {name: ray.put(load_data(config)) for name, config in configs.items() if name}
 
 
 class Trial(tune.Trainable):
@@ -103,7 +109,7 @@ class Trial(tune.Trainable):
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         self.point = self.job.point(config)
-        self.folder = Folder(Path(self.job.out) / folder_name(self.point))
+        self.folder = Folder(f"{self.job.out}/{folder_name(self.point)}")
         self.records: Iterator[Record] | None = None
         self.last: Record | None = None
         self.early = ""
@@ -169,7 +175,7 @@ class Trial(tune.Trainable):
         assert self.last is not None and self._pool is not None
         record, mean = self.last, self.last.mean
         self.keeper.finish(self._pool)
-        self._pool.save(self.folder.path / "weights", record.round)
+        self._pool.save(f"{self.folder.url}/weights", record.round)
         kept = ("disagreement", "distance", "excess_risk")
         final: dict[str, float | str] = {name: mean[name] for name in kept if name in mean}
         final["train_loss"] = mean["loss"]
@@ -179,10 +185,10 @@ class Trial(tune.Trainable):
     def _open(self, experiment: Experiment) -> None:
         """Begin the run, or go on with it."""
         stored = self.job.images.get(images_of(experiment))
-        plan = make_plan(experiment, ray.get(stored) if stored else None)
+        plan = make_plan(experiment, images=ray.get(stored) if stored else None)
         self.folder.begin(experiment, plan.graph, plan.A, plan.mixing_rate)
         self.rounds, self.keeper = plan.rounds, Keeper(plan, self.folder)
-        weights = self.folder.path / "weights"
+        weights = f"{self.folder.url}/weights"
         pool = self._pool_for(plan)
         self.records = train(pool, plan, self.keeper, lambda pool, n: pool.save(weights, n))
 
