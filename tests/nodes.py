@@ -15,28 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-# `ray start`, which gives a node 30 s to come up, with the patience that a busy machine needs
-RAY = """
-import time
-from ray._private import services
-from ray.scripts.scripts import main
-
-once, end = services.get_node, time.monotonic() + 120
-
-def get_node(*args):
-    while True:
-        try:
-            return once(*args)
-        except RuntimeError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
-
-services.get_node = get_node
-main()
-"""
-
-
 # named, so that the raylet does not wait for them: on a busy machine it gives up, and dies
 PORTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent")
 
@@ -73,15 +51,19 @@ class Node:
     """One node: `ray start --block` and what it starts."""
 
     def __init__(self, folder, environment, arguments):
-        command = [sys.executable, "-c", RAY, "start", "--block", "--disable-usage-stats"]
-        command += [*arguments, "--min-worker-port=0", "--max-worker-port=0"]
-        command += [f"--{name}-port={free_port()}" for name in PORTS]
-        self.log = Path(folder) / f"node-{secrets.token_hex(3)}.log"
+        self.folder, self.environment = folder, environment
+        self.command = [str(Path(sys.executable).with_name("ray")), "start", "--block"]
+        self.command += ["--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
+        self.command += [*arguments, *(f"--{name}-port={free_port()}" for name in PORTS)]
+        self.start()
+
+    def start(self):
+        self.log = Path(self.folder) / f"node-{secrets.token_hex(3)}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command,
-                env=environment,
-                cwd=folder,
+                self.command,
+                env=self.environment,
+                cwd=self.folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -138,11 +120,15 @@ class Cluster:
         self.nodes.append(Node(self.folder, self.environment, arguments))
         return self.nodes[-1]
 
-    def wait(self):
-        """Until all nodes are there."""
-        while not all(node.up for node in self.nodes):
-            for node in self.nodes:
-                assert node.process.poll() is None, node.log.read_text()
+    def wait(self, tries=20):
+        """Until all nodes are there: Ray gives up on one that takes 30 s, on a busy machine too."""
+        while waiting := [node for node in self.nodes if not node.up]:
+            for node in waiting:
+                if node.process.poll() is not None:
+                    tries -= 1
+                    assert tries and node is not self.nodes[0], node.log.read_text()
+                    node.kill()
+                    node.start()
             time.sleep(0.1)
         return self
 
