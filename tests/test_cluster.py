@@ -63,7 +63,7 @@ def test_who_has_not_the_token_is_told_so_in_one_line(cluster, tmp_path):
     }
     runs = {said: started(command, tmp_path, each) for said, each in cases.items()}
     for said, run in runs.items():
-        out, err = run.communicate(timeout=120)
+        out, err = run.communicate(timeout=300)
         assert run.returncode == 2 and out == ""
         (line,) = err.splitlines()
         assert line.startswith(f"raydist: the Ray cluster at {cluster.address} {said}")
@@ -79,7 +79,7 @@ def test_code_travels_to_nodes_that_have_none_of_it(cluster, tmp_path):
     (home / "beside").mkdir()
     (home / "beside" / "__init__.py").write_text("")
     run = started(["-c", TRAVEL, cluster.address], home, cluster.joining())
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     files = [Path(line) for line in out.splitlines()]
     assert [file.parent.name for file in files][::2] == ["beside", "raydist"]
