@@ -167,13 +167,13 @@ class Running:
 
     def stop(self) -> None:
         """End it and whatever it started."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.close()
-            self._process.wait(30)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        with self._process as process:  # closes its pipes
+            assert process.stdin is not None
+            try:
+                process.stdin.close()
+                process.wait(30)
+            except (BrokenPipeError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def compete(
