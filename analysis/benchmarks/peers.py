@@ -148,7 +148,7 @@ class Running:
         return 1e3 * float(answer["seconds"])
 
     def answer(self) -> dict[str, Any]:
-        """The next line that it says.
+        """The next line that it says; the first one says that it is ready.
 
         Returns:
             What was in the line.
@@ -194,15 +194,14 @@ def compete(
     with tempfile.TemporaryDirectory(prefix="peers") as scratch:
         try:
             for number, (name, contestant) in enumerate(CONTESTANTS.items()):
+                folder = Path(scratch, str(number))
+                folder.mkdir()
                 try:
-                    folder = Path(scratch, str(number))
-                    folder.mkdir()
                     python = python_for(contestant, envs)
                     running[name] = Running(contestant, python, folder)
+                    running[name].answer()  # one after the other: a start costs much
                 except RuntimeError as error:
                     failed[name] = str(error)
-            for name, each in running.items():
-                attempt(failed, name, each.answer)
             for size, (count, rounds) in turns.items():
                 for _ in range(count):
                     for name, each in running.items():
