@@ -18,7 +18,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from raydist.fields import check_budget
-from raydist.network.strategy import Strategy
 from raydist.recipe import Attack, Average, Loss, Optim, Stop, Threat
 from raydist.tables import AgentResources, Data, Evaluate, Model, Snapshot, Table, Topology
 
@@ -39,7 +38,8 @@ class InputError(ValueError):
 class Experiment(Table):
     """One experiment, complete: what a trial needs to know and all that its result depends on."""
 
-    strategy: Strategy = "diffusion"
+    # as network.strategy.Strategy: a configuration is read and refused before torch is there
+    strategy: Literal["centralized", "consensus", "diffusion", "local"] = "diffusion"
     engine: Literal["agents", "train"] = "agents"  # train: centralized, data parallel on Ray Train
     topology: Topology = Field(examples=["topologies/ring8.toml"])
     rounds: PositiveInt | None = None
@@ -61,6 +61,8 @@ class Experiment(Table):
     telemetry: int = Field(default=0, ge=0)  # a closer look every so many rounds; 0: never
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
+    # How messages travel between actors: in the object store, or in memory that all of them share.
+    exchange: Literal["objects", "board", "auto"] = "objects"
     agent: AgentResources = AgentResources()
     snapshot: Snapshot = Snapshot()
 
@@ -138,8 +140,9 @@ class Experiment(Table):
 
     def digest(self) -> str:
         """Twelve hex digits that name this experiment, wherever and however safely it runs."""
-        data: set[str] = {"root", "download"}
-        what = self.model_dump(mode="json", exclude={"agent": True, "snapshot": True, "data": data})
+        data = {"root": True, "download": True}
+        where = {"agent": True, "exchange": True, "snapshot": True}
+        what = self.model_dump(mode="json", exclude={**where, "data": data})
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -246,6 +246,8 @@ SAME = {  # where it runs, and where the files lie
     "data.download": True,
     "agent.cpus": 0.5,
     "agent.gpus": 0.25,
+    "agent.per_actor": 4,
+    "exchange": "board",
     "snapshot.every": 7,
     "snapshot.seconds": 1.5,
     "snapshot.keep": 3,

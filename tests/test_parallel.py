@@ -131,7 +131,7 @@ def test_the_workers_are_as_large_as_the_nodes_allow(nodes, workers, each):
 
 
 @pytest.mark.train
-@pytest.mark.filterwarnings("ignore:.use_push_based_shuffle. is deprecated")  # Ray's own
+@pytest.mark.filterwarnings("ignore:::ray.data.context")  # Ray warns of its own settings
 def test_ray_train_equals_the_agents(tmp_path):
     """The whole way, with its folder: slow, since Ray Train starts half a dozen processes."""
     tree = experiment(**EXPERIMENTS["running statistics"], seed=3)

@@ -16,7 +16,8 @@ def table(rows: Iterable[Row]) -> Table:
         verdict = {True: "met", False: "[bold]NOT MET[/bold]", None: ""}[each["met"]]
         numbers = (each["reference"], each["ratio"], each["limit"])
         cells = ("" if value is None else f"{value:.4g}" for value in numbers)
-        unit = f"{each['measured']:.4g} {each['unit']}"
+        measured = each["measured"]
+        unit = "-" if measured is None else f"{measured:.4g} {each['unit']}"
         shown.add_row(each["target"], unit, *cells, verdict, each["note"])
     return shown
 

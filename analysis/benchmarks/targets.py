@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 def row(
     target: str,
-    measured: float,
+    measured: float | None,
     unit: str,
     *,
     limit: float | None,
@@ -26,7 +26,7 @@ def row(
 
     Args:
         target: its number and name.
-        measured: the figure, in `unit`.
+        measured: the figure, in `unit`; None if there is none, which meets no limit.
         unit: of `measured` and `reference`.
         limit: of the ratio measured / reference if there is a reference, else of `measured`.
         reference: what it is compared with, in the same run.
@@ -36,9 +36,11 @@ def row(
     Returns:
         The row.
     """
-    ratio = None if reference is None else measured / reference
+    ratio = None if measured is None or reference is None else measured / reference
     value = measured if ratio is None else ratio
-    met = None if limit is None else bool(value >= limit if at_least else value <= limit)
+    met = None
+    if limit is not None:
+        met = value is not None and bool(value >= limit if at_least else value <= limit)
     return {
         "target": target,
         "measured": measured,

@@ -33,7 +33,7 @@ def complete(
 
     def ending(pool: Pool, n: int) -> None:
         if folder is not None:
-            pool.save(folder.path / "weights", n)
+            pool.save(f"{folder.url}/weights", n)
         states[:] = pool.states()
 
     try:
@@ -55,7 +55,7 @@ def complete(
             rows = folder.rows
     finally:
         pool.shutdown()
-    name = folder.path.name if folder is not None else "run"
+    name = folder.name if folder is not None else "run"
     weights = parameters_of(states, plan.parameters)
     final = final_numbers(last, seconds, keeper.events)
     return Result(frame_of(name, rows), final, weights, weights.mean(axis=0))

@@ -39,9 +39,9 @@ class Keeper:
         self._shelf: Shelf | None = None
         if folder is not None:
             digest = plan.config.digest()
-            url = str(folder.path / "snapshots")
+            url = f"{folder.url}/snapshots"
             if self._table.path is not None:
-                url = f"{self._table.path.rstrip('/')}/{folder.path.name}-{digest}"
+                url = f"{self._table.path.rstrip('/')}/{folder.name}-{digest}"
             self._shelf = Shelf(url, digest, plan.agents, self._unusable)
 
     def seconds(self) -> float:
@@ -55,6 +55,11 @@ class Keeper:
         if self._table.every is not None:
             return n % self._table.every == 0
         return time.monotonic() - self._last >= (self._table.seconds or USUAL_SECONDS)
+
+    def next(self, n: int) -> int:
+        """The first round from n on that is known to be kept, or else the last round."""
+        every = 0 if self._shelf is None else self._table.every or 0
+        return min(self._plan.rounds, -(-n // every) * every) if every else self._plan.rounds
 
     def take(self, pool: Pool, n: int, watch: Watch) -> None:
         """Begin a snapshot.

@@ -67,16 +67,7 @@ class LocalStep:
         self._device = flat.w.device
         self.model = computed(flat.module, config)
         self.upsilon = 0.0  # Υ, the network's sensitivity (wasserstein)
-        table = config.optim
-        self.optimiser = optim.build(
-            table.name,
-            [flat.w],
-            table.lr,
-            momentum=table.momentum,
-            nesterov=table.nesterov,
-            weight_decay=table.weight_decay,
-            **table.deat(),
-        )
+        self.optimiser = self._optimiser(flat.w)
 
     def attack(self, n: int, noisy: bool) -> Attacked:
         """The batch of round n, attacked.
@@ -246,8 +237,27 @@ class LocalStep:
 
     def state(self) -> list[Tensor]:
         """The optimiser's vectors, (P,) each, such as momentum."""
-        state = self.optimiser.state[self.flat.w].values()
-        return [t for t in state if isinstance(t, Tensor) and t.shape == self.flat.w.shape]
+        return _vectors(self.optimiser, self.flat.w)
+
+    def vectors(self) -> int:
+        """How many vectors `state` has from the first step on."""
+        trial = torch.nn.Parameter(torch.zeros(2))
+        trial.grad = torch.zeros(2)
+        optimiser = self._optimiser(trial)
+        optimiser.step()
+        return len(_vectors(optimiser, trial))
+
+    def _optimiser(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+        table = self.config.optim
+        return optim.build(
+            table.name,
+            [parameter],
+            table.lr,
+            momentum=table.momentum,
+            nesterov=table.nesterov,
+            weight_decay=table.weight_decay,
+            **table.deat(),
+        )
 
     def _progress(self, done: int) -> float:
         """The fraction of the present period that is done, after `done` rounds."""
@@ -255,3 +265,8 @@ class LocalStep:
 
     def _draw(self, purpose: Purpose, n: int) -> torch.Generator:
         return torch_generator(purpose, self.config.seed, self.agent, n, self._device)
+
+
+def _vectors(optimiser: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> list[Tensor]:
+    state = optimiser.state[parameter].values()
+    return [t for t in state if isinstance(t, Tensor) and t.shape == parameter.shape]

@@ -6,16 +6,16 @@ Plain `torch.distributed`; `raydist.engine.ray_train` starts the workers.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from raydist.engine.agent import Agent, Info, Message
-from raydist.engine.flat import spread
+from raydist.engine.agent import Info, Message
+from raydist.engine.group import Group
 from raydist.engine.plan import Plan
 from raydist.engine.pool import LocalPool, centroid_files
 from raydist.engine.spec import agent_file
@@ -44,32 +44,28 @@ class ParallelPool(LocalPool):
 
     def reset(self, plan: Plan) -> None:
         """As `Pool.reset`."""
-        self._plan, held = plan, plan.held()
-        self.agents: list[Agent] = []
-        for spec in plan.specs(self._threads_each, self._cuda)[dist.get_rank() :: _workers()]:
-            alone = replace(spec, neighbours=(spec.agent,), weights=(1.0,))
-            flat = self.agents[0].flat if self.agents else None
-            self.agents.append(Agent(alone, plan.share(spec.agent), held, flat))
+        self._plan = plan
+        specs = plan.specs(self._threads_each, self._cuda)[dist.get_rank() :: _workers()]
+        shares = [plan.share(spec.agent) for spec in specs]
+        alone = [replace(spec, neighbours=(spec.agent,), weights=(1.0,)) for spec in specs]
+        self._group = Group(alone, shares, plan.held(), one_model=True)
 
-    def step(self, n: int, noisy: bool = False) -> list[Info]:
-        """As `Pool.step`; the round is done, and closed, when it returns."""
-        first = self.agents[0]
-        infos: list[Info] = []
-        flat = first.flat
-        before = flat.state()[flat.w.numel() :]  # running statistics: every agent begins with these
-        total: Tensor | None = None
+    def step(self, n: int, noisy: Sequence[bool] = (False,)) -> list[list[Info]]:
+        """As `Pool.step`; the rounds are done, and closed, when it returns."""
+        return [self._round(m, noise) for m, noise in enumerate(noisy, n)]
+
+    def _round(self, n: int, noisy: bool) -> list[Info]:
+        first, infos = self.agents[0], []
+        statistics = first.flat.statistics.clone()
+        total = torch.zeros_like(first.sent)
         for agent in self.agents:
-            spread(before, flat.buffers)
-            message, info = agent.adapt(n, noisy)
+            agent.flat.statistics.copy_(statistics)  # every agent begins with these
+            sent, info = agent.adapt(n, noisy)
             del info["bytes_sent"]  # what an all-reduce sends is its library's affair
-            sent = torch.from_numpy(message).to(first.device)
-            total = sent if total is None else total.add_(sent)
+            total += sent
             infos.append(info)
-        assert total is not None
         began = time.perf_counter()
-        mean = self._sum(total) / self._plan.agents
-        flat.grad.copy_(mean[: flat.w.numel()])
-        spread(mean[flat.w.numel() :], flat.buffers)
+        torch.div(self._sum(total), self._plan.agents, out=first.sent)
         first.combine(n)  # alone with the mean gradient: it steps with that
         for agent in self.agents:
             agent.open, agent.seconds_combine = False, time.perf_counter() - began
@@ -80,10 +76,8 @@ class ParallelPool(LocalPool):
 
     def learn_sensitivity(self, n: int) -> None:
         """As `Pool.learn_sensitivity`."""
-        own = self.agents[0].add_power(*[agent.power(n) for agent in self.agents])
-        power = self._sum(torch.from_numpy(own).to(self.agents[0].device)).cpu().numpy()
-        for agent in self.agents:
-            agent.learn_sensitivity(power)
+        own = torch.from_numpy(self._group.add_powers(self._group.powers(n)))
+        self._group.learn_sensitivity(self._sum(own.to(self.agents[0].device)).cpu().numpy())
 
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """As `Pool.measure`."""
@@ -93,13 +87,13 @@ class ParallelPool(LocalPool):
         """As `Pool.evaluate`."""
         return self._gather(super().evaluate(*which))
 
-    def save(self, folder: Path, n: int) -> None:
+    def save(self, folder: str, n: int) -> None:
         """As `Pool.save`; this worker writes all of them, since all are one model."""
         first = self.agents[0]
         for k in range(self._plan.agents):
-            first.save(str(folder / agent_file(k)))
+            first.save(folder, agent_file(k))
         for name, which in centroid_files(first.spec, n).items():
-            first.save(str(folder / name), self._centroid(which))
+            self._group.save_centroid(folder, name, self._centroid(which))
 
     def states(self) -> list[Message]:
         """As `Pool.states`."""

@@ -81,7 +81,8 @@ class Plan:
 
     def next_barrier(self, n: int) -> int:
         """The first round from n on that all agents finish before the next one begins."""
-        return next(m for m in range(n, self.rounds + 1) if self.measured(m) or self.sensed(m))
+        periods = [self.every] + ([self.epoch] if self.config.loss.name == "wasserstein" else [])
+        return min(self.rounds, *(-(-n // period) * period for period in periods))
 
     def specs(self, threads: int, cuda: bool) -> list[AgentSpec]:
         """What each agent is told; arguments as in `AgentSpec`."""
