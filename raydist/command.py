@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from raydist.config import InputError
+from raydist.engine.store import Store
 from raydist.show import errors
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
@@ -20,26 +21,38 @@ Address = Annotated[
     str | None, typer.Option(help="Join the Ray cluster at this address; default: RAY_ADDRESS.")
 ]
 PoolName = Annotated[str, typer.Option(help="ray: each agent an actor; local: in one process.")]
+Out = Annotated[
+    str | None, typer.Option(help="Results, a folder or an fsspec URL; default: runs/<name>.")
+]
+Resume = Annotated[str | None, typer.Option(help="Continue in this folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no table.")]
 
 
-def check_new_folder(folder: Path) -> None:
+def check_new_folder(folder: Store) -> None:
     """A folder for new results can be made.
 
     Args:
-        folder: its absolute path.
+        folder: the folder.
 
     Raises:
         InputError: if it exists, or if it could not be written.
     """
-    if folder.exists():
+    try:
+        there = folder.names()
+    except Exception as error:  # each kind of storage has its own
+        raise InputError(
+            f"{folder.url} cannot be reached: {' '.join(str(error).split())}"
+        ) from error
+    if there or (folder.local and Path(folder.url).exists()):
         files = {"study": "study.json", "run": "experiment.json"}
-        found = [what for what, file in files.items() if (folder / file).exists()]
-        resume = f", or continue this {found[0]} with --resume {folder}" if found else ""
-        raise InputError(f"{folder} exists: write --out with another folder{resume}")
-    above = next(parent for parent in folder.parents if parent.exists())
+        found = [what for what, file in files.items() if file in there]
+        resume = f", or continue this {found[0]} with --resume {folder.url}" if found else ""
+        raise InputError(f"{folder.url} exists: write --out with another folder{resume}")
+    if not folder.local:
+        return
+    above = next(parent for parent in Path(folder.url).parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{folder} cannot be written: {above} is not a writable folder")
+        raise InputError(f"{folder.url} cannot be written: {above} is not a writable folder")
 
 
 def run(main: Callable[..., Any]) -> None:

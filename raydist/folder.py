@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -14,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raydist.config import Experiment
+from raydist.engine.store import Store
 from raydist.record import COLUMNS, Event, Record, Row, events_frame, frame_of, survived
 
 
@@ -37,9 +37,10 @@ class Earlier:
 class Folder:
     """A trial's folder, written as the run goes; every file appears whole or not at all."""
 
-    def __init__(self, path: Path) -> None:
-        """Name the folder; nothing is written yet."""
-        self.path = path
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        """Name the folder, by a path or an fsspec URL; nothing is written yet."""
+        self.store = Store(url)
+        self.url, self.name = self.store.url, self.store.name
         self.rows: list[Row] = []
         self.events: list[Event] = []
         self.earlier: Earlier | None = None
@@ -55,21 +56,18 @@ class Folder:
             A: combination matrix of the graph, (K, K).
             mixing_rate: of A.
         """
-        (self.path / "weights").mkdir(parents=True, exist_ok=True)
         self.earlier = self._look_back(config.digest())
         others = () if self.earlier else ("rounds.parquet", "images.parquet", "events.parquet")
-        for name in ("final.json", "error.txt", "evaluation.json", *others):  # of another try
-            (self.path / name).unlink(missing_ok=True)
+        torn = [name for name in self.store.names() if name.endswith(".part")]
+        for name in ("final.json", "error.txt", "evaluation.json", *others, *torn):
+            self.store.remove(name)  # of another try
         if self.earlier:
-            self.events = _events_in(self.path / "events.parquet")
+            self.events = _unpack_events(self.store.find("events.parquet"))
         experiment = {"hash": config.digest(), "config": config.model_dump(mode="json")}
-        write_json(self.path / "experiment.json", experiment)
+        self._write("experiment.json", pack_json(experiment))
         edges = [[int(l), int(k)] for l, k in graph.edges]
-        write_json(
-            self.path / "graph.json",
-            {"edges": edges, "directed": graph.is_directed(), "A": A.tolist()}
-            | {"mixing_rate": mixing_rate},
-        )
+        known = {"edges": edges, "directed": graph.is_directed(), "A": A.tolist()}
+        self._write("graph.json", pack_json(known | {"mixing_rate": mixing_rate}))
 
     def add(self, record: Record) -> None:
         """Take in a record; `flush` writes."""
@@ -77,17 +75,16 @@ class Folder:
 
     def flush(self) -> None:
         """Write all rounds so far."""
-        write_parquet(self.path / "rounds.parquet", frame_of(self.path.name, self.rows))
+        self._write("rounds.parquet", pack_frame(frame_of(self.name, self.rows)))
 
     def tell(self, event: Event) -> None:
         """Write one more event."""
         self.events.append(event)
-        write_parquet(self.path / "events.parquet", events_frame(self.path.name, self.events))
+        self._write("events.parquet", pack_frame(events_frame(self.name, self.events)))
 
     def fail(self, text: str) -> None:
         """Write why the run failed; its last line is the reason."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "error.txt").write_text(text)
+        self._write("error.txt", text.encode())
 
     def finish(self, record: Record, seconds: float) -> dict[str, Any]:
         """Write the final numbers, last of all.
@@ -101,37 +98,38 @@ class Folder:
         """
         assert record.outcome is not None
         if record.images is not None:
-            write_parquet(self.path / "images.parquet", record.images)
+            self._write("images.parquet", pack_frame(record.images))
         self.flush()
         final = final_numbers(record, seconds, self.events)
-        write_json(self.path / "final.json", final)
+        self._write("final.json", pack_json(final))
         return final
 
     def final(self, digest: str) -> dict[str, Any] | None:
         """The final numbers of an experiment that already ran to its end here, else None."""
         try:
-            experiment = json.loads((self.path / "experiment.json").read_text())
-            final: dict[str, Any] = json.loads((self.path / "final.json").read_text())
+            experiment = json.loads(self.store.read("experiment.json"))
+            final: dict[str, Any] = json.loads(self.store.read("final.json"))
         except (OSError, json.JSONDecodeError):
             return None
         return final if experiment.get("hash") == digest else None
 
     def _look_back(self, digest: str) -> Earlier | None:
         """What an unfinished try of this experiment has left here."""
-        start, rounds = self.path / "experiment.json", self.path / "rounds.parquet"
         try:
-            if json.loads(start.read_text()).get("hash") != digest:
+            if json.loads(self.store.read("experiment.json")).get("hash") != digest:
                 return None
         except (OSError, json.JSONDecodeError):
             return None
-        began = start.stat().st_mtime
-        reached, seen = 0, began
-        if rounds.exists():
-            seen = max(began, rounds.stat().st_mtime)
-            reached = int(pd.read_parquet(rounds, columns=["round"])["round"].max())
-        error = self.path / "error.txt"
-        lines = error.read_text().strip().splitlines() if error.exists() else []
+        began = self.store.modified("experiment.json")
+        reached, seen, rounds = 0, began, self.store.find("rounds.parquet")
+        if rounds is not None:
+            seen = max(began, self.store.modified("rounds.parquet"))
+            reached = int(pd.read_parquet(io.BytesIO(rounds), columns=["round"])["round"].max())
+        lines = (self.store.find("error.txt") or b"").decode().strip().splitlines()
         return Earlier(reached, began, seen, lines[-1][:300] if lines else "the process was gone")
+
+    def _write(self, name: str, data: bytes) -> None:
+        self.store.write(name, data, durable=False)  # what a dying disk takes is measured again
 
 
 def final_numbers(record: Record, seconds: float, events: Sequence[Event]) -> dict[str, Any]:
@@ -151,9 +149,7 @@ def final_numbers(record: Record, seconds: float, events: Sequence[Event]) -> di
 
 def pack_rows(rows: Sequence[Row]) -> bytes:
     """Rows as the bytes of a Parquet file."""
-    buffer = io.BytesIO()
-    frame_of("", rows).to_parquet(buffer)
-    return buffer.getvalue()
+    return pack_frame(frame_of("", rows))
 
 
 def unpack_rows(data: bytes) -> list[Row]:
@@ -162,10 +158,10 @@ def unpack_rows(data: bytes) -> list[Row]:
     return list(columns.itertuples(index=False, name=None))
 
 
-def _events_in(path: Path) -> list[Event]:
-    if not path.exists():
+def _unpack_events(data: bytes | None) -> list[Event]:
+    if data is None:
         return []
-    frame = pd.read_parquet(path).drop(columns="trial")
+    frame = pd.read_parquet(io.BytesIO(data)).drop(columns="trial")
     frame["when"] = [when.timestamp() for when in frame["when"]]
     known = frame.astype(object).where(frame.notna(), None)
     return [Event(**{str(k): v for k, v in row.items()}) for row in known.to_dict("records")]
@@ -176,15 +172,13 @@ def plain(value: float | str) -> float | str | None:
     return value if isinstance(value, str) or np.isfinite(value) else None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, path)
+def pack_json(value: Any) -> bytes:
+    """A value as the bytes of a JSON file."""
+    return json.dumps(value, indent=1).encode()
 
 
-def write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    """Write a frame as Parquet, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    frame.to_parquet(part)
-    os.replace(part, path)
+def pack_frame(frame: pd.DataFrame) -> bytes:
+    """A frame as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer)
+    return buffer.getvalue()

@@ -1,6 +1,6 @@
 """Figures from the frames of `raydist.load` and `raydist.load_rounds`; nothing is computed here."""
 
-from pathlib import Path
+import io
 from typing import Any
 
 import matplotlib
@@ -169,11 +169,12 @@ def figure(frame: pd.DataFrame, rounds: pd.DataFrame) -> Figure:
     return fig
 
 
-def summary(frame: pd.DataFrame, rounds: pd.DataFrame, file: Path) -> None:
-    """Draw `figure` into a PNG file."""
-    fig = figure(frame, rounds)
-    fig.savefig(file, dpi=120)
+def summary(frame: pd.DataFrame, rounds: pd.DataFrame) -> bytes:
+    """`figure` as the bytes of a PNG file."""
+    fig, buffer = figure(frame, rounds), io.BytesIO()
+    fig.savefig(buffer, dpi=120)
     plt.close(fig)
+    return buffer.getvalue()
 
 
 def _nothing(ax: Axes, why: str) -> None:

@@ -7,12 +7,12 @@ A trial's folder holds: `experiment.json` (the resolved configuration and its ha
 Nothing that is read back is a pickle.
 """
 
+import io
 import json
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raydist.config import Experiment, InputError
+from raydist.engine.store import Store
 from raydist.measure.masks import Masks
 
 COLUMNS = ["trial", "round", "agent", "metric", "value"]
@@ -125,7 +126,7 @@ def load(path: str | os.PathLike[str]) -> pd.DataFrame:
     """One row for each trial of a study (or for one run): configuration, final numbers, status.
 
     Args:
-        path: the folder of a study or of a single run.
+        path: the folder of a study or of a single run, or its fsspec URL.
 
     Returns:
         Columns: `trial`; the configuration under dotted keys (`threat.eps`); the final numbers
@@ -145,7 +146,7 @@ def load_rounds(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Everything that was measured round by round, in long form.
 
     Args:
-        path: the folder of a study or of a single run.
+        path: the folder of a study or of a single run, or its fsspec URL.
 
     Returns:
         Columns `trial`, `round` (0 is the start), `agent` ("0".."K-1", "mean" or "centroid"),
@@ -154,8 +155,7 @@ def load_rounds(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         InputError: if there is no run in that folder.
     """
-    files = [folder / "rounds.parquet" for folder in _trials(path)]
-    frames = [pd.read_parquet(file) for file in files if file.exists()]
+    frames = _frames(path, "rounds.parquet")
     return pd.concat(frames, ignore_index=True) if frames else frame_of("", [])
 
 
@@ -163,7 +163,7 @@ def load_events(path: str | os.PathLike[str]) -> pd.DataFrame:
     """What the trials survived.
 
     Args:
-        path: the folder of a study or of a single run.
+        path: the folder of a study or of a single run, or its fsspec URL.
 
     Returns:
         One row for each event, with the columns `trial`, `when` (UTC) and those of `Event`.
@@ -171,8 +171,7 @@ def load_events(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         InputError: if there is no run in that folder.
     """
-    files = [folder / "events.parquet" for folder in _trials(path)]
-    frames = [pd.read_parquet(file) for file in files if file.exists()]
+    frames = _frames(path, "events.parquet")
     found = pd.concat(frames, ignore_index=True) if frames else events_frame("", [])
     return found.sort_values(["trial", "when"], ignore_index=True)
 
@@ -258,41 +257,51 @@ def frame_of(trial: str, rows: Sequence[Row]) -> pd.DataFrame:
     return frame.astype({"round": "int64", "value": "float64"})
 
 
-def _trials(path: str | os.PathLike[str]) -> list[Path]:
-    root = Path(path)
-    found = sorted({file.parent for name in STARTED for file in root.glob(f"*/{name}")})
-    if (root / "experiment.json").exists():
-        found = [root]
+def _trials(path: str | os.PathLike[str]) -> list[Store]:
+    root = Store(path)
+    names = root.names()
+    found = [root] if "experiment.json" in names else []
+    if not found:
+        below = [root.under(name) for name in names]
+        found = [folder for folder in below if {*STARTED} & {*folder.names()}]
     if not found:
         raise InputError(
-            f"{root} holds no run: expected the folder that a sweep or run has written"
+            f"{root.url} holds no run: expected the folder that a sweep or run has written"
         )
     return found
 
 
-def _trial_row(folder: Path) -> dict[str, Any]:
+def _frames(path: str | os.PathLike[str], name: str) -> list[pd.DataFrame]:
+    """The frames of that name of all trials that have one."""
+    files = (folder.find(name) for folder in _trials(path))
+    return [pd.read_parquet(io.BytesIO(data)) for data in files if data is not None]
+
+
+def _trial_row(folder: Store) -> dict[str, Any]:
     row: dict[str, Any] = {"trial": folder.name}
-    if (folder / "experiment.json").exists():
-        row |= _flatten(json.loads((folder / "experiment.json").read_text())["config"])
+    experiment, graph = folder.find("experiment.json"), folder.find("graph.json")
+    if experiment is not None:
+        row |= _flatten(json.loads(experiment)["config"])
     else:  # it failed before it began: what Tune wrote of it
-        row |= json.loads((folder / "params.json").read_text())
-    if (folder / "graph.json").exists():
-        row["mixing_rate"] = json.loads((folder / "graph.json").read_text())["mixing_rate"]
-    if (folder / "final.json").exists():
-        final: dict[str, Any] = json.loads((folder / "final.json").read_text())
+        row |= json.loads(folder.read("params.json"))
+    if graph is not None:
+        row["mixing_rate"] = json.loads(graph)["mixing_rate"]
+    ended, events, error = (folder.find(n) for n in ("final.json", "events.parquet", "error.txt"))
+    if ended is not None:
+        final: dict[str, Any] = json.loads(ended)
         return row | _evaluated(folder, final, str(row.get("average.name") or "average"))
-    if (folder / "events.parquet").exists():
-        events = pd.read_parquet(folder / "events.parquet").dropna(subset="replayed_from")
-        lost = float(events["seconds_lost"].sum())
-        row |= {"recoveries": len(events), "seconds_lost": lost}
-    if (folder / "error.txt").exists():
-        lines = (folder / "error.txt").read_text().strip().splitlines()
+    if events is not None:
+        deaths = pd.read_parquet(io.BytesIO(events)).dropna(subset="replayed_from")
+        lost = float(deaths["seconds_lost"].sum())
+        row |= {"recoveries": len(deaths), "seconds_lost": lost}
+    if error is not None:
+        lines = error.decode().strip().splitlines()
         failed = {"status": "failed", "error": lines[-1] if lines else ""}
-        return row | failed | {"log": str(folder / "error.txt")}
+        return row | failed | {"log": f"{folder.url}/error.txt"}
     return row | {"status": "unfinished"}
 
 
-def _evaluated(folder: Path, final: dict[str, Any], average: str) -> dict[str, Any]:
+def _evaluated(folder: Store, final: dict[str, Any], average: str) -> dict[str, Any]:
     """The final numbers with those that `raydist.evaluate` added later.
 
     Where both have a number, that of the later evaluation stands if it is of as many images.
@@ -305,10 +314,10 @@ def _evaluated(folder: Path, final: dict[str, Any], average: str) -> dict[str, A
     Returns:
         All numbers.
     """
-    file = folder / "evaluation.json"
-    if not file.exists():
+    evaluation = folder.find("evaluation.json")
+    if evaluation is None:
         return final
-    models: dict[str, dict[str, Any]] = json.loads(file.read_text())
+    models: dict[str, dict[str, Any]] = json.loads(evaluation)
     found = dict(final)
     for name, value in models.get("centroid", {}).items():
         least = final.get("autoattack_images" if name in CASCADE else "test_images") or 0

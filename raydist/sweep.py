@@ -2,31 +2,33 @@
 
 Read, check every trial at the door, hand the study to Tune, show progress, and summarise. Nothing
 is written before everything that can be checked was checked.
+
+What is imported in functions takes seconds; --help and a misspelt key are answered without it.
 """
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 import typer
-from ray import tune
 from rich.table import Table
 
-from raydist import command, plot, record
+from raydist import command
 from raydist.command import check_new_folder
 from raydist.config import InputError
-from raydist.engine.plan import make_plan
-from raydist.engine.ray_session import cluster_resources, ray_session, this_machine
-from raydist.estimate import Needs, check_memory, describe, needs, size
+from raydist.engine.store import Store
 from raydist.naming import Point, folder_name, value_label
 from raydist.show import console, errors, footnotes, print_failures, results_table, seeds_table
 from raydist.study import Study, from_tree, read
-from raydist.tune_progress import TuneProgress
-from raydist.tune_search import check_installed, scheduler, source
-from raydist.tune_trial import Job, Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raydist.estimate import Needs
+    from raydist.tune_trial import Job
 
 STUDY_FILE = "study.json"
 
@@ -40,12 +42,12 @@ def run_sweep(
     address: str | None = None,
     max_concurrent: int | None = None,
     quiet: bool = True,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Run a study.
 
     Args:
         study: a study, its nested values, or the path of its file.
-        out: the folder for its results; default: runs/<name>.
+        out: the folder for its results, or an fsspec URL; default: runs/<name>.
         resume: continue in that folder: what ended there is kept, what did not goes on.
         pool: "ray": each agent is an actor; "local": each trial runs its agents in one process.
         address: of an existing Ray cluster; default: the environment's RAY_ADDRESS, else a private
@@ -63,34 +65,40 @@ def run_sweep(
         study = from_tree(study) if isinstance(study, Mapping) else read(study)
     if pool not in ("ray", "local"):
         raise InputError(f'pool is "{pool}", expected "ray" or "local"')
-    folder = Path(out or Path("runs") / study.name).expanduser().absolute()
+    folder = Store(out or f"runs/{study.name}")
+    if folder.url.startswith("memory:"):
+        raise InputError(f"{folder.url} lives in one process: write --out with a folder or a URL")
     if not resume:
         check_new_folder(folder)
     trials = check_trials(study)
+    from raydist import plot, record
+    from raydist.engine.ray_session import cluster_resources, ray_session
+    from raydist.tune_trial import Job
+
     max_concurrent = max_concurrent or study.search.max_concurrent
     if not quiet:
         console.print(f"{study.name}: {study.trials} trials", highlight=False)
         for line in dict.fromkeys(need.line for _, need in trials):
             console.print(f"  {line}", highlight=False)
     with ray_session(address):
-        job = Job(study, str(folder), pool, cluster_resources(), os.getcwd())
+        job = Job(study, folder.url, pool, cluster_resources(), os.getcwd())
         fit, line = check_cluster(job, trials, max_concurrent)
         if not quiet:
             console.print(f"  {line}", highlight=False)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be written: {error.strerror}") from error
-        (folder / STUDY_FILE).write_text(study.to_json())
+            folder.write(STUDY_FILE, study.to_json().encode())
+        except Exception as error:  # each kind of storage has its own
+            why = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise InputError(f"{folder.url} cannot be written: {why}") from error
         ended = _run(job, max_concurrent, fit, max(need.rounds for _, need in trials), quiet)
-    frame = record.load(folder)
+    frame = record.load(folder.url)
     frame.attrs["interrupted"] = not ended or bool((frame["status"] == "unfinished").any())
-    plot.summary(frame, record.load_rounds(folder), folder / "summary.png")
-    frame.to_csv(folder / "results.csv", index=False)
+    folder.write("summary.png", plot.summary(frame, record.load_rounds(folder.url)))
+    folder.write("results.csv", frame.to_csv(index=False).encode())
     return frame
 
 
-def check_trials(study: Study) -> list[tuple[Point, Needs]]:
+def check_trials(study: Study) -> "list[tuple[Point, Needs]]":
     """Make the plan of every trial once.
 
     Args:
@@ -102,22 +110,42 @@ def check_trials(study: Study) -> list[tuple[Point, Needs]]:
     Raises:
         InputError: names the point of the axes at which something cannot work.
     """
+    experiments = []
+    for point in study.corners():
+        with _told_at(point):
+            experiments.append((point, study.experiment(point)))
+    from raydist.engine.plan import make_plan
+    from raydist.estimate import needs
+    from raydist.tune_search import check_installed
+
     check_installed(study)
     found = []
-    for point in study.corners():
-        try:
-            config = study.experiment(point)
+    probed: dict[str, tuple[int, int]] = {}  # trials that differ in a budget have the same model
+    for point, config in experiments:
+        with _told_at(point):
+            if config.engine == "train":  # and leaks that group if the trial is killed
+                raise InputError(
+                    'engine = "train" reserves its workers beside the trial, where Tune does not '
+                    'see them: use python -m raydist.run --pool ray, or write engine = "agents"'
+                )
             study.search.check_metric(config)
-            found.append((point, needs(make_plan(config))))
-        except InputError as error:
-            at = ", ".join(f"{key} = {value_label(value)}" for key, value in point.items())
-            where = f" (at {at})" if at else ""
-            raise InputError(f"{error}{where}") from error
+            found.append((point, needs(make_plan(config, probed))))
     return found
 
 
+@contextmanager
+def _told_at(point: Point) -> Generator[None]:
+    """What is wrong with an experiment, and the point of the axes at which it is."""
+    try:
+        yield
+    except InputError as error:
+        at = ", ".join(f"{key} = {value_label(value)}" for key, value in point.items())
+        where = f" (at {at})" if at else ""
+        raise InputError(f"{error}{where}") from error
+
+
 def check_cluster(
-    job: Job, trials: Sequence[tuple[Point, Needs]], max_concurrent: int | None
+    job: "Job", trials: "Sequence[tuple[Point, Needs]]", max_concurrent: int | None
 ) -> tuple[int, str]:
     """Every trial fits on the nodes.
 
@@ -132,6 +160,8 @@ def check_cluster(
     Raises:
         InputError: if a trial asks for what no node or not all nodes together have.
     """
+    from raydist.estimate import check_memory, describe
+
     local = job.pool == "local"
     shapes = {}
     for point, need in trials:
@@ -142,13 +172,21 @@ def check_cluster(
     return describe([*shapes.values()], job.cluster, count, local)
 
 
-def _run(job: Job, max_concurrent: int | None, fit: int, rounds: int, quiet: bool) -> bool:
+def _run(job: "Job", max_concurrent: int | None, fit: int, rounds: int, quiet: bool) -> bool:
     """Hand the trials to Tune; `rounds` is the length of the longest. Says whether all ended."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+    from ray import tune
+
+    from raydist.tune_progress import TuneProgress
+    from raydist.tune_search import scheduler, source
+    from raydist.tune_trial import Trial
+
     # Failed trials are told by ourselves, in one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose verbose = 0 still prints a box
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has no objective
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths begin where the sweep was started
-    study, out = job.study, Path(job.out)
+    study, out = job.study, Store(job.out)
     # a trial's own process may die as often as an agent may
     survivable = study.experiment(next(study.corners())).snapshot.recoveries
     trials = source(study, out, max_concurrent, fit)
@@ -167,7 +205,8 @@ def _run(job: Job, max_concurrent: int | None, fit: int, rounds: int, quiet: boo
             ),
             run_config=tune.RunConfig(
                 name=out.name,
-                storage_path=str(out.parent),
+                storage_path=os.path.dirname(out.root),
+                storage_filesystem=None if out.local else PyFileSystem(FSSpecHandler(out.files)),
                 failure_config=tune.FailureConfig(max_failures=survivable, fail_fast=False),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[progress],
@@ -181,8 +220,8 @@ def main(
     file: Annotated[Path | None, typer.Argument(help="The study's TOML file.")] = None,
     settings: command.Settings = None,
     *,
-    out: Annotated[Path | None, typer.Option(help="Results; default: runs/<name>.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Continue in this folder.")] = None,
+    out: command.Out = None,
+    resume: command.Resume = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the trials only.")] = False,
     pool: command.PoolName = "ray",
     address: command.Address = None,
@@ -198,7 +237,7 @@ def main(
     if dry_run:
         _show_plans(study, pool, address, max_concurrent)
         return 0
-    out = resume or out or Path("runs") / study.name
+    out = resume or out or f"runs/{study.name}"
     frame = run_sweep(
         study,
         out=out,
@@ -211,6 +250,8 @@ def main(
     if not quiet:
         console.print(results_table(frame, list(study.axes)))
         if "seed" in study.axes:
+            from raydist import record
+
             console.print(seeds_table(record.over_seeds(frame), list(study.axes)))
         for note in footnotes(frame):
             console.print(note, style="dim", highlight=False)
@@ -224,18 +265,22 @@ def main(
     return command.FAILED if (frame["status"] == "failed").any() else 0
 
 
-def _study_in(folder: Path) -> Study:
+def _study_in(path: str) -> Study:
+    folder = Store(path)
     try:
-        return Study.from_json((folder / STUDY_FILE).read_text())
+        return Study.from_json(folder.read(STUDY_FILE).decode())
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{folder} holds no study to resume: {folder / STUDY_FILE} cannot be read"
-        ) from error
+        line = f"{path} holds no study to resume: {folder.url}/{STUDY_FILE} cannot be read"
+        raise InputError(line) from error
 
 
 def _show_plans(study: Study, pool: str, address: str | None, max_concurrent: int | None) -> None:
     """The trials and what each and all will need; asks the cluster where there is one."""
     trials = check_trials(study)
+    from raydist.engine.ray_session import cluster_resources, ray_session, this_machine
+    from raydist.estimate import size
+    from raydist.tune_trial import Job
+
     cluster = this_machine()
     if address or os.environ.get("RAY_ADDRESS"):
         with ray_session(address):

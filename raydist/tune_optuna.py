@@ -1,7 +1,6 @@
 """Points of a study that optuna proposes one after the other, from the results so far."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,12 @@ import optuna
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from raydist.engine.store import Store
 from raydist.naming import Point
 from raydist.study import Study
 from raydist.tune_search import OBJECTIVE, REPEATS, domain, value, with_seeds
+
+PROPOSALS = "proposals.json"
 
 
 @dataclass
@@ -39,18 +41,18 @@ class Proposals(Searcher):
     first what had not ended; what follows is drawn anew, so it is not what would have followed.
     """
 
-    def __init__(self, study: Study, file: Path) -> None:
-        """Begin, or go on from what the file holds.
+    def __init__(self, study: Study, folder: Store) -> None:
+        """Begin, or go on from what is kept.
 
         Args:
             study: the study.
-            file: where proposals are kept.
+            folder: of the study, where the proposals are kept in a file.
         """
         super().__init__(metric=OBJECTIVE, mode=study.search.better)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._study, self._file = study, file
+        self._study, self._folder = study, folder
         self._seeds = study.trials // study.samples  # of each point
-        kept = json.loads(file.read_text()) if file.exists() else []
+        kept = json.loads(folder.find(PROPOSALS) or "[]")
         before = [Proposal(**each) for each in kept]
         self._made = [each for each in before if each.value is not None]
         self._optuna = OptunaSearch(
@@ -118,9 +120,7 @@ class Proposals(Searcher):
 
     def _write(self) -> None:
         made = [{"params": each.params, "value": each.value} for each in self._made]
-        part = self._file.with_name(self._file.name + ".part")
-        part.write_text(json.dumps(made, indent=1))
-        os.replace(part, self._file)
+        self._folder.write(PROPOSALS, json.dumps(made, indent=1).encode())
 
     def save(self, checkpoint_path: str) -> None:
         """As `Searcher.save`, which nobody reads: proposals are in a file of their own."""

@@ -23,13 +23,13 @@ from ray.tune.schedulers import (
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from raydist.config import InputError
+from raydist.engine.store import Store
 from raydist.naming import Point
 from raydist.study import Study
 
 OBJECTIVE = "objective"  # what trials are compared by, in Tune's results
 WORST = 1e30  # the objective of a diverged run: finite, for quantiles; optuna looks at ranks
 REPEATS = 100  # draws in a row that bring nothing new: then every point has been drawn
-PROPOSALS = "proposals.json"
 
 
 def points(study: Study) -> list[Point]:
@@ -132,7 +132,7 @@ class Source:
     exhausted: Callable[[], bool] = lambda: False
 
 
-def source(study: Study, folder: Path, max_concurrent: int | None, fit: int) -> Source:
+def source(study: Study, folder: Store, max_concurrent: int | None, fit: int) -> Source:
     """What gives Tune the trials of a study.
 
     Args:
@@ -150,7 +150,7 @@ def source(study: Study, folder: Path, max_concurrent: int | None, fit: int) -> 
         return Source(ConcurrencyLimiter(Listed(known), max_concurrent or 2 * fit), len(known))
     from raydist.tune_optuna import Proposals  # optuna need not be installed
 
-    proposals = Proposals(study, folder / PROPOSALS)
+    proposals = Proposals(study, folder)
     limited = ConcurrencyLimiter(proposals, max_concurrent or fit)  # as few unknown as can be
     return Source(limited, proposals.trials_left, lambda: proposals.exhausted)
 
@@ -183,6 +183,11 @@ class _EndsGently:
             return decision
         trial.temporary_state.ray_actor.end_early.remote(self.reason)  # runs before the next step
         return TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """As `TrialScheduler.on_trial_complete`; one that failed is compared with nothing."""
+        if OBJECTIVE in result:
+            super().on_trial_complete(controller, trial, result)  # type: ignore[misc]
 
 
 class Asha(_EndsGently, ASHAScheduler):

@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -45,7 +44,7 @@ class Job:
 
     Attributes:
         study: the study.
-        out: its folder, on a file system that every node sees.
+        out: its folder, an fsspec URL or a path that every node sees.
         pool: "ray" or "local".
         cluster: what each node has; the defaults of an agent are a share of it.
         home: the folder in which the sweep was started: relative paths begin there.
@@ -101,7 +100,7 @@ class Trial(tune.Trainable):
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         self.point = self.job.point(config)
-        self.folder = Folder(Path(self.job.out) / folder_name(self.point))
+        self.folder = Folder(f"{self.job.out}/{folder_name(self.point)}")
         self.records: Iterator[Record] | None = None
         self.last: Record | None = None
         self.early = ""
@@ -167,7 +166,7 @@ class Trial(tune.Trainable):
         assert self.last is not None and self._pool is not None
         record, mean = self.last, self.last.mean
         self.keeper.finish(self._pool)
-        self._pool.save(self.folder.path / "weights", record.round)
+        self._pool.save(f"{self.folder.url}/weights", record.round)
         kept = ("disagreement", "distance", "excess_risk")
         final: dict[str, float | str] = {name: mean[name] for name in kept if name in mean}
         final["train_loss"] = mean["loss"]
@@ -179,7 +178,7 @@ class Trial(tune.Trainable):
         plan = make_plan(experiment)
         self.folder.begin(experiment, plan.graph, plan.A, plan.mixing_rate)
         self.rounds, self.keeper = plan.rounds, Keeper(plan, self.folder)
-        weights = self.folder.path / "weights"
+        weights = f"{self.folder.url}/weights"
         pool = self._pool_for(plan)
         self.records = train(pool, plan, self.keeper, lambda pool, n: pool.save(weights, n))
 

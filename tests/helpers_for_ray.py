@@ -55,7 +55,7 @@ def trap(actor, moment, n):
         "exchange": (agent, "combine"),
         "measurement": (agent.measurer, "validate"),
         "evaluation": (agent.measurer, "judge"),
-        "weights": (raydist.engine.agent, "save_file"),
+        "weights": (raydist.engine.agent, "save_tensors"),
         "snapshot": (agent.shards, "write"),
         "waiting": (raydist.engine.board.Board, "_wait"),
         "writing": (Store, "write"),

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import raydist.engine.complete
+import raydist.engine.ray_session
 import raydist.run
 import raydist.sweep
 from raydist import command
@@ -110,8 +112,8 @@ def complaint(tmp_path, monkeypatch, capsys):
     def started(*args, **kwargs):
         raise AssertionError("the run was started")
 
-    monkeypatch.setattr(raydist.sweep, "ray_session", started)
-    monkeypatch.setattr(raydist.run, "train", started)
+    monkeypatch.setattr(raydist.engine.ray_session, "ray_session", started)
+    monkeypatch.setattr(raydist.engine.complete, "train", started)
 
     def run(name, *arguments):
         before = files_in(tmp_path)
@@ -283,6 +285,14 @@ CASES = {
     "precision of AutoAttack": (
         {"dtype": '"float64"', "evaluate.autoattack": "8"},
         'evaluate.autoattack needs dtype = "float32", not "float64": write evaluate.autoattack = 0',
+    ),
+    "precision below the dtype": (
+        {"dtype": '"float64"', "precision": '"bf16"', "evaluate.autoattack": "0"},
+        'precision is "bf16", which computes with less than dtype = "float64": remove one',
+    ),
+    "precision": (
+        {"precision": '"bfloat16"'},
+        'precision is "bfloat16", expected one of float32, tf32, bf16: write "bf16"',
     ),
     "image": (
         {"evaluate.images": "3"},

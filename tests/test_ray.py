@@ -44,6 +44,8 @@ EVERYTHING = {
     "optim": {"name": "deat", "lr": 0.05, "combine": True},
     "average": {"name": "ema"},
     "restarts": [0.5],
+    "precision": "bf16",
+    "channels_last": True,
     "telemetry": 2,
     "stop": {"fosc": {"threshold": 1e-9}, "on_instability": "heal"},
 }

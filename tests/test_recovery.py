@@ -43,11 +43,10 @@ TREE = experiment(
 def finished(plan, pool, path):
     """What a run leaves, and how it went."""
     folder, states = begun(plan, path), []
-    (path / "weights").mkdir(exist_ok=True)
     keeper = Keeper(plan, folder)
 
     def ending(pool, n):
-        pool.save(path / "weights", n)
+        pool.save(f"{path}/weights", n)
         states.extend(pool.states())
 
     for record in train(pool, plan, keeper, ending):
@@ -121,7 +120,7 @@ def test_a_killed_agent_changes_nothing(warm, undisturbed, tmp_path, traps, leas
     assert row["recoveries"] == len(died) and row["status"] == "completed"
     for k in range(4):
         name = f"weights/agent-{k:03d}.safetensors"
-        expected = (undisturbed[2].path / name).read_bytes()
+        expected = undisturbed[2].store.read(name)
         assert (tmp_path / "run" / name).read_bytes() == expected
 
 

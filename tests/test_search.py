@@ -5,15 +5,17 @@ import json
 import math
 from types import SimpleNamespace
 
+import helpers_for_ray
 import pytest
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from raydist import load, load_rounds, over_seeds, run_experiment, run_sweep
 from raydist.config import InputError
+from raydist.engine.store import Store
 from raydist.search import METRICS
 from raydist.study import from_tree
-from raydist.tune_optuna import Proposals
+from raydist.tune_optuna import PROPOSALS, Proposals
 from raydist.tune_search import OBJECTIVE, points, scheduler
 
 QUADRATIC = {
@@ -163,38 +165,38 @@ def valley(point):
 
 
 def test_optuna_is_told_the_mean_over_seeds_and_learns(tmp_path):
-    proposals = Proposals(optuna_study(40), tmp_path / "p.json")
+    proposals = Proposals(optuna_study(40), Store(tmp_path / "p"))
     assert proposals.trials_left == 80
     found = converse(proposals, valley, 80)
     assert [point["seed"] for point in found] == [0, 1] * 40
     assert all(a["optim.lr"] == b["optim.lr"] for a, b in zip(found[::2], found[1::2], strict=True))
-    kept = json.loads((tmp_path / "p.json").read_text())
+    kept = json.loads((tmp_path / "p" / PROPOSALS).read_text())
     for proposal, point in zip(kept, found[::2], strict=True):
         assert proposal["value"] == pytest.approx(valley(point) + 0.005)
     early, late = (sum(valley(p) for p in part) for part in (found[:20], found[-20:]))
     assert late - 0.1 < (early - 0.1) / 2  # without what the seeds add
-    again = converse(Proposals(optuna_study(40), tmp_path / "q.json"), valley, 80)
+    again = converse(Proposals(optuna_study(40), Store(tmp_path / "q")), valley, 80)
     assert again == found
 
 
 def test_a_resumed_search_keeps_what_is_known_and_repeats_what_had_not_ended(tmp_path):
-    file = tmp_path / "p.json"
-    before = Proposals(optuna_study(), file)
+    folder = Store(tmp_path)
+    before = Proposals(optuna_study(), folder)
     done = converse(before, valley, 6)
     begun = [before.suggest("lost"), before.suggest("lost too")]
-    after = Proposals(optuna_study(), file)
+    after = Proposals(optuna_study(), folder)
     assert after.trials_left == 24 - 6
     found = converse(after, valley, 18)
     assert found[:2] == begun
     names = {json.dumps(point) for point in [*done, *found]}
     assert len(names) == 24  # no point runs twice
-    assert len(json.loads(file.read_text())) == 12
-    assert Proposals(optuna_study(), file).trials_left == 0
+    assert len(json.loads(folder.read(PROPOSALS))) == 12
+    assert Proposals(optuna_study(), folder).trials_left == 0
 
 
 def test_a_space_that_has_no_more_points_ends_the_search(tmp_path):
     one = optuna_study(50, {"optim.lr": [0.1, 0.2], "strategy": ["local", "consensus"]})
-    proposals = Proposals(one, tmp_path / "p.json")
+    proposals = Proposals(one, Store(tmp_path / "p"))
     found = converse(proposals, lambda point: point["optim.lr"], 50)
     assert len(found) == 4 and proposals.exhausted
 
@@ -203,11 +205,11 @@ def test_failed_trials_do_not_count_and_are_proposed_again_when_resumed(tmp_path
     def half(point):
         return None if point["seed"] == 0 else valley(point)
 
-    converse(Proposals(optuna_study(4), tmp_path / "p.json"), half, 8)
-    kept = json.loads((tmp_path / "p.json").read_text())
+    converse(Proposals(optuna_study(4), Store(tmp_path / "p")), half, 8)
+    kept = json.loads((tmp_path / "p" / PROPOSALS).read_text())
     assert all(proposal["value"] is not None for proposal in kept)  # of the seed that ran
-    converse(Proposals(optuna_study(4), tmp_path / "q.json"), lambda point: None, 8)
-    assert Proposals(optuna_study(4), tmp_path / "q.json").trials_left == 8
+    converse(Proposals(optuna_study(4), Store(tmp_path / "q")), lambda point: None, 8)
+    assert Proposals(optuna_study(4), Store(tmp_path / "q")).trials_left == 8
 
 
 @pytest.mark.parametrize(
@@ -295,3 +297,18 @@ def test_a_study_with_optuna_resumes(ray_cluster, tmp_path):
     more = run_sweep(tree, out=tmp_path / "a", pool="local", resume=True)
     assert len(more) == 6 and set(frame["trial"]) < set(more["trial"])
     assert load(tmp_path / "a")["trial"].tolist() == more["trial"].tolist()
+
+
+@pytest.mark.ray
+def test_a_trial_that_fails_before_it_was_compared_does_not_end_the_study(ray_cluster, tmp_path):
+    base = DIGITS | {"loss": {"name": "helpers_for_ray:raising"}, "attack": {"alpha": 0.2}}
+    tree = {"base": base, "axes": {"threat.eps": [helpers_for_ray.BAD_EPS, 0.03], "seed": [0, 1]}}
+    tree["search"] = {"algorithm": "optuna", "samples": 2, "scheduler": "median"}
+    tree["search"] |= {"metric": "val_loss", "max_concurrent": 1}
+    frame = run_sweep(tree, out=tmp_path / "study", pool="local").set_index("threat.eps")
+    assert set(frame.loc[0.03, "status"]) == {"completed"}
+    failed = frame.loc[helpers_for_ray.BAD_EPS]
+    assert set(failed["status"]) == {"failed"} and failed["error"].str.contains("cursed").all()
+    assert not frame.attrs["interrupted"]
+    kept = json.loads((tmp_path / "study" / PROPOSALS).read_text())
+    assert sorted(each["value"] is None for each in kept) == [False, True]

@@ -117,7 +117,7 @@ def same(found, expected):
     assert (found[1].images is None) == (expected[1].images is None)
     if found[1].images is not None:
         pd.testing.assert_frame_equal(found[1].images, expected[1].images)
-    one, other = (timeless(load_rounds(folder.path)) for *_, folder in (found, expected))
+    one, other = (timeless(load_rounds(folder.url)) for *_, folder in (found, expected))
     pd.testing.assert_frame_equal(one, other)
 
 
@@ -338,10 +338,10 @@ def test_a_snapshot_that_cannot_be_written_is_told_and_the_run_goes_on(
 ):
     write = Store.write
 
-    def full(self, name, data):
+    def full(self, name, data, **how):
         if name == "round-000006/agent-001.safetensors":
             raise OSError(28, "No space left on device")
-        write(self, name, data)
+        write(self, name, data, **how)
 
     monkeypatch.setattr(Store, "write", full)
     same(run(plan_of(LINEAR), tmp_path / "run"), straight)
@@ -357,9 +357,9 @@ def test_an_agent_does_not_wait_for_its_disk(tmp_path, monkeypatch):
 
     go_on, write = Event(), Store.write
 
-    def slow(self, name, data):
+    def slow(self, name, data, **how):
         assert go_on.wait(20)
-        write(self, name, data)
+        write(self, name, data, **how)
 
     monkeypatch.setattr(Store, "write", slow)
     pool = LocalPool(plan_of(LINEAR))

@@ -6,14 +6,13 @@ of order, it refuses to work.
 """
 
 import copy
-import os
 import time
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from raydist.engine.flat import FlatModel
@@ -21,6 +20,7 @@ from raydist.engine.local_step import LocalStep
 from raydist.engine.measurer import Measurer
 from raydist.engine.shard import Shards
 from raydist.engine.spec import AgentSpec
+from raydist.engine.store import Store
 from raydist.engine.task import Split, build_model, image_task, quadratic_task
 from raydist.learning.average import Ensemble, RunningAverage
 from raydist.measure import masks, trained
@@ -33,18 +33,27 @@ Info = dict[str, float]
 class Agent:
     """One learner k with its own data, model and optimiser."""
 
-    def __init__(self, spec: AgentSpec, share: Split | None, held: dict[str, Split]) -> None:
+    def __init__(
+        self,
+        spec: AgentSpec,
+        share: Split | None,
+        held: dict[str, Split],
+        flat: FlatModel | None = None,
+    ) -> None:
         """Build the agent at round 0.
 
         Args:
             spec: who it is and what it shall do.
             share: its private training images and labels (None for the quadratic task).
             held: the "validation" and "test" splits, common to all agents.
+            flat: another agent's model, to use that; default: one of its own.
         """
         torch.set_num_threads(spec.threads)
         self.spec, self.config = spec, spec.config
         self.device = torch.device("cuda" if spec.cuda else "cpu")
-        self.flat = FlatModel(build_model(self.config, spec.shape, spec.classes).to(self.device))
+        self.flat = flat or FlatModel(
+            build_model(self.config, spec.shape, spec.classes).to(self.device)
+        )
         self.measurer = Measurer(
             self.config, spec.agent, share, held, spec.scale, spec.classes, self.device
         )
@@ -244,17 +253,17 @@ class Agent:
         """Take in the network's sensitivity."""
         self.local.learn_sensitivity(self._tensor(power))
 
-    def save(self, file: str, centroid: Message | None = None) -> None:
+    def save(self, folder: str, name: str, centroid: Message | None = None) -> None:
         """Write the model (or the centroid, given its state) as safetensors, whole or not at all.
 
         Args:
-            file: the path; its folder exists.
+            folder: a path or an fsspec URL.
+            name: of the file.
             centroid: the centroid's vector, to write that instead.
         """
         with self.flat.holding(self._state_or(centroid)) as model:
             tensors = {name: value.clone() for name, value in model.state_dict().items()}
-        save_file(tensors, file + ".part")
-        os.replace(file + ".part", file)
+        Store(folder).write(name, save_tensors(tensors))
 
     def _remember(self, n: int) -> None:
         """The state after round n joins the average, and is kept at the end of a period."""

@@ -1,7 +1,6 @@
 """The agents of one process: what they send one another stays in its memory."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -17,10 +16,24 @@ class Group:
     """Some agents of a run, in ascending order; a round of theirs is one after the other."""
 
     def __init__(
-        self, specs: Sequence[AgentSpec], shares: Iterable[Split | None], held: dict[str, Split]
+        self,
+        specs: Sequence[AgentSpec],
+        shares: Iterable[Split | None],
+        held: dict[str, Split],
+        one_model: bool = False,
     ) -> None:
-        """Build the agents at round 0; arguments as of `Agent`, of each."""
-        self.agents = [Agent(spec, share, held) for spec, share in zip(specs, shares, strict=True)]
+        """Build the agents at round 0.
+
+        Args:
+            specs: as of `Agent`, of each.
+            shares: as of `Agent`, of each.
+            held: as of `Agent`.
+            one_model: whether all of them use the first one's model.
+        """
+        self.agents: list[Agent] = []
+        for spec, share in zip(specs, shares, strict=True):
+            flat = self.agents[0].flat if one_model and self.agents else None
+            self.agents.append(Agent(spec, share, held, flat))
         self._sent: dict[int, Tensor] = {}
 
     @property
@@ -85,14 +98,14 @@ class Group:
         """As `Agent.evaluate`, of every agent."""
         return [agent.evaluate(*centroids) for agent in self.agents]
 
-    def save(self, folder: Path) -> None:
-        """Write the model of every agent."""
+    def save(self, folder: str) -> None:
+        """Write the model of every agent into a folder, a path or URL."""
         for agent in self.agents:
-            agent.save(str(folder / agent_file(agent.spec.agent)))
+            agent.save(folder, agent_file(agent.spec.agent))
 
-    def save_centroid(self, file: Path, centroid: Message) -> None:
+    def save_centroid(self, folder: str, name: str, centroid: Message) -> None:
         """Write a centroid, given its state."""
-        self.agents[0].save(str(file), centroid)
+        self.agents[0].save(folder, name, centroid)
 
     def snapshot(self, n: int, url: str) -> None:
         """As `Shards.write`, of every agent."""

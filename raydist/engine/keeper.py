@@ -39,9 +39,9 @@ class Keeper:
         self._shelf: Shelf | None = None
         if folder is not None:
             digest = plan.config.digest()
-            url = str(folder.path / "snapshots")
+            url = f"{folder.url}/snapshots"
             if self._table.path is not None:
-                url = f"{self._table.path.rstrip('/')}/{folder.path.name}-{digest}"
+                url = f"{self._table.path.rstrip('/')}/{folder.name}-{digest}"
             self._shelf = Shelf(url, digest, plan.agents, self._unusable)
 
     def seconds(self) -> float:

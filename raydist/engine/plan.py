@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from raydist.config import Experiment, InputError
 from raydist.engine import excess
-from raydist.engine.checks import check_images, check_quadratic, checked, input_of, probe
+from raydist.engine.checks import check_images, check_quadratic, checked, input_of, probe, probe_key
 from raydist.engine.spec import AgentSpec
 from raydist.engine.task import Split
 from raydist.learning import data as datasets
@@ -178,11 +178,12 @@ class Plan:
         return dict(zip(rounds, values.tolist(), strict=True))
 
 
-def make_plan(config: Experiment) -> Plan:
+def make_plan(config: Experiment, probed: dict[str, tuple[int, int]] | None = None) -> Plan:
     """Prepare a run.
 
     Args:
         config: the experiment.
+        probed: what models and losses were found to be by the plans made before; added to.
 
     Returns:
         The plan.
@@ -201,7 +202,10 @@ def make_plan(config: Experiment) -> Plan:
         shares = checked("data.partition", _shares, config, data.train[1])
         smallest = min(len(share) for share in shares)
         check_images(config, data, smallest)
-    parameters, activations = probe(config, data)
+    key, probed = probe_key(config), {} if probed is None else probed
+    if key not in probed:
+        probed[key] = probe(config, data)
+    parameters, activations = probed[key]
     if config.evaluate.subspace > parameters:
         raise InputError(
             f"evaluate.subspace is {config.evaluate.subspace}, expected at most {parameters}, the "

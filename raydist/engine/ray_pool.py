@@ -9,8 +9,7 @@ brings all agents back to one round.
 
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
@@ -20,7 +19,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raydist.engine.agent import Info, Message
 from raydist.engine.edges import Edges, edges_between
 from raydist.engine.layout import Layout
-from raydist.engine.plan import Plan
 from raydist.engine.pool import centroid_files
 from raydist.engine.ray_actor import Actor
 from raydist.engine.ray_recover import agent_error, first_cause, gone, start
@@ -28,6 +26,9 @@ from raydist.engine.spec import AgentSpec
 from raydist.engine.task import Split
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
+
+if TYPE_CHECKING:  # agents need no graphs
+    from raydist.engine.plan import Plan
 
 BATCH_SECONDS = 1.0  # of a call with a board: it costs some milliseconds, and a snapshot waits
 MOST_ROUNDS = 1000
@@ -40,7 +41,7 @@ class RayPool:
     _messages: dict[int, Any]
     _closed: list[Any]
 
-    def __init__(self, plan: Plan, resources: Layout) -> None:
+    def __init__(self, plan: "Plan", resources: Layout) -> None:
         """Start the actors of a plan, and wait until all are there.
 
         Args:
@@ -60,7 +61,7 @@ class RayPool:
         ]
         self._choose_exchange()
 
-    def reset(self, plan: Plan) -> None:
+    def reset(self, plan: "Plan") -> None:
         """As `Pool.reset`, in the same, warm, processes."""
         self._prepare(plan)
         self._replace_dead()
@@ -125,11 +126,11 @@ class RayPool:
         centroids = [self._centroid(each) for each in which]
         return list(chain(*self._get([a.evaluate.remote(*centroids) for a in self._actors])))
 
-    def save(self, folder: Path, n: int) -> None:
+    def save(self, folder: str, n: int) -> None:
         """As `Pool.save`; every actor writes its agents' files."""
         calls = [actor.save.remote(folder) for actor in self._actors]
         calls += [
-            self._actors[0].save_centroid.remote(folder / name, self._centroid(which))
+            self._actors[0].save_centroid.remote(folder, name, self._centroid(which))
             for name, which in centroid_files(self._specs[0], n).items()
         ]
         self._get(calls)
@@ -163,7 +164,7 @@ class RayPool:
         if self._own_group is not None:
             remove_placement_group(self._own_group)
 
-    def _prepare(self, plan: Plan) -> None:
+    def _prepare(self, plan: "Plan") -> None:
         """Another run: what its agents are built from; what all have in common is stored once."""
         self._forget()
         self._batch = 1

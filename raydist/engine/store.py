@@ -2,61 +2,100 @@
 
 import os
 import uuid
+from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from raydist.config import InputError
+
+
+def locate(path: str | os.PathLike[str]) -> str:
+    """Where something lies: a URL as it is, of a path of this machine the absolute one."""
+    text = os.fspath(path).removeprefix("file://")
+    return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
 
 
 class Store:
     """A folder of small trees of files, named by paths with "/"."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | os.PathLike[str]) -> None:
         """Name the folder; nothing is written yet.
 
         Args:
             url: a path, or what fsspec understands, such as "s3://bucket/runs".
-        """
-        self.url = url
-        self._files, self._root = fsspec.core.url_to_fs(url)
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file, through to the disk before it gets its name.
+        Raises:
+            InputError: if there is no file system of that name, or its package is not installed.
+        """
+        self.url = locate(url)
+        self.name = self.url.rpartition("/")[2]
+        try:
+            self.files, self.root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"{self.url} cannot be reached: {error}") from error
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a folder of this machine (or one that is mounted there)."""
+        return isinstance(self.files, LocalFileSystem)
+
+    def under(self, name: str) -> "Store":
+        """A folder below this one."""
+        return Store(f"{self.url}/{name}")
+
+    def write(self, name: str, data: bytes, durable: bool = True) -> None:
+        """Write a file.
 
         Args:
             name: its path in the store; what has that name is replaced.
             data: its content.
+            durable: through to the disk before it gets its name, where this machine has the disk.
         """
         path = self._path(name)
-        self._files.makedirs(os.path.dirname(path), exist_ok=True)
-        if not isinstance(self._files, LocalFileSystem):
-            self._files.pipe_file(path, data)  # object stores show nothing but whole objects
+        self.files.makedirs(os.path.dirname(path), exist_ok=True)
+        if not self.local:
+            self.files.pipe_file(path, data)  # object stores show nothing but whole objects
             return
         part = f"{path}.{uuid.uuid4().hex}.part"
         with open(part, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
 
     def read(self, name: str) -> bytes:
         """The content of a file; FileNotFoundError if there is none."""
-        data: bytes = self._files.cat_file(self._path(name))
+        data: bytes = self.files.cat_file(self._path(name))
         return data
+
+    def find(self, name: str) -> bytes | None:
+        """The content of a file, None if there is none."""
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return None
+
+    def modified(self, name: str) -> float:
+        """When a file was written, in seconds since 1970."""
+        when: float = self.files.modified(self._path(name)).timestamp()
+        return when
 
     def names(self, folder: str = "") -> list[str]:
         """What lies in a folder, sorted; nothing if there is no such folder."""
         try:
-            found = self._files.ls(self._path(folder), detail=False, refresh=True)
-        except FileNotFoundError:
+            found = self.files.ls(self._path(folder), detail=False, refresh=True)
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(path.rstrip("/").rpartition("/")[2] for path in found)
 
-    def remove(self, folder: str) -> None:
-        """Remove a folder with all that it holds, if it exists."""
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all that it holds, if it exists."""
         try:
-            self._files.rm(self._path(folder), recursive=True)
+            self.files.rm(self._path(name), recursive=True)
         except FileNotFoundError:
             pass
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{name}".rstrip("/")
+        return f"{self.root}/{name}".rstrip("/")

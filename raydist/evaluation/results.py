@@ -6,12 +6,13 @@ from typing import Any
 
 import pandas as pd
 
+from raydist.engine.store import Store
 from raydist.evaluation.ledger import Entry, Ledger
 from raydist.evaluation.request import Request
 from raydist.evaluation.subject import Subject
 from raydist.evaluation.table import from_trial, images_frame, numbers
 from raydist.evaluation.units import Unit, missing
-from raydist.folder import plain, write_json, write_parquet
+from raydist.folder import pack_frame, pack_json, plain
 
 
 class Results:
@@ -65,9 +66,10 @@ class Results:
             if earlier.get("weights") != weights:
                 earlier = {"weights": weights}
             known[model] = earlier | {name + tag: plain(value) for name, value in row.items()}
-        write_json(file, known)
+        store = Store(self.subject.folder)
+        store.write("evaluation.json", pack_json(known))
         frame = images_frame(self.subject, self.models, self._ledger)
-        write_parquet(self.subject.folder / "evaluation" / "images.parquet", frame)
+        store.write("evaluation/images.parquet", pack_frame(frame))
         return pd.DataFrame(rows)
 
     def scans(self, model: str) -> dict[str, Any]:

@@ -121,6 +121,9 @@ def _subjects(
 ) -> list[Subject]:
     """The trials that can be evaluated; of the others one line says why not."""
     found, why = [], []
+    for path in paths:
+        if "://" in str(path):
+            raise InputError(f"{path} is a URL: copy that folder to this machine, and evaluate it")
     for folder in trials(Path(path) for path in paths):
         try:
             subject = open_subject(folder)

@@ -1,0 +1,75 @@
+"""Runs at URLs are the runs in folders, and what cannot be stored is refused at the door."""
+
+import json
+
+import pandas as pd
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from test_search import QUADRATIC
+from test_snapshot import timeless
+
+from raydist import evaluate_runs, load, load_events, load_rounds, run_experiment, run_sweep
+from raydist.config import InputError
+from raydist.engine.store import Store, locate
+
+TREE = QUADRATIC | {"snapshot": {"every": 4}}
+URL = "memory://bucket/runs/one"
+WEIGHTS = ["agent-000", "agent-001", "agent-002", "centroid"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_stored():
+    yield
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+
+
+def test_a_run_at_a_url_is_the_run_in_a_folder(tmp_path):
+    run_experiment(TREE, out=URL)
+    run_experiment(TREE, out=tmp_path / "one")
+    other = Store(tmp_path / "one")
+    assert Store(URL).names() == other.names()
+    assert Store(URL).names("weights") == [f"{name}.safetensors" for name in WEIGHTS]
+    for name in [*(f"weights/{each}.safetensors" for each in WEIGHTS), "graph.json"]:
+        assert Store(URL).read(name) == other.read(name)
+    rows = [load(where).drop(columns="seconds") for where in (URL, tmp_path / "one")]
+    pd.testing.assert_frame_equal(*rows)
+    pd.testing.assert_frame_equal(load("memory://bucket/runs"), load(URL))  # as a study
+    rounds = [timeless(load_rounds(where)) for where in (URL, tmp_path / "one")]
+    pd.testing.assert_frame_equal(*rounds)
+
+
+def test_an_unfinished_run_at_a_url_goes_on_from_its_snapshot():
+    plain = run_experiment(TREE, out=URL)
+    Store(URL).remove("final.json")
+    assert load(URL)["status"].tolist() == ["unfinished"]
+    again = run_experiment(TREE, out=URL, resume=True)
+    (event,) = load_events(URL).to_dict("records")
+    assert (event["what"], event["replayed_from"]) == ("run resumed", 8)
+    assert again.final["excess_risk"] == plain.final["excess_risk"]
+    pd.testing.assert_frame_equal(timeless(load_rounds(URL)), timeless(again.rounds))
+
+
+def test_a_file_at_a_url_is_a_file_of_this_machine(tmp_path):
+    assert locate(f"file://{tmp_path}/a") == str(tmp_path / "a")
+    Store(f"file://{tmp_path}/a").write("b/c.json", b"[1]")
+    assert json.loads((tmp_path / "a" / "b" / "c.json").read_text()) == [1]
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        (lambda: run_experiment(TREE, out="nosuch://bucket"), "nosuch://bucket cannot be reached"),
+        (lambda: load("nosuch://bucket"), "nosuch://bucket cannot be reached: "),
+        (lambda: load("memory://empty"), "memory://empty holds no run: expected"),
+        (lambda: run_experiment(TREE, out="memory://full"), "exists: .* --resume memory://full"),
+        (lambda: run_sweep({"base": TREE}, out=URL), "memory://.* lives in one process: write"),
+        (lambda: evaluate_runs("s3://bucket/run"), "s3://bucket/run is a URL: copy"),
+    ],
+)
+def test_what_cannot_be_stored_or_read_is_one_line(what, line):
+    Store("memory://full").write("experiment.json", b"{}")
+    with pytest.raises(InputError, match=line) as caught:
+        what()
+    assert "\n" not in str(caught.value)
+    assert not Store(URL).names()
