@@ -6,12 +6,15 @@ restarts and no retries: Ray's own would silently reset an agent's state. `RayPo
 the dead, and the keeper of the run brings all agents back to one round.
 """
 
+import logging
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util import get_node_ip_address
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -24,6 +27,8 @@ from raydist.engine.spec import AgentSpec, agent_file
 from raydist.engine.task import Split
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
+
+log = logging.getLogger("raydist")
 
 
 class _Actor(Agent):
@@ -38,6 +43,16 @@ class _Actor(Agent):
         """Begin another run in the same process."""
         self.shards.settle()
         super().__init__(spec, share, held)
+
+    def __repr__(self) -> str:
+        """What Ray's logs and dashboard call it."""
+        return f"agent {self.spec.agent}"
+
+    def where(self) -> str:
+        """The process that it is, and the file in which Ray keeps what it says."""
+        node: str = get_node_ip_address()  # type: ignore[no-untyped-call]
+        said = os.path.realpath("/proc/self/fd/2")
+        return f"{self!r} is process {os.getpid()} on {node}, what it says is in {said}"
 
     def ping(self) -> None:
         """Nothing: who answers is there, and has done all that it was told before."""
@@ -76,17 +91,20 @@ class RayPool:
         self._closed: list[Any] = []
         self._prepare(plan)
         self._actors: list[Any] = [*start(self._create, range(plan.agents)).values()]
+        self._log()
 
     def reset(self, plan: Plan) -> None:
         """As `Pool.reset`, in the same, warm, processes."""
         self._prepare(plan)
         self._replace_dead()
         self._wait([actor.reset.remote(*self._inputs(k)) for k, actor in enumerate(self._actors)])
+        self._log()
 
     def revive(self) -> None:
         """As `Pool.revive`."""
         self._messages, self._closed = None, []
         self._replace_dead()
+        self._log()
 
     def step(self, n: int, noisy: bool = False) -> list[Any]:
         """As `Pool.step`; returns references to what the agents measure."""
@@ -170,6 +188,11 @@ class RayPool:
         threads, cuda = max(1, int(self._layout.cpus)), self._layout.gpus > 0
         self._plan, self._specs = plan, plan.specs(threads, cuda)
         self._held = ray.put(plan.held())
+
+    def _log(self) -> None:
+        """Say where to look for what each agent says."""
+        places = self._wait([actor.where.remote() for actor in self._actors])
+        log.info("%d agents\n%s", len(places), "\n".join(places))
 
     def _replace_dead(self) -> None:
         dead = gone(dict(enumerate(self._actors)))
