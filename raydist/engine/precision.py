@@ -43,6 +43,21 @@ def computed(network: nn.Module, config: Experiment) -> nn.Module:
     return Passes(network, bf16, config.channels_last) if bf16 or config.channels_last else network
 
 
+def unsafe_in_channels_last(network: nn.Module) -> bool:
+    """Whether it has a strided 1x1 convolution with fewer than 16 input channels.
+
+    In channels_last the gradient of its weights is written outside its memory by oneDNN 3.12 on
+    CPUs (seen with 2 to 7 channels on AVX2, whose registers hold 8 numbers; others hold 16).
+    """
+    return any(
+        isinstance(m, nn.Conv2d)
+        and tuple(m.kernel_size) == (1, 1)
+        and tuple(m.stride) != (1, 1)
+        and m.in_channels < 16
+        for m in network.modules()
+    )
+
+
 @contextmanager
 def tf32(allowed: bool) -> Generator[None]:
     """Meanwhile GPUs round the factors of float32 products to TF32, or do not.
