@@ -142,7 +142,7 @@ def test_channels_last_is_refused_where_its_gradients_are_not_safe(width, safe):
     if safe:
         assert make_plan(config).parameters > 0
     else:
-        with pytest.raises(InputError, match="^channels_last is not safe for model"):
+        with pytest.raises(InputError, match=r"^channels_last is not safe for model"):
             make_plan(config)
     assert make_plan(validate(digits(model=model))).parameters > 0
 

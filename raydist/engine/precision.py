@@ -44,10 +44,16 @@ def computed(network: nn.Module, config: Experiment) -> nn.Module:
 
 
 def unsafe_in_channels_last(network: nn.Module) -> bool:
-    """Whether it has a strided 1x1 convolution with fewer than 16 input channels.
+    """Whether its gradients would be written outside their memory.
 
-    In channels_last the gradient of its weights is written outside its memory by oneDNN 3.12 on
-    CPUs (seen with 2 to 7 channels on AVX2, whose registers hold 8 numbers; others hold 16).
+    oneDNN 3.12 does so in channels_last for the weights of strided 1x1 convolutions (seen with 2 to
+    7 input channels on AVX2, whose registers hold 8 numbers; others hold 16).
+
+    Args:
+        network: of any kind.
+
+    Returns:
+        Whether it has such a convolution with fewer than 16 input channels.
     """
     return any(
         isinstance(m, nn.Conv2d)
