@@ -21,8 +21,10 @@ from raydist.seeding import torch_generator
 STEPS = 10
 
 
-def agent(loss, **tables):
-    model = {"name": "preact-resnet-18", "width": 0.0625}
+NARROW = {"name": "preact-resnet-18", "width": 0.0625}
+
+
+def agent(loss, model=NARROW, **tables):
     tree = digits(model=model, loss={"name": loss}, attack={"steps": STEPS}, **tables)
     pool = LocalPool(make_plan(validate(tree)))
     pool.shutdown()
@@ -73,7 +75,8 @@ def test_a_step_costs_its_arithmetic(loss, least, most):
 
 
 def test_options_cost_no_pass():
-    local = agent("trades", precision="bf16", channels_last=True).local
+    small = {"name": "small-cnn"}
+    local = agent("trades", small, precision="bf16", channels_last=True).local
     assert units(local, lambda: step(local)) <= 2 * STEPS + 7
 
 

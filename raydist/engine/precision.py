@@ -43,6 +43,27 @@ def computed(network: nn.Module, config: Experiment) -> nn.Module:
     return Passes(network, bf16, config.channels_last) if bf16 or config.channels_last else network
 
 
+def unsafe_in_channels_last(network: nn.Module) -> bool:
+    """Whether its gradients would be written outside their memory.
+
+    oneDNN 3.12 does so in channels_last for the weights of strided 1x1 convolutions (seen with 2 to
+    7 input channels on AVX2, whose registers hold 8 numbers; others hold 16).
+
+    Args:
+        network: of any kind.
+
+    Returns:
+        Whether it has such a convolution with fewer than 16 input channels.
+    """
+    return any(
+        isinstance(m, nn.Conv2d)
+        and tuple(m.kernel_size) == (1, 1)
+        and tuple(m.stride) != (1, 1)
+        and m.in_channels < 16
+        for m in network.modules()
+    )
+
+
 @contextmanager
 def tf32(allowed: bool) -> Generator[None]:
     """Meanwhile GPUs round the factors of float32 products to TF32, or do not.
