@@ -15,26 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
-# `ray start`, which gives a node 30 s to come up, with the patience that a busy machine needs
-RAY = """
-import time
-from ray._private import services
-from ray.scripts.scripts import main
+# named, so that the raylet does not wait for them: on a busy machine it gives up, and dies
+PORTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent")
 
-once, end = services.get_node, time.monotonic() + 300
 
-def get_node(*args):
-    while True:
-        try:
-            return once(*args)
-        except RuntimeError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
-
-services.get_node = get_node
-main()
-"""
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def below(root):
@@ -63,22 +51,19 @@ class Node:
     """One node: `ray start --block` and what it starts."""
 
     def __init__(self, folder, environment, arguments):
-        command = [
-            sys.executable,
-            "-c",
-            RAY,
-            "start",
-            "--block",
-            "--disable-usage-stats",
-            *arguments,
-        ]
-        command += ["--min-worker-port=0", "--max-worker-port=0"]
-        self.log = Path(folder) / f"node-{secrets.token_hex(3)}.log"
+        self.folder, self.environment = folder, environment
+        self.command = [str(Path(sys.executable).with_name("ray")), "start", "--block"]
+        self.command += ["--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
+        self.command += [*arguments, *(f"--{name}-port={free_port()}" for name in PORTS)]
+        self.start()
+
+    def start(self):
+        self.log = Path(self.folder) / f"node-{secrets.token_hex(3)}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command,
-                env=environment,
-                cwd=folder,
+                self.command,
+                env=self.environment,
+                cwd=self.folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -107,16 +92,13 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # socket names are short
         self.token = self.folder / "token"
         self.token.write_text(secrets.token_hex(32))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
         # nothing of this process's own: no path to our code, no address of another cluster
         kept = {k: os.environ[k] for k in ("PATH", "HOME", "TMPDIR") if k in os.environ}
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
-        own |= {"RAY_agent_register_timeout_ms": "300000"}
         accelerators = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         self.environment = kept | own | accelerators
-        port = self.address.rpartition(":")[2]
         arguments = ["--head", f"--port={port}", f"--num-cpus={cpus}"]
         arguments += ["--include-dashboard=false", f"--temp-dir={self.folder}"]
         arguments += [f"--object-store-memory={200 * 2**20}"]
@@ -131,17 +113,22 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, cpus):
-        """One more node, which is there after `wait`."""
+        """One more node, which is there after `wait`; two at a time take each other's names."""
+        self.wait()
         arguments = [f"--address={self.address}", f"--num-cpus={cpus}"]
         arguments += [f"--object-store-memory={200 * 2**20}"]
         self.nodes.append(Node(self.folder, self.environment, arguments))
         return self.nodes[-1]
 
-    def wait(self):
-        """Until all nodes are there."""
-        while not all(node.up for node in self.nodes):
-            for node in self.nodes:
-                assert node.process.poll() is None, node.log.read_text()
+    def wait(self, tries=20):
+        """Until all nodes are there: Ray gives up on one that takes 30 s, on a busy machine too."""
+        while waiting := [node for node in self.nodes if not node.up]:
+            for node in waiting:
+                if node.process.poll() is not None:
+                    tries -= 1
+                    assert tries and node is not self.nodes[0], node.log.read_text()
+                    node.kill()
+                    node.start()
             time.sleep(0.1)
         return self
 
