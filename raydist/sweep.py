@@ -66,14 +66,13 @@ def run_sweep(
     if pool not in ("ray", "local"):
         raise InputError(f'pool is "{pool}", expected "ray" or "local"')
     folder = Store(out or f"runs/{study.name}")
-    if folder.url.startswith("memory:"):
-        raise InputError(f"{folder.url} lives in one process: write --out with a folder or a URL")
+    _check_shared(folder, study.name)
     if not resume:
         check_new_folder(folder)
     trials = check_trials(study)
     from raydist import plot, record
     from raydist.engine.ray_session import cluster_resources, ray_session
-    from raydist.tune_trial import Job
+    from raydist.tune_trial import Job, stored_images
 
     max_concurrent = max_concurrent or study.search.max_concurrent
     if not quiet:
@@ -81,7 +80,8 @@ def run_sweep(
         for line in dict.fromkeys(need.line for _, need in trials):
             console.print(f"  {line}", highlight=False)
     with ray_session(address):
-        job = Job(study, folder.url, pool, cluster_resources(), os.getcwd())
+        images = stored_images(study)
+        job = Job(study, folder.url, pool, cluster_resources(), os.getcwd(), images)
         fit, line = check_cluster(job, trials, max_concurrent)
         if not quiet:
             console.print(f"  {line}", highlight=False)
@@ -96,6 +96,14 @@ def run_sweep(
     folder.write("summary.png", plot.summary(frame, record.load_rounds(folder.url)))
     folder.write("results.csv", frame.to_csv(index=False).encode())
     return frame
+
+
+def _check_shared(folder: Store, name: str) -> None:
+    """Results can be left there by many processes, side by side."""
+    if folder.url.startswith("memory:"):
+        raise InputError(f"{folder.url} lives in one process: write --out with a folder or a URL")
+    if not os.path.dirname(folder.root):
+        raise InputError(f"{folder.url} is no folder: write --out {folder.url}/{name}")
 
 
 def check_trials(study: Study) -> "list[tuple[Point, Needs]]":

@@ -7,6 +7,7 @@ would silently reset an agent's state. `RayPool.revive` replaces the dead, and t
 brings all agents back to one round.
 """
 
+import logging
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -30,6 +31,7 @@ from raydist.measure.trained import Sums
 
 BATCH_SECONDS = 1.0  # of a call with a board: it costs some milliseconds, and a snapshot waits
 MOST_ROUNDS = 1000
+log = logging.getLogger("raydist")
 
 
 class RayPool:
@@ -58,6 +60,7 @@ class RayPool:
             *start(self._create, range(len(resources.groups)), resources.groups).values()
         ]
         self._choose_exchange()
+        self._log()
 
     def reset(self, plan: Plan) -> None:
         """As `Pool.reset`, in the same, warm, processes."""
@@ -65,12 +68,14 @@ class RayPool:
         self._replace_dead()
         self._wait([actor.reset.remote(*self._inputs(i)) for i, actor in enumerate(self._actors)])
         self._choose_exchange()
+        self._log()
 
     def revive(self) -> None:
         """As `Pool.revive`."""
         self._forget()
         self._replace_dead()
         self._choose_exchange()
+        self._log()
 
     @property
     def batch(self) -> int:
@@ -191,6 +196,11 @@ class RayPool:
         self._wait([made, *joined])
         self._wait([first.hide_board.remote()])
         self._on_board = True
+
+    def _log(self) -> None:
+        """Say where to look for what each agent says."""
+        places = self._wait([actor.where.remote() for actor in self._actors])
+        log.info("%d agents\n%s", len(places), "\n".join(places))
 
     def _replace_dead(self) -> None:
         dead = gone(dict(enumerate(self._actors)))
