@@ -10,7 +10,7 @@ brings all agents back to one round.
 import logging
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raydist.engine.agent import Info, Message
 from raydist.engine.edges import Edges, edges_between
 from raydist.engine.layout import Layout
+from raydist.engine.plan import Plan
 from raydist.engine.pool import centroid_files
 from raydist.engine.ray_actor import Actor
 from raydist.engine.ray_recover import agent_error, first_cause, gone, start
@@ -27,9 +28,6 @@ from raydist.engine.spec import AgentSpec
 from raydist.engine.task import Split
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
-
-if TYPE_CHECKING:  # agents need no graphs
-    from raydist.engine.plan import Plan
 
 BATCH_SECONDS = 1.0  # of a call with a board: it costs some milliseconds, and a snapshot waits
 MOST_ROUNDS = 1000
@@ -43,7 +41,7 @@ class RayPool:
     _messages: dict[int, Any]
     _closed: list[Any]
 
-    def __init__(self, plan: "Plan", resources: Layout) -> None:
+    def __init__(self, plan: Plan, resources: Layout) -> None:
         """Start the actors of a plan, and wait until all are there.
 
         Args:
@@ -64,7 +62,7 @@ class RayPool:
         self._choose_exchange()
         self._log()
 
-    def reset(self, plan: "Plan") -> None:
+    def reset(self, plan: Plan) -> None:
         """As `Pool.reset`, in the same, warm, processes."""
         self._prepare(plan)
         self._replace_dead()
@@ -169,7 +167,7 @@ class RayPool:
         if self._own_group is not None:
             remove_placement_group(self._own_group)
 
-    def _prepare(self, plan: "Plan") -> None:
+    def _prepare(self, plan: Plan) -> None:
         """Another run: what its agents are built from; what all have in common is stored once."""
         self._forget()
         self._batch = 1
