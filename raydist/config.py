@@ -18,7 +18,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from raydist.fields import check_budget
-from raydist.network.strategy import Strategy
 from raydist.recipe import Attack, Average, Loss, Optim, Stop, Threat
 from raydist.tables import AgentResources, Data, Evaluate, Model, Snapshot, Table, Topology
 
@@ -39,12 +38,16 @@ class InputError(ValueError):
 class Experiment(Table):
     """One experiment, complete: what a trial needs to know and all that its result depends on."""
 
-    strategy: Strategy = "diffusion"
+    # as network.strategy.Strategy: a configuration is read and refused before torch is there
+    strategy: Literal["centralized", "consensus", "diffusion", "local"] = "diffusion"
+    engine: Literal["agents", "train"] = "agents"  # train: centralized, data parallel on Ray Train
     topology: Topology = Field(examples=["topologies/ring8.toml"])
     rounds: PositiveInt | None = None
     epochs: PositiveFloat | None = None  # passes over an agent's share, instead of rounds
     seed: int = Field(default=0, ge=0)
     dtype: Literal["float32", "float64"] = "float32"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"  # of training's matrix products
+    channels_last: bool = False  # memory format of images in training
     combine_buffers: bool = True  # running statistics of BatchNorm travel with the weights
     data: Data = Data()
     model: Model = Model()
@@ -58,6 +61,8 @@ class Experiment(Table):
     telemetry: int = Field(default=0, ge=0)  # a closer look every so many rounds; 0: never
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
+    # How messages travel between actors: in the object store, or in memory that all of them share.
+    exchange: Literal["objects", "board", "auto"] = "objects"
     agent: AgentResources = AgentResources()
     snapshot: Snapshot = Snapshot()
 
@@ -68,6 +73,11 @@ class Experiment(Table):
                 "neither rounds nor epochs is given: write rounds = 100"
                 if self.rounds is None
                 else "rounds and epochs are both given: remove one"
+            )
+        if self.dtype == "float64" and self.precision != "float32":
+            raise ValueError(
+                f'precision is "{self.precision}", which computes with less than dtype = '
+                '"float64": remove one'
             )
         check_budget("attack.alpha", self.attack.alpha or 0.0, self.threat.norm)
         if self.attack.steps == 0 and (self.attack.alpha or 0.0) > self.threat.eps:
@@ -94,7 +104,25 @@ class Experiment(Table):
                 'data.set = "quadratic", model.name = "point" and loss.name = "quadratic" '
                 "belong together"
             )
+        if self.engine == "train":
+            self._check_train()
         return self
+
+    def _check_train(self) -> None:
+        """One model for all agents, on workers of equal size, without snapshots."""
+        needs = {
+            'strategy = "centralized"': self.strategy == "centralized",
+            "combine_buffers = true": self.combine_buffers,
+            "snapshot.every = 0 or no table snapshot": self.snapshot
+            in (Snapshot(), Snapshot(every=0)),
+            "neither agent.cpus nor agent.gpus (but agent.gpus = 0 for CPUs)": self.agent
+            in (AgentResources(), AgentResources(gpus=0)),
+        }
+        missing = [need for need, there in needs.items() if not there]
+        if missing:
+            raise ValueError(
+                f'engine = "train" needs {" and ".join(missing)}: write that, or engine = "agents"'
+            )
 
     def alpha(self) -> float:
         """The attack step: as configured, else a quarter of the budget."""
@@ -112,8 +140,9 @@ class Experiment(Table):
 
     def digest(self) -> str:
         """Twelve hex digits that name this experiment, wherever and however safely it runs."""
-        data: set[str] = {"root", "download"}
-        what = self.model_dump(mode="json", exclude={"agent": True, "snapshot": True, "data": data})
+        data = {"root": True, "download": True}
+        where = {"agent": True, "exchange": True, "snapshot": True}
+        what = self.model_dump(mode="json", exclude={**where, "data": data})
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

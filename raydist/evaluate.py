@@ -1,4 +1,7 @@
-"""python -m raydist.evaluate RUN...: how robust and how flat is what was trained."""
+"""python -m raydist.evaluate RUN...: how robust and how flat is what was trained.
+
+What is imported in functions takes seconds; --help is answered without it.
+"""
 
 import re
 from pathlib import Path
@@ -7,12 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from raydist import command
-from raydist.adversary.threat import Norm
 from raydist.config import InputError
-from raydist.evaluation.request import PARTS, Request
-from raydist.evaluation.runs import evaluate_runs
+from raydist.evaluation.names import PARTS, PRESETS
 from raydist.fields import parse_budget
-from raydist.measure.attacks import PRESETS
 from raydist.show import console, errors, evaluation_notes, evaluation_table
 
 
@@ -33,7 +33,9 @@ def main(
         str, typer.Option(help="Some of centroid, agents, agent-000, average, ensemble, start.")
     ] = "centroid",
     images: Annotated[str, typer.Option(help="Test images, or all.")] = "all",
-    norm: Annotated[Norm | None, typer.Option(help="Default: the trial's.")] = None,
+    norm: Annotated[
+        Literal["linf", "l2", "l1"] | None, typer.Option(help="Default: the trial's.")
+    ] = None,
     eps: Annotated[str | None, typer.Option(help="Default: the trial's.")] = None,
     delta: Annotated[str | None, typer.Option(help="W2 budget; default: eps.")] = None,
     subset: Annotated[int, typer.Option(help="Training images for curvature and scans.")] = 256,
@@ -54,6 +56,9 @@ def main(
         raise InputError("--attacks and --preset: write one of them")
     if preset is not None and preset not in PRESETS:
         raise InputError(f'--preset is "{preset}", expected one of {", ".join(PRESETS)}')
+    from raydist.evaluation.request import Request
+    from raydist.evaluation.runs import evaluate_runs
+
     defaults = Request()
     names = PRESETS[preset] if preset else _names(attacks) if attacks else defaults.attacks
     request = Request(

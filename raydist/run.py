@@ -1,29 +1,28 @@
-"""python -m raydist.run FILE: one experiment, without Ray Tune, on either pool."""
+"""python -m raydist.run FILE: one experiment, without Ray Tune, on either pool.
+
+What is imported in functions takes seconds; --help and a misspelt key are answered without it.
+"""
 
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from raydist import command
 from raydist.config import Experiment, InputError, validate
-from raydist.engine.agent import Message
-from raydist.engine.driver import train
-from raydist.engine.keeper import Keeper
-from raydist.engine.plan import Plan, make_plan
-from raydist.engine.pool import LocalPool, Pool, parameters_of
 from raydist.engine.store import Store
-from raydist.folder import Folder, final_numbers
-from raydist.record import Record, Result, Row, frame_of
 from raydist.show import console, errors, number, numbers
 from raydist.study import from_tree, read
 
-FLUSH_SECONDS = 2.0
+if TYPE_CHECKING:
+    from raydist.engine.plan import Plan
+    from raydist.engine.pool import Pool
+    from raydist.folder import Folder
+    from raydist.record import Record, Result
 
 
 def run_experiment(
@@ -34,7 +33,7 @@ def run_experiment(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     quiet: bool = True,
-) -> Result:
+) -> "Result":
     """Run one experiment.
 
     Args:
@@ -66,9 +65,15 @@ def run_experiment(
         >>> result.centroid.round(9).tolist(), result.final["status"]
         ([3.0], 'completed')
     """
+    from raydist.engine.plan import make_plan
+    from raydist.engine.pool import LocalPool
+    from raydist.folder import Folder
+
     experiment = _experiment(config)
     if pool not in ("local", "ray"):
         raise InputError(f'pool is "{pool}", expected "local" or "ray"')
+    if experiment.engine == "train":
+        _check_train(pool, resume)
     folder = None if out is None else Folder(out)
     if resume:
         _check_unfinished(folder, experiment)
@@ -78,15 +83,27 @@ def run_experiment(
     if pool == "local":
         return _run(plan, LocalPool(plan), folder, quiet)
     from raydist.engine.layout import layout
-    from raydist.engine.ray_pool import RayPool  # Ray takes a second to import
+    from raydist.engine.ray_pool import RayPool
     from raydist.engine.ray_session import cluster_resources, ray_session
 
     with ray_session(address):
+        if experiment.engine == "train":
+            from raydist.engine.ray_train import run_on_train, scaling
+
+            return run_on_train(plan, scaling(experiment, cluster_resources()), folder)
         resources = layout(experiment, cluster_resources())
         return _run(plan, RayPool(plan, resources), folder, quiet)
 
 
-def _check_unfinished(folder: Folder | None, experiment: Experiment) -> None:
+def _check_train(pool: str, resume: bool) -> None:
+    """What engine = "train" cannot do."""
+    if pool != "ray":
+        raise InputError('engine = "train" runs on Ray, not in this process: write --pool ray')
+    if resume:
+        raise InputError('engine = "train" keeps no snapshots to resume from: run it anew')
+
+
+def _check_unfinished(folder: "Folder | None", experiment: Experiment) -> None:
     """The folder holds an unfinished try of this experiment."""
     if folder is None:
         raise InputError("which run? resume = True needs out, the folder of the run")
@@ -124,41 +141,18 @@ def _experiment(config: Experiment | Mapping[str, Any] | str | os.PathLike[str])
     return study.only()
 
 
-def _run(plan: Plan, pool: Pool, folder: Folder | None, quiet: bool) -> Result:
-    """Run a plan on a pool and give the pool back."""
-    rows: list[Row] = []
-    states: list[Message] = []
+def _run(plan: "Plan", pool: "Pool", folder: "Folder | None", quiet: bool) -> "Result":
+    """Run a plan on a pool with a progress bar."""
+    from raydist.engine.complete import complete
 
-    def ending(pool: Pool, n: int) -> None:
-        if folder is not None:
-            pool.save(f"{folder.url}/weights", n)
-        states[:] = pool.states()
-
-    try:
-        if folder is not None:
-            folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate)
-        keeper = Keeper(plan, folder)
-        with _progress(quiet) as bar:
-            task = bar.add_task("rounds", total=plan.rounds, status="")
-            flushed = time.monotonic()
-            for record in train(pool, plan, keeper, ending):
-                rows += record.rows()
-                bar.update(task, completed=record.round, status=_status(record))
-                if folder is not None:
-                    folder.add(record)
-                    if record.centroid or time.monotonic() - flushed > FLUSH_SECONDS:
-                        folder.flush()
-                        flushed = time.monotonic()
-        last, seconds = record, keeper.seconds()
-        if folder is not None:
-            folder.finish(last, seconds)
-            rows = folder.rows
-    finally:
-        pool.shutdown()
-    name = folder.name if folder is not None else "run"
-    weights = parameters_of(states, plan.parameters)
-    final = final_numbers(last, seconds, keeper.events)
-    return Result(frame_of(name, rows), final, weights, weights.mean(axis=0))
+    with _progress(quiet) as bar:
+        task = bar.add_task("rounds", total=plan.rounds, status="")
+        return complete(
+            plan,
+            pool,
+            folder,
+            lambda record: bar.update(task, completed=record.round, status=_status(record)),
+        )
 
 
 def _progress(quiet: bool) -> Progress:
@@ -168,7 +162,7 @@ def _progress(quiet: bool) -> Progress:
     return Progress(*columns, status, console=console, transient=True, disable=off)
 
 
-def _status(record: Record) -> str:
+def _status(record: "Record") -> str:
     shown = ("loss", "val_clean_acc", "val_pgd10_acc", "val_fosc", "excess_risk")
     known = record.centroid | record.mean
     return numbers({name: known[name] for name in shown if name in known})
@@ -195,6 +189,8 @@ def main(
         experiment, folder = study.only(), out or f"runs/{study.name}"
     else:
         experiment, folder = experiment_in(Store(resume)), resume
+    from raydist.engine.plan import make_plan
+
     plan = make_plan(experiment)
     if not quiet:
         console.print(f"{experiment.strategy}: {plan.describe()}", highlight=False)
@@ -210,7 +206,7 @@ def main(
             quiet=quiet,
         )
     except KeyboardInterrupt:
-        if Store(folder).find("experiment.json") is None:
+        if experiment.engine == "train" or Store(folder).find("experiment.json") is None:
             raise
         line = f"raydist: interrupted; continue with python -m raydist.run --resume {folder}"
         errors.print(line, markup=False)

@@ -1,12 +1,15 @@
 """What the commands print: tables and lines for people."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:  # --help and a wrong setting need no table
+    import pandas as pd
 
 console = Console() if Console().is_terminal else Console(width=120)
 errors = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
@@ -27,7 +30,7 @@ COLUMNS = {
 
 def number(value: Any) -> str:
     """A value in few characters: three significant digits."""
-    if value is None or (isinstance(value, float) and pd.isna(value)):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
@@ -39,7 +42,7 @@ def numbers(values: Mapping[str, Any]) -> str:
     return "  ".join(f"{name} {number(value)}" for name, value in values.items())
 
 
-def results_table(frame: pd.DataFrame, axes: Sequence[str]) -> Table:
+def results_table(frame: "pd.DataFrame", axes: Sequence[str]) -> Table:
     """The final table of a study, narrow enough for a terminal of 80 characters.
 
     Args:
@@ -66,7 +69,7 @@ def results_table(frame: pd.DataFrame, axes: Sequence[str]) -> Table:
     return table
 
 
-def seeds_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
+def seeds_table(points: "pd.DataFrame", axes: Sequence[str]) -> Table:
     """The final table of a study, mean ± standard deviation over the seeds of each point.
 
     Args:
@@ -93,7 +96,7 @@ def seeds_table(points: pd.DataFrame, axes: Sequence[str]) -> Table:
     return table
 
 
-def _axis_columns(frame: pd.DataFrame, axes: Sequence[str]) -> list[str]:
+def _axis_columns(frame: "pd.DataFrame", axes: Sequence[str]) -> list[str]:
     """The columns that tell trials apart; of an axis of whole tables, its keys that vary."""
     columns: list[str] = []
     for axis in axes:
@@ -107,10 +110,10 @@ def _axis_columns(frame: pd.DataFrame, axes: Sequence[str]) -> list[str]:
 
 def _sortable(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """A column as it is if it holds numbers, else as text: lists have no order."""
-    return column if pd.api.types.is_numeric_dtype(column) else column.astype(str)
+    return column if column.dtype.kind in "biuf" else column.astype(str)
 
 
-def footnotes(frame: pd.DataFrame) -> list[str]:
+def footnotes(frame: "pd.DataFrame") -> list[str]:
     """What a reader of the table must know besides."""
     notes = []
     if "autoattack_images" in frame and frame["autoattack_images"].notna().any():
@@ -129,7 +132,7 @@ NOT_SHOWN = (  # above the columns, in a note, or beside their own number
 )
 
 
-def evaluation_table(frame: pd.DataFrame) -> Table:
+def evaluation_table(frame: "pd.DataFrame") -> Table:
     """The table of an evaluation: a row for each number, or of many trials a row for each of them.
 
     Args:
@@ -166,7 +169,7 @@ def _heading(name: str) -> str:
     return f"{name.removesuffix('_acc')} %" if _percent(name) else name
 
 
-def _cells(frame: pd.DataFrame, name: str) -> list[str]:
+def _cells(frame: "pd.DataFrame", name: str) -> list[str]:
     """A column as text, with its standard error if there is one."""
     values = frame[name] * 100 if _percent(name) else frame[name]
     cells = [number(value) for value in values]
@@ -176,20 +179,20 @@ def _cells(frame: pd.DataFrame, name: str) -> list[str]:
     return cells
 
 
-def evaluation_notes(frame: pd.DataFrame) -> list[str]:
+def evaluation_notes(frame: "pd.DataFrame") -> list[str]:
     """What a reader of the evaluation's table must know besides."""
     images = ", ".join(f"{n:.0f}" for n in sorted(frame["evaluation_images"].unique()))
     notes = [f"accuracies on the first {images} test images"]
     if "hessian_trace" in frame:
         notes.append("hessian_...: of the loss at frozen adversarial points; clean_...: clean loss")
-    for reasons in sorted(set(frame.get("left_out", pd.Series(dtype=str)).dropna())):
-        notes.append(f"left out: {reasons}")
-    for flags in sorted(set(frame.get("evaluation_flags", pd.Series(dtype=str)).dropna())):
-        notes.append(f"the attacks' own checks raised: {flags}")
+    told = {"left_out": "left out", "evaluation_flags": "the attacks' own checks raised"}
+    for name, what in told.items():
+        if name in frame:
+            notes += [f"{what}: {text}" for text in sorted(set(frame[name].dropna()))]
     return notes
 
 
-def print_failures(frame: pd.DataFrame) -> None:
+def print_failures(frame: "pd.DataFrame") -> None:
     """One line on stderr for each failed trial: its error's last line and the path of its log."""
     for _, row in frame[frame["status"] == "failed"].iterrows():
         errors.print(f"failed: {row['trial']}: {row['error']} (log: {row['log']})", markup=False)

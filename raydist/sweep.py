@@ -2,33 +2,33 @@
 
 Read, check every trial at the door, hand the study to Tune, show progress, and summarise. Nothing
 is written before everything that can be checked was checked.
+
+What is imported in functions takes seconds; --help and a misspelt key are answered without it.
 """
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import pandas as pd
 import typer
-from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray import tune
 from rich.table import Table
 
-from raydist import command, plot, record
+from raydist import command
 from raydist.command import check_new_folder
 from raydist.config import InputError
-from raydist.engine.plan import make_plan
-from raydist.engine.ray_session import cluster_resources, ray_session, this_machine
 from raydist.engine.store import Store
-from raydist.estimate import Needs, check_memory, describe, needs, size
 from raydist.naming import Point, folder_name, value_label
 from raydist.show import console, errors, footnotes, print_failures, results_table, seeds_table
 from raydist.study import Study, from_tree, read
-from raydist.tune_progress import TuneProgress
-from raydist.tune_search import check_installed, scheduler, source
-from raydist.tune_trial import Job, Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from raydist.estimate import Needs
+    from raydist.tune_trial import Job
 
 STUDY_FILE = "study.json"
 
@@ -42,7 +42,7 @@ def run_sweep(
     address: str | None = None,
     max_concurrent: int | None = None,
     quiet: bool = True,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """Run a study.
 
     Args:
@@ -70,6 +70,10 @@ def run_sweep(
     if not resume:
         check_new_folder(folder)
     trials = check_trials(study)
+    from raydist import plot, record
+    from raydist.engine.ray_session import cluster_resources, ray_session
+    from raydist.tune_trial import Job
+
     max_concurrent = max_concurrent or study.search.max_concurrent
     if not quiet:
         console.print(f"{study.name}: {study.trials} trials", highlight=False)
@@ -101,7 +105,7 @@ def _check_shared(folder: Store, name: str) -> None:
         raise InputError(f"{folder.url} is no folder: write --out {folder.url}/{name}")
 
 
-def check_trials(study: Study) -> list[tuple[Point, Needs]]:
+def check_trials(study: Study) -> "list[tuple[Point, Needs]]":
     """Make the plan of every trial once.
 
     Args:
@@ -113,22 +117,42 @@ def check_trials(study: Study) -> list[tuple[Point, Needs]]:
     Raises:
         InputError: names the point of the axes at which something cannot work.
     """
+    experiments = []
+    for point in study.corners():
+        with _told_at(point):
+            experiments.append((point, study.experiment(point)))
+    from raydist.engine.plan import make_plan
+    from raydist.estimate import needs
+    from raydist.tune_search import check_installed
+
     check_installed(study)
     found = []
-    for point in study.corners():
-        try:
-            config = study.experiment(point)
+    probed: dict[str, tuple[int, int]] = {}  # trials that differ in a budget have the same model
+    for point, config in experiments:
+        with _told_at(point):
+            if config.engine == "train":  # and leaks that group if the trial is killed
+                raise InputError(
+                    'engine = "train" reserves its workers beside the trial, where Tune does not '
+                    'see them: use python -m raydist.run --pool ray, or write engine = "agents"'
+                )
             study.search.check_metric(config)
-            found.append((point, needs(make_plan(config))))
-        except InputError as error:
-            at = ", ".join(f"{key} = {value_label(value)}" for key, value in point.items())
-            where = f" (at {at})" if at else ""
-            raise InputError(f"{error}{where}") from error
+            found.append((point, needs(make_plan(config, probed))))
     return found
 
 
+@contextmanager
+def _told_at(point: Point) -> Generator[None]:
+    """What is wrong with an experiment, and the point of the axes at which it is."""
+    try:
+        yield
+    except InputError as error:
+        at = ", ".join(f"{key} = {value_label(value)}" for key, value in point.items())
+        where = f" (at {at})" if at else ""
+        raise InputError(f"{error}{where}") from error
+
+
 def check_cluster(
-    job: Job, trials: Sequence[tuple[Point, Needs]], max_concurrent: int | None
+    job: "Job", trials: "Sequence[tuple[Point, Needs]]", max_concurrent: int | None
 ) -> tuple[int, str]:
     """Every trial fits on the nodes.
 
@@ -143,6 +167,8 @@ def check_cluster(
     Raises:
         InputError: if a trial asks for what no node or not all nodes together have.
     """
+    from raydist.estimate import check_memory, describe
+
     local = job.pool == "local"
     shapes = {}
     for point, need in trials:
@@ -153,8 +179,15 @@ def check_cluster(
     return describe([*shapes.values()], job.cluster, count, local)
 
 
-def _run(job: Job, max_concurrent: int | None, fit: int, rounds: int, quiet: bool) -> bool:
+def _run(job: "Job", max_concurrent: int | None, fit: int, rounds: int, quiet: bool) -> bool:
     """Hand the trials to Tune; `rounds` is the length of the longest. Says whether all ended."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+    from ray import tune
+
+    from raydist.tune_progress import TuneProgress
+    from raydist.tune_search import scheduler, source
+    from raydist.tune_trial import Trial
+
     # Failed trials are told by ourselves, in one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose verbose = 0 still prints a box
@@ -224,6 +257,8 @@ def main(
     if not quiet:
         console.print(results_table(frame, list(study.axes)))
         if "seed" in study.axes:
+            from raydist import record
+
             console.print(seeds_table(record.over_seeds(frame), list(study.axes)))
         for note in footnotes(frame):
             console.print(note, style="dim", highlight=False)
@@ -249,6 +284,10 @@ def _study_in(path: str) -> Study:
 def _show_plans(study: Study, pool: str, address: str | None, max_concurrent: int | None) -> None:
     """The trials and what each and all will need; asks the cluster where there is one."""
     trials = check_trials(study)
+    from raydist.engine.ray_session import cluster_resources, ray_session, this_machine
+    from raydist.estimate import size
+    from raydist.tune_trial import Job
+
     cluster = this_machine()
     if address or os.environ.get("RAY_ADDRESS"):
         with ray_session(address):

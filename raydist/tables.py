@@ -201,3 +201,4 @@ class AgentResources(Table):
 
     cpus: PositiveFloat | None = None
     gpus: NonNegative | None = None
+    per_actor: PositiveInt = 1  # agents of one process, which take turns on their common share

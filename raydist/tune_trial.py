@@ -69,12 +69,13 @@ class Job:
 
     def resources(self, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         """The placement group of a trial: nothing for its head, then its agents' bundles."""
+        if self.pool == "local":
+            return tune.PlacementGroupFactory([{"CPU": 1.0}])
         try:
-            bundles = [{"CPU": 1.0}] if self.pool == "local" else self.layout(config).bundles
+            found = self.layout(config)
         except InputError:  # a drawn value that is invalid: the trial itself says so, and fails
-            bundles = [{"CPU": 0.01}]
-        head: list[dict[str, float]] = [] if self.pool == "local" else [{}]
-        return tune.PlacementGroupFactory(head + bundles, strategy="PACK")
+            return tune.PlacementGroupFactory([{}, {"CPU": 0.01}])
+        return tune.PlacementGroupFactory([{}, *found.bundles], strategy=found.strategy)
 
 
 class Trial(tune.Trainable):

@@ -4,9 +4,20 @@ import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 # Ray asks for this choice in a warning; agents that reserve no GPU never touch one.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # a core for each process
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs where when two processes share the tests: all Ray in one, else file by file."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

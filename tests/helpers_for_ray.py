@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import raydist.engine.agent
+import raydist.engine.board
 from raydist.adversary.loss import pgd_at
 from raydist.engine.store import Store
 
@@ -46,8 +47,9 @@ def workers(root):
     return found
 
 
-def trap(agent, moment, n):
-    """Make an agent kill its own process at a moment of round n."""
+def trap(actor, moment, n):
+    """Make the first agent of an actor kill its own process at a moment of round n."""
+    agent = actor.agents[0]
     owner, name = {
         "attack": (agent.local, "attack"),
         "exchange": (agent, "combine"),
@@ -55,6 +57,7 @@ def trap(agent, moment, n):
         "evaluation": (agent.measurer, "judge"),
         "weights": (raydist.engine.agent, "save_tensors"),
         "snapshot": (agent.shards, "write"),
+        "waiting": (raydist.engine.board.Board, "_wait"),
         "writing": (Store, "write"),
     }[moment]
     original = getattr(owner, name)

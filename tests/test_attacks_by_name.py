@@ -16,9 +16,10 @@ from raydist.adversary.attack import fgsm
 from raydist.adversary.dlr import margin
 from raydist.adversary.fosc import first_order_gap
 from raydist.adversary.threat import ThreatModel, rows
+from raydist.evaluation.names import PRESETS
 from raydist.measure import attacks
 from raydist.measure.accuracy import correct, pgd_correct, w2_accuracy
-from raydist.measure.attacks import PRESETS, Attack, breaks, column, parse, radii, skipped
+from raydist.measure.attacks import Attack, breaks, column, parse, radii, skipped
 from raydist.measure.autoattack import PACKAGE, attacked, perturbations
 from raydist.measure.guard import Guarded, guarded
 

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+import raydist.engine.complete
+import raydist.engine.ray_session
 import raydist.run
 import raydist.sweep
 from raydist import command
@@ -110,8 +112,8 @@ def complaint(tmp_path, monkeypatch, capsys):
     def started(*args, **kwargs):
         raise AssertionError("the run was started")
 
-    monkeypatch.setattr(raydist.sweep, "ray_session", started)
-    monkeypatch.setattr(raydist.run, "train", started)
+    monkeypatch.setattr(raydist.engine.ray_session, "ray_session", started)
+    monkeypatch.setattr(raydist.engine.complete, "train", started)
 
     def run(name, *arguments):
         before = files_in(tmp_path)
@@ -283,6 +285,14 @@ CASES = {
     "precision of AutoAttack": (
         {"dtype": '"float64"', "evaluate.autoattack": "8"},
         'evaluate.autoattack needs dtype = "float32", not "float64": write evaluate.autoattack = 0',
+    ),
+    "precision below the dtype": (
+        {"dtype": '"float64"', "precision": '"bf16"', "evaluate.autoattack": "0"},
+        'precision is "bf16", which computes with less than dtype = "float64": remove one',
+    ),
+    "precision": (
+        {"precision": '"bfloat16"'},
+        'precision is "bfloat16", expected one of float32, tf32, bf16: write "bf16"',
     ),
     "image": (
         {"evaluate.images": "3"},
@@ -688,3 +698,33 @@ def test_agents_without_gpus_divide_the_cpus():
     found = layout(agents(8), {"CPU": 2.0})
     assert found.bundles == [{"CPU": 0.25}] * 8 and found.gpus == 0
     assert found.bundle_of == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("count", "wanted", "cluster", "sizes", "bundle_of"),
+    [
+        (16, {"per_actor": 8}, {"CPU": 2}, [8, 8], [0, 1]),
+        (16, {"per_actor": 8, "cpus": 0.5}, {"CPU": 16}, [8, 8], [0, 1]),
+        (10, {"per_actor": 4}, {"CPU": 8}, [4, 4, 2], [0, 1, 2]),
+        (3, {"per_actor": 8}, {"CPU": 8}, [3], [0]),
+        (16, {"per_actor": 4}, {"CPU": 16, "GPU": 2}, [4, 4, 4, 4], [0, 0, 1, 1]),
+        (16, {"per_actor": 4}, {"CPU": 16, "GPU": 3}, [4, 4, 4, 4], [0, 0, 1, 1]),
+        (16, {"per_actor": 16}, {"CPU": 16, "GPU": 1}, [16], [0]),
+    ],
+)
+def test_an_actor_has_the_shares_of_its_agents(count, wanted, cluster, sizes, bundle_of):
+    found = layout(agents(count, **wanted), cluster)
+    assert [len(group) for group in found.groups] == sizes and found.bundle_of == bundle_of
+    assert [k for group in found.groups for k in group] == list(range(count))
+    for i, bundle in enumerate(found.bundles):
+        inside = [found.reserved(a) for a, b in enumerate(bundle_of) if b == i]
+        assert bundle["CPU"] == pytest.approx(sum(cpus for cpus, _ in inside), abs=1e-3)
+        assert bundle.get("GPU", 0) == pytest.approx(sum(gpus for _, gpus in inside), abs=1e-3)
+        assert bundle.get("GPU", 0) <= 1
+    if "cpus" not in wanted:
+        assert max(found.reserved(a)[0] for a in range(len(sizes))) <= 1
+
+
+def test_an_actor_has_one_gpu_at_most():
+    with pytest.raises(InputError, match=r"agent.gpus = 0.5 for agent.per_actor = 4 .* 0.25$"):
+        layout(agents(8, per_actor=4, gpus=0.5), {"CPU": 8, "GPU": 8})

@@ -113,6 +113,8 @@ CHANGED = {
     "rounds": 6,
     "seed": 1,
     "dtype": "float64",
+    "precision": "bf16",
+    "channels_last": True,
     "combine_buffers": False,
     "data.set": "mnist",
     "data.batch": 16,
@@ -161,6 +163,7 @@ CHANGED = {
 }
 # Fields that mean something only beside others: changed together with them.
 TOGETHER = {
+    "engine": [{"strategy": "centralized", "engine": each} for each in ("agents", "train")],
     "epochs": [{"rounds": None, "epochs": n} for n in (1, 2)],
     "loss.beta": [{"loss": {"name": "trades", "beta": n}} for n in (1, 2)],
     "loss.params": [{"loss": {"name": "a:b", "params": {"a": n}}} for n in (1, 2)],
@@ -243,6 +246,8 @@ SAME = {  # where it runs, and where the files lie
     "data.download": True,
     "agent.cpus": 0.5,
     "agent.gpus": 0.25,
+    "agent.per_actor": 4,
+    "exchange": "board",
     "snapshot.every": 7,
     "snapshot.seconds": 1.5,
     "snapshot.keep": 3,

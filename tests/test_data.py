@@ -117,7 +117,7 @@ def test_idx_sets_are_read_in_place(tmp_path, monkeypatch, name, folder, zipped)
         ("a", b"\0\0\x0d\x01" + bytes(8), "not an IDX file"),  # floats
         ("a", b"\0\0\x08\x03" + bytes(4), "not an IDX file"),  # the header is cut off
         ("a", idx(np.zeros((2, 3), np.uint8))[:-1], r"5 values, expected 6 for shape \(2, 3\)"),
-        ("a.gz", gzip.compress(idx(np.zeros(9, np.uint8)))[:-9], "cannot be unpacked"),
+        ("a.gz", gzip.compress(idx(np.zeros(9, np.uint8)), mtime=0)[:-9], "cannot be unpacked"),
         ("a.gz", b"<html>not found</html>", "cannot be unpacked"),
     ],
 )

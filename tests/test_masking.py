@@ -66,7 +66,7 @@ def test_each_check_sees_its_own_sign_and_no_other(name):
     assert len(judgement.clear) == len(CHECKS) - 1
 
 
-@pytest.mark.parametrize("name", set(CHECKS) - {"fosc"})
+@pytest.mark.parametrize("name", sorted(set(CHECKS) - {"fosc"}))
 def test_a_handful_of_images_is_no_sign(name):
     assert verdict(HONEST | CHANGED[name], images=4).signs == ()
 

@@ -44,6 +44,8 @@ EVERYTHING = {
     "optim": {"name": "deat", "lr": 0.05, "combine": True},
     "average": {"name": "ema"},
     "restarts": [0.5],
+    "precision": "bf16",
+    "channels_last": True,
     "telemetry": 2,
     "stop": {"fosc": {"threshold": 1e-9}, "on_instability": "heal"},
 }
@@ -64,28 +66,42 @@ def wait_for(condition, seconds=30.0):
 
 
 def test_ray_agents_equal_local_ones_bit_for_bit_and_stay_warm(ray_cluster):
+    _agree(ray_cluster, {}, ("objects", "auto"), actors=4)
+
+
+def test_packed_agents_equal_local_ones_bit_for_bit(ray_cluster):
+    """Three agents in one actor, one in another."""
+    _agree(ray_cluster, {"per_actor": 3}, ("objects", "board"), actors=2)
+
+
+def _agree(cluster, agent, exchanges, actors):
     pool, pids = None, []
     for tables in [*({"strategy": each} for each in STRATEGIES), EVERYTHING]:
         plan = make_plan(validate(experiment(**tables)))
         local = LocalPool(plan)
         expected = list(train(local, plan))
-        if pool is None:
-            pool = RayPool(plan, layout(plan.config, ray_cluster))
-        else:
-            pool.reset(plan)
-        found = list(train(pool, plan))
-        np.testing.assert_array_equal(np.stack(pool.states()), np.stack(local.states()))
-        for a, b in zip(found, expected, strict=True):
-            assert a.centroid == b.centroid
-            for one, other in zip(a.agents, b.agents, strict=True):
-                assert _timeless(one) == _timeless(other)
-        assert found[-1].final == expected[-1].final
-        assert found[-1].images.equals(expected[-1].images)
-        pids.append([ray.get(actor.__ray_call__.remote(_pid)) for actor in pool._actors])
+        for exchange in exchanges:
+            table = {"agent": {"cpus": 0.5, **agent}, "exchange": exchange}
+            plan = make_plan(validate(experiment(**tables, **table)))
+            if pool is None:
+                pool = RayPool(plan, layout(plan.config, cluster))
+            else:
+                pool.reset(plan)
+            assert pool.exchange == {"auto": "board"}.get(exchange, exchange)
+            found = list(train(pool, plan))
+            np.testing.assert_array_equal(np.stack(pool.states()), np.stack(local.states()))
+            for a, b in zip(found, expected, strict=True):
+                assert a.centroid == b.centroid
+                for one, other in zip(a.agents, b.agents, strict=True):
+                    assert _timeless(one) == _timeless(other)
+            assert found[-1].final == expected[-1].final
+            assert found[-1].images.equals(expected[-1].images)
+            pids.append([ray.get(actor.__ray_call__.remote(_pid)) for actor in pool._actors])
         local.shutdown()
-    assert len({tuple(each) for each in pids}) == 1 and len(set(pids[0])) == 4
+    assert len({tuple(each) for each in pids}) == 1 and len(set(pids[0])) == actors
+    assert not list(Path("/dev/shm").glob("*raydist-board-*"))
     pool.shutdown()
-    assert wait_for(lambda: free_resources()[0] == ray_cluster["CPU"])
+    assert wait_for(lambda: free_resources()[0] == cluster["CPU"])
 
 
 def _pid(_):

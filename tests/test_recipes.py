@@ -96,7 +96,7 @@ def test_combined_optimiser_state_makes_full_averaging_one_optimiser(name):
         pool.close(2)
         key = {"sgd": "momentum_buffer", "adam": "exp_avg", "deat": "h1"}[name]
         found = [a.local.optimiser.state[a.flat.w][key].numpy().copy() for a in pool.agents]
-        sent = pool.agents[0].adapt(3)[0].size
+        sent = pool.agents[0].adapt(3)[0].numel()
         pool.shutdown()
         return np.stack(found), sent
 

@@ -305,9 +305,10 @@ def test_every_trial_of_every_study_can_start(file, monkeypatch):
     assert one.name == file.stem
     experiments = [one.experiment(point) for point in one.corners()]
     assert len({config.digest() for config in experiments}) == len(experiments)
+    probed = {}
     for config in experiments:
         try:
-            plan = make_plan(config)
+            plan = make_plan(config, probed)
         except InputError as error:
             if "RAYDIST_DATA" in str(error):
                 pytest.skip(str(error))

@@ -1,7 +1,8 @@
 """An agent: a plain object that adapts on its own data and combines what its neighbours send.
 
-Its whole state travels as one flat vector: the parameters, and behind them BatchNorm's running
-statistics. Every method is fenced by the round: called out of order, it refuses to work.
+What it sends is one flat vector: the parameters, and behind them BatchNorm's running statistics.
+It lies in one buffer that every round uses again. Every method is fenced by the round: called out
+of order, it refuses to work.
 """
 
 import copy
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from raydist.engine.flat import FlatModel, join, spread
+from raydist.engine.flat import FlatModel
 from raydist.engine.local_step import LocalStep
 from raydist.engine.measurer import Measurer
 from raydist.engine.shard import Shards
@@ -32,18 +33,27 @@ Info = dict[str, float]
 class Agent:
     """One learner k with its own data, model and optimiser."""
 
-    def __init__(self, spec: AgentSpec, share: Split | None, held: dict[str, Split]) -> None:
+    def __init__(
+        self,
+        spec: AgentSpec,
+        share: Split | None,
+        held: dict[str, Split],
+        flat: FlatModel | None = None,
+    ) -> None:
         """Build the agent at round 0.
 
         Args:
             spec: who it is and what it shall do.
             share: its private training images and labels (None for the quadratic task).
             held: the "validation" and "test" splits, common to all agents.
+            flat: another agent's model, to use that; default: one of its own.
         """
         torch.set_num_threads(spec.threads)
         self.spec, self.config = spec, spec.config
         self.device = torch.device("cuda" if spec.cuda else "cpu")
-        self.flat = FlatModel(build_model(self.config, spec.shape, spec.classes).to(self.device))
+        self.flat = flat or FlatModel(
+            build_model(self.config, spec.shape, spec.classes).to(self.device)
+        )
         self.measurer = Measurer(
             self.config, spec.agent, share, held, spec.scale, spec.classes, self.device
         )
@@ -59,27 +69,18 @@ class Agent:
         )
         self.local = LocalStep(self.config, spec.agent, spec.rounds, spec.epoch, task, self.flat)
         self.round, self.open = 0, False
-        self.sent = self.flat.w.detach()
+        self.sent = self.flat.w.new_empty(self.message_size())
         self.seconds_combine = 0.0
         self.shards = Shards(self)
 
-    def step(self, n: int, noisy: bool, *messages: Message) -> tuple[Message, Info]:
-        """Finish round n − 1 with what the neighbours sent, then adapt in round n.
+    def message_size(self) -> int:
+        """How many numbers m_k has, with what travels behind it."""
+        size = self.flat.w.numel()
+        if self.config.combine_buffers:
+            size += self.flat.statistics.numel()
+        return size + self._momentum * self.local.vectors() * self.flat.w.numel()
 
-        Args:
-            n: the round, one more than the last.
-            noisy: as in `adapt`.
-            messages: m_l(n−1) of the neighbours other than k, in ascending order; none if that
-                round was already finished by `combine`.
-
-        Returns:
-            m_k(n), one contiguous vector; and what was measured.
-        """
-        if self.open:
-            self.combine(n - 1, *messages)
-        return self.adapt(n, noisy)
-
-    def adapt(self, n: int, noisy: bool = False) -> tuple[Message, Info]:
+    def adapt(self, n: int, noisy: bool = False) -> tuple[Tensor, Info]:
         """Attack a fresh batch, take the gradient there, make the local step φ = w − μ ∇̂J(w).
 
         Args:
@@ -87,7 +88,8 @@ class Agent:
             noisy: whether the inputs get Gaussian noise first (`stop.remedy`).
 
         Returns:
-            The message m_k(n) and what was measured: loss, grad_norm, fosc, lr, eps, times, bytes.
+            The message m_k(n), a buffer that the next call writes again; and what was measured:
+            loss, grad_norm, fosc, lr, eps, times, bytes.
 
         Raises:
             RuntimeError: if n is not the next round.
@@ -97,36 +99,38 @@ class Agent:
         clock = [self._now()]
         batch = self.local.attack(n, noisy)
         clock.append(self._now())
-        w = self.flat.w.detach().clone()
+        sent = strategy.sent(self.config.strategy)
+        if sent == "w":
+            self._send(self.flat.w)
         measured = self.local.gradient(batch)
         telemetry = self.config.telemetry
         closer = self.local.look_closer(batch, n) if telemetry and n % telemetry == 0 else dict
-        gradient = self.flat.grad
         if self.config.strategy != "centralized":  # that one steps with the mean gradient
             self.local.step(n)
         measured |= closer()
-        self.sent = strategy.message(self.config.strategy, w, self.flat.w.detach(), gradient)
-        message = self._outgoing().cpu().numpy().copy()
+        if sent != "w":
+            self._send(self.flat.grad if sent == "gradient" else self.flat.w)
+        self._send_companions()
         clock.append(self._now())
         self.round, self.open = n, True
         info = dict(zip(measured, torch.stack(list(measured.values())).tolist(), strict=True))
         if self.local.upsilon:
             info["sensitivity"] = self.local.upsilon
-        return message, info | {
+        return self.sent, info | {
             "lr": self.local.lr(n),
             "eps": batch.threat.eps,
             "seconds_attack": clock[1] - clock[0],
             "seconds_adapt": clock[2] - clock[1],
             "seconds_combine": self.seconds_combine,
-            "bytes_sent": float(message.nbytes * (len(self.spec.neighbours) - 1)),
+            "bytes_sent": float(self.sent.nbytes * (len(self.spec.neighbours) - 1)),
         }
 
-    def combine(self, n: int, *messages: Message) -> None:
+    def combine(self, n: int, *messages: Tensor) -> None:
         """w⁺ = Σ_l a_lk m_l + (φ − m): the end of round n.
 
         Args:
             n: the round that is open.
-            messages: as in `step`.
+            *messages: m_l(n) of the neighbours other than k, in ascending order.
 
         Raises:
             RuntimeError: if round n is not open or a message is missing.
@@ -135,18 +139,21 @@ class Agent:
             raise RuntimeError(f"agent {self.spec.agent} cannot combine round {n}: out of order")
         began, inbox = self._now(), iter(messages)
         received = [
-            self._outgoing() if l == self.spec.agent else self._tensor(next(inbox))
+            self.sent if l == self.spec.agent else next(inbox).to(self.device)
             for l in self.spec.neighbours
         ]
-        mixed = strategy.combine(self.spec.weights, received)
-        size = self.flat.w.numel()
+        weights, size = self.spec.weights, self.flat.w.numel()
+        heads = [m[:size] for m in received]
         with torch.no_grad():
             if self.config.strategy == "centralized":
-                self.flat.grad.copy_(mixed[:size])
+                strategy.combine(weights, heads, out=self.flat.grad)
                 self.local.step(n)
             else:
-                self.flat.w.copy_(strategy.update(mixed[:size], self.flat.w, self.sent))
-        spread(mixed[size:], self._companions())
+                own = heads[self.spec.neighbours.index(self.spec.agent)]
+                late = strategy.sent(self.config.strategy) == "w"
+                strategy.update(weights, heads, self.flat.w, own if late else None)
+            for part, companion in self._companions():
+                strategy.combine(weights, [m[part] for m in received], out=companion)
         self._remember(n)
         self.open = False
         self.seconds_combine = self._now() - began
@@ -167,10 +174,21 @@ class Agent:
             return self.average.value.cpu().numpy()
         return self.snapshots[int(which.removeprefix("snapshot-"))].cpu().numpy()
 
-    def mean(self, *states: Message) -> Message:
-        """The centroid (1/K) Σ_k w_k of all agents' states, in their order."""
-        tensors = [self._tensor(state) for state in states]
-        return strategy.combine([1 / len(states)] * len(states), tensors).cpu().numpy()
+    def add(self, total: Message | None, which: str) -> Message:
+        """Σ_k w_k / K, one agent after the other: the centroid, once it is through all of them.
+
+        Args:
+            total: of the agents before this one; None if it is the first.
+            which: as in `state`.
+
+        Returns:
+            The sum with this agent's part, (S,).
+        """
+        share = 1 / self.config.topology.agents
+        state = torch.from_numpy(self.state(which))
+        if total is None:
+            return (share * state).numpy()
+        return torch.from_numpy(total).add(state, alpha=share).numpy()
 
     def measure(self, n: int, centroid: Message) -> tuple[Info, trained.Sums]:
         """What is known of the state after round n.
@@ -231,11 +249,6 @@ class Agent:
         """This agent's part of the network's sensitivity after round n (`LocalStep.power`)."""
         return self.local.power(n).cpu().numpy()
 
-    def add_power(self, *powers: Message) -> Message:
-        """The sum of all agents' parts."""
-        total: Message = np.sum(powers, axis=0)
-        return total
-
     def learn_sensitivity(self, power: Message) -> None:
         """Take in the network's sensitivity."""
         self.local.learn_sensitivity(self._tensor(power))
@@ -260,16 +273,31 @@ class Agent:
         if self.config.restarts and n in ends:
             self.snapshots.append(self.flat.state())
 
-    def _outgoing(self) -> Tensor:
-        """m_k, and behind it what travels with it."""
-        return join(self.sent, self._companions())
+    @property
+    def _momentum(self) -> bool:
+        """Whether the optimiser's vectors travel with the weights."""
+        return self.config.optim.combine and self.config.strategy != "centralized"
 
-    def _companions(self) -> list[Tensor]:
-        """What is combined besides the weights, if configured: running statistics, momentum."""
-        found = list(self.flat.buffers) if self.config.combine_buffers else []
-        if self.config.optim.combine and self.config.strategy != "centralized":
-            found += self.local.state()
-        return found
+    def _send(self, vector: Tensor) -> None:
+        self.sent[: vector.numel()].copy_(vector.detach())
+
+    def _send_companions(self) -> None:
+        for part, companion in self._companions():
+            self.sent[part].copy_(companion)
+
+    def _companions(self) -> list[tuple[slice, Tensor]]:
+        """What is combined besides the weights, if configured: running statistics, momentum.
+
+        Returns:
+            Where in a message each of these vectors stands, and the vector.
+        """
+        vectors = [self.flat.statistics] if self.config.combine_buffers else []
+        vectors += self.local.state() if self._momentum else []
+        ends = np.cumsum([self.flat.w.numel(), *(v.numel() for v in vectors)]).tolist()
+        return [
+            (slice(begin, end), vector)
+            for begin, end, vector in zip(ends, ends[1:], vectors, strict=False)
+        ]
 
     def _state_or(self, centroid: Message | None = None) -> Tensor:
         return self.flat.state() if centroid is None else self._tensor(centroid)

@@ -99,6 +99,8 @@ def check_quadratic(config: Experiment) -> None:
         "data.transforms": config.data.transforms is not None,
         "data.partition": config.data.partition.name != "iid",
         "attack.name": config.attack.name == "kl_pgd",
+        "precision": config.precision != "float32",
+        "channels_last": config.channels_last,
         "evaluate.excess_risk": config.evaluate.excess_risk > 0,  # it is reported anyway
         "evaluate.subspace": config.evaluate.subspace > 0,
     }.items():
@@ -205,6 +207,13 @@ def check_memory(config: Experiment, shape: tuple[int, ...], classes: int) -> No
             f"model.width is {width:g}: {parameter_count(model):,} parameters need "
             f"{needed / 1e9:,.0f} GB, but this machine has {memory / 1e9:,.0f} GB: write less"
         )
+
+
+def probe_key(config: Experiment) -> str:
+    """All that the result of `probe` depends on: many trials of a study have it in common."""
+    kept: dict[str, bool | set[str]] = {"model": True, "loss": True, "dtype": True}
+    kept["data"] = {"set", "params", "root", "validation"}
+    return config.model_dump_json(include=kept)
 
 
 def probe(config: Experiment, data: Data | None) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from raydist.engine.agent import Info
 from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan
 from raydist.engine.pool import AgentDied, Pending, Pool
@@ -57,31 +58,38 @@ def train(
 def _rounds(pool: Pool, plan: Plan, watch: Watch, keeper: Keeper, start: int) -> Iterator[Record]:
     """The records from round `start` on, which is closed.
 
-    One round more than the one that is being read is in flight, so that agents need not wait for
-    the driver. Every `plan.every` rounds the state itself is measured, and no round is submitted
-    until that is done: a rule that stops the run sees exactly the state that it judges.
+    Rounds are submitted in batches of `pool.batch`, and one batch more than the one that is being
+    read is in flight, so that agents need not wait for the driver. Every `plan.every` rounds the
+    state itself is measured, and no round is submitted until that is done: a rule that stops the
+    run sees exactly the state that it judges.
 
     Yields:
         A record for each round after `start`; for round 0 as well if it is the start.
     """
     theory, stop = plan.theory(), plan.config.stop
-    ahead = 0 if stop.fosc and stop.fosc.on == "train" else 1
+    each_round = bool(stop.fosc and stop.fosc.on == "train")  # is judged
     if start == 0:
         first = _measured(pool, plan, 0, [], theory)
         if plan.sensed(0):
             pool.learn_sensitivity(0)
         yield first
-    in_flight: deque[tuple[int, Pending]] = deque()
+    in_flight: deque[Pending] = deque()
+    read: deque[list[Info]] = deque()
     submitted = start
     for n in range(start + 1, plan.rounds + 1):
         keeper.look(n - 1)
-        kept, barrier = keeper.due(n), plan.next_barrier(n)
-        while submitted < (n if kept else min(n + ahead, barrier)):
-            submitted += 1
-            in_flight.append((submitted, pool.step(submitted, watch.noisy(submitted))))
-        infos = pool.collect(in_flight.popleft()[1])
+        due, barrier = keeper.due(n), min(plan.next_barrier(n), keeper.next(n))
+        limit = n if due or each_round else barrier
+        while submitted < limit and (submitted < n or len(in_flight) < (1 if read else 2)):
+            last = min(limit, submitted + pool.batch)
+            noisy = [watch.noisy(m) for m in range(submitted + 1, last + 1)]
+            in_flight.append(pool.step(submitted + 1, noisy))
+            submitted = last
+        if not read:
+            read.extend(pool.collect(in_flight.popleft()))
+        infos, kept = read.popleft(), due and n == submitted
         record = Record(n, infos)
-        closed = kept or n == barrier
+        closed = kept or n == plan.next_barrier(n)
         if closed:
             pool.close(n)
         if plan.measured(n):
@@ -90,7 +98,7 @@ def _rounds(pool: Pool, plan: Plan, watch: Watch, keeper: Keeper, start: int) ->
             pool.learn_sensitivity(n)
         outcome = watch.observe(record)
         if outcome is not None:
-            for _, pending in in_flight:
+            for pending in in_flight:
                 pool.collect(pending)
             if not closed:
                 pool.close(submitted)

@@ -56,6 +56,11 @@ class Keeper:
             return n % self._table.every == 0
         return time.monotonic() - self._last >= (self._table.seconds or USUAL_SECONDS)
 
+    def next(self, n: int) -> int:
+        """The first round from n on that is known to be kept, or else the last round."""
+        every = 0 if self._shelf is None else self._table.every or 0
+        return min(self._plan.rounds, -(-n // every) * every) if every else self._plan.rounds
+
     def take(self, pool: Pool, n: int, watch: Watch) -> None:
         """Begin a snapshot.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raydist.config import Experiment, InputError
 
@@ -15,16 +15,25 @@ class Layout:
     """What the agents of a trial reserve, and where each one goes.
 
     Attributes:
+        groups: the agents of each actor: those with neighbouring numbers.
         cpus: of one agent.
         gpus: of one agent.
-        bundles: of the placement group: one per GPU for agents that share it, else one per agent.
-        bundle_of: the bundle of each agent; agents with neighbouring numbers share a GPU.
+        bundles: of the placement group: one per GPU for actors that share it, else one per actor.
+        bundle_of: the bundle of each actor; those with neighbouring agents share a GPU.
+        strategy: of the placement group, by Ray's names.
     """
 
+    groups: list[range]
     cpus: float
     gpus: float
     bundles: list[dict[str, float]]
     bundle_of: list[int]
+    strategy: str = "PACK"
+
+    def reserved(self, i: int) -> tuple[float, float]:
+        """CPUs and GPUs of actor i: those of its agents."""
+        agents = len(self.groups[i])
+        return round(agents * self.cpus, 4), round(agents * self.gpus, 4)
 
 
 def layout(config: Experiment, cluster: Resources | Sequence[Resources]) -> Layout:
@@ -32,7 +41,7 @@ def layout(config: Experiment, cluster: Resources | Sequence[Resources]) -> Layo
 
     Args:
         config: the experiment; `agent.cpus` and `agent.gpus` default to an equal share of the
-            cluster, at most one of each.
+            cluster, at most one of each for an actor.
         cluster: what each node has, as `ray_session.cluster_resources()`; or one node.
 
     Returns:
@@ -50,45 +59,73 @@ def layout(config: Experiment, cluster: Resources | Sequence[Resources]) -> Layo
         [{'CPU': 4.0, 'GPU': 1.0}]
     """
     nodes = [cluster] if isinstance(cluster, Mapping) else cluster
+    if config.exchange == "board":
+        return _on_one_node(config, nodes)
     agents, wanted = config.topology.agents, config.agent
+    each = min(wanted.per_actor, agents)
+    actors = -(-agents // each)
     has = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-    cpus = min(1.0, _floor(has["CPU"] / agents)) if wanted.cpus is None else wanted.cpus
-    gpus = min(1.0, _floor(has["GPU"] / agents)) if wanted.gpus is None else wanted.gpus
+    cpus, gpus = (
+        _equal_share(has[name], actors, each) if share is None else share
+        for name, share in (("CPU", wanted.cpus), ("GPU", wanted.gpus))
+    )
     if gpus > 1 and gpus != int(gpus):
         raise InputError(f"agent.gpus is {gpus}, expected a fraction up to 1 or a whole number")
+    if each > 1 and each * gpus > 1 + SLACK:
+        raise InputError(
+            f"agent.gpus = {gpus:g} for agent.per_actor = {each} is more than one GPU for an "
+            f"actor: write agent.gpus = {_floor(1 / each):g}"
+        )
     if agents * cpus > has["CPU"] + 1e-6:
         raise InputError(
             f"agent.cpus = {cpus:g} for {agents} agents needs {agents * cpus:g} CPUs, but the "
             f"cluster has {has['CPU']:g}: write agent.cpus = {_floor(has['CPU'] / agents):g}"
         )
-    if _gpus_needed(agents, gpus) > has["GPU"]:
+    needed = _gpus_needed(actors, each * gpus)
+    if needed > has["GPU"]:
         raise InputError(
-            f"agent.gpus = {gpus:g} for {agents} agents needs {_gpus_needed(agents, gpus)} GPUs, "
-            f"but the cluster has {has['GPU']:g}: "
-            + (f"write agent.gpus = {_floor(has['GPU'] / agents):g}" if has["GPU"] else "write 0")
+            f"agent.gpus = {gpus:g} for {agents} agents needs {needed} GPUs, but the cluster has "
+            f"{has['GPU']:g}: write "
+            + (f"agent.gpus = {_equal_share(has['GPU'], actors, each):g}" if has["GPU"] else "0")
         )
-    found = _layout(agents, cpus, gpus)
+    groups = [range(first, min(first + each, agents)) for first in range(0, agents, each)]
+    found = _layout(groups, cpus, gpus)
     if place(found.bundles, nodes) is None:
-        found = _smaller(found, agents, nodes, chosen=wanted.cpus is not None)
+        found = _smaller(found, nodes, chosen=wanted.cpus is not None)
     return found
 
 
-def _layout(agents: int, cpus: float, gpus: float) -> Layout:
-    together = max(1, math.floor(1 / gpus + 1e-6)) if gpus > 0 else 1
-    groups = [range(first, min(first + together, agents)) for first in range(0, agents, together)]
-    bundles = [
-        {"CPU": round(cpus * len(g), 4)} | ({"GPU": round(gpus * len(g), 4)} if gpus else {})
-        for g in groups
-    ]
-    return Layout(cpus, gpus, bundles, [i for i, group in enumerate(groups) for _ in group])
+def _on_one_node(config: Experiment, nodes: Sequence[Resources]) -> Layout:
+    """The layout on the largest node."""
+    anywhere = config.model_copy(update={"exchange": "objects"})
+    try:
+        found = layout(anywhere, max(nodes, key=_size))
+    except InputError as error:
+        if len(nodes) == 1:
+            raise
+        raise InputError(
+            f'exchange = "board" needs all agents on one node: {error}; or write exchange = "auto"'
+        ) from None
+    return replace(found, strategy="STRICT_PACK")
 
 
-def _smaller(refused: Layout, agents: int, nodes: Sequence[Resources], chosen: bool) -> Layout:
+def _layout(groups: list[range], cpus: float, gpus: float) -> Layout:
+    """Actors that together fill a GPU share a bundle."""
+    share = gpus * len(groups[0])
+    together = max(1, math.floor(1 / share + 1e-6)) if gpus > 0 else 1
+    bundles = []
+    for first in range(0, len(groups), together):
+        agents = sum(map(len, groups[first : first + together]))
+        gpu = {"GPU": round(gpus * agents, 4)} if gpus else {}
+        bundles.append({"CPU": round(cpus * agents, 4)} | gpu)
+    return Layout(groups, cpus, gpus, bundles, [i // together for i in range(len(groups))])
+
+
+def _smaller(refused: Layout, nodes: Sequence[Resources], chosen: bool) -> Layout:
     """The layout with the largest share of CPUs that the nodes have room for.
 
     Args:
         refused: the layout that they have no room for.
-        agents: K.
         nodes: what each node has.
         chosen: whether the user wrote its share.
 
@@ -98,8 +135,9 @@ def _smaller(refused: Layout, agents: int, nodes: Sequence[Resources], chosen: b
     Raises:
         InputError: if there is none, or if the user chose another share.
     """
+    groups = refused.groups
     shares = [*range(int(refused.cpus), 0, -1), *(_floor(1 / m) for m in range(2, 101))]
-    fitting = (_layout(agents, share, refused.gpus) for share in shares if share < refused.cpus)
+    fitting = (_layout(groups, share, refused.gpus) for share in shares if share < refused.cpus)
     found = next((each for each in fitting if place(each.bundles, nodes) is not None), None)
     if found is not None and not chosen:
         return found
@@ -109,17 +147,22 @@ def _smaller(refused: Layout, agents: int, nodes: Sequence[Resources], chosen: b
     )
     gpus = f", agent.gpus = {refused.gpus:g}" if refused.gpus else ""
     raise InputError(
-        f"{agents} agents with agent.cpus = {refused.cpus:g}{gpus} do not fit on the nodes, which "
-        f"have {have}"
+        f"{groups[-1][-1] + 1} agents with agent.cpus = {refused.cpus:g}{gpus} do not fit on the "
+        f"nodes, which have {have}"
         + (f": write agent.cpus = {found.cpus:g}" if found else ": write fewer agents per GPU")
     )
 
 
-def _gpus_needed(agents: int, gpus: float) -> int:
-    """Whole GPUs: an agent's fraction cannot be split over two."""
+def _gpus_needed(actors: int, gpus: float) -> int:
+    """Whole GPUs: an actor's fraction cannot be split over two."""
     if gpus == 0 or gpus > 1:
-        return int(agents * gpus)
-    return math.ceil(agents / math.floor(1 / gpus + 1e-6))
+        return int(actors * gpus)
+    return math.ceil(actors / math.floor(1 / gpus + 1e-6))
+
+
+def _equal_share(has: float, actors: int, each: int) -> float:
+    """Of an agent, if `actors` of `each` divide what there is, at most one for an actor."""
+    return math.floor(_floor(min(1.0, has / actors)) / each * 1e4 + SLACK) / 1e4
 
 
 def _floor(share: float) -> float:

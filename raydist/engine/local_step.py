@@ -6,6 +6,7 @@ number decides every draw, the budget and the learning rate.
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +20,7 @@ from raydist.adversary.schedule import eps_at, local_progress, lr_at
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.engine.flat import FlatModel
+from raydist.engine.precision import computed, tf32
 from raydist.engine.task import Task
 from raydist.learning import optim
 from raydist.seeding import Purpose, torch_generator
@@ -63,17 +65,9 @@ class LocalStep:
         self.config, self.agent, self.task, self.flat = config, agent, task, flat
         self._rounds, self._epoch = rounds, epoch
         self._device = flat.w.device
+        self.model = computed(flat.module, config)
         self.upsilon = 0.0  # Υ, the network's sensitivity (wasserstein)
-        table = config.optim
-        self.optimiser = optim.build(
-            table.name,
-            [flat.w],
-            table.lr,
-            momentum=table.momentum,
-            nesterov=table.nesterov,
-            weight_decay=table.weight_decay,
-            **table.deat(),
-        )
+        self.optimiser = self._optimiser(flat.w)
 
     def attack(self, n: int, noisy: bool) -> Attacked:
         """The batch of round n, attacked.
@@ -91,9 +85,10 @@ class LocalStep:
             remedy, draw = self.config.stop.remedy, self._draw(Purpose.NOISE, n)
             x = add_gaussian(x, remedy.amount, remedy.how, generator=draw, bounds=threat.bounds)
         draw = self._draw(Purpose.ATTACK, n)
-        if self.config.loss.name == "wasserstein":
-            return Attacked(x, y, self._distributional(x, y, threat, draw), threat)
-        return Attacked(x, y, self.task.attack(self.flat.module, x, y, threat, draw), threat)
+        with tf32(self.config.precision == "tf32"):
+            if self.config.loss.name == "wasserstein":
+                return Attacked(x, y, self._distributional(x, y, threat, draw), threat)
+            return Attacked(x, y, self.task.attack(self.model, x, y, threat, draw), threat)
 
     def _distributional(
         self, x: Tensor, y: Tensor, threat: ThreatModel, draw: torch.Generator
@@ -105,7 +100,7 @@ class LocalStep:
         Returns:
             The points; the gradient of the pointwise attack, if there was one.
         """
-        table, model = self.config.loss, self.flat.module
+        table, model = self.config.loss, self.model
         full = self.config.threat.eps if table.delta is None else table.delta
         order = math.inf if table.order == "inf" else 2.0
         if table.order != "inf":
@@ -140,7 +135,7 @@ class LocalStep:
         assert self.task.sample is not None  # the quadratic task has no such loss
         x, y = self.task.sample(TENTH, n)
         each = wasserstein.gradient_power(
-            self.flat.module, x, y, self.task.threat.norm, WASSERSTEIN_ATTACK
+            self.model, x, y, self.task.threat.norm, WASSERSTEIN_ATTACK
         )
         return torch.stack([each.double().square().sum(), each.new_tensor(len(y)).double()])
 
@@ -159,17 +154,15 @@ class LocalStep:
         Returns:
             Scalars: `loss`, `grad_norm`, and `fosc` of the attack at its last gradient's point.
         """
-        model, loss = self.flat.module.train(), self.task.loss
+        model, loss = self.model.train(), self.task.loss
         x, x_adv, y = batch.x, batch.points.x_adv, batch.y
         self.flat.grad.zero_()
-        if self.config.loss.awp == 0:
+        with tf32(self.config.precision == "tf32"), ExitStack() as weights:
+            if self.config.loss.awp:
+                v = awp.perturbation(model, loss, x, x_adv, y, self.config.loss.awp)
+                weights.enter_context(awp.perturbed(model, v))
             value = loss(model, x, x_adv, y)
             torch.autograd.backward(value)
-        else:
-            v = awp.perturbation(model, loss, x, x_adv, y, self.config.loss.awp)
-            with awp.perturbed(model, v) as worst:
-                value = loss(worst, x, x_adv, y)
-                torch.autograd.backward(value)
         found = {
             "loss": value.detach(),
             "grad_norm": torch.linalg.vector_norm(self.flat.grad),
@@ -191,7 +184,7 @@ class LocalStep:
             along PGD, `grad_norm_ce` and `grad_norm_kl` (TRADES), and `grad_cosine` of the gradient
             before and after the agent's own step (centralized agents make none).
         """
-        model, x, x_adv, y = self.flat.module, batch.x, batch.points.x_adv, batch.y
+        model, x, x_adv, y = self.model, batch.x, batch.points.x_adv, batch.y
         before = self.flat.grad.clone()
         found = dict(
             zip(
@@ -244,8 +237,27 @@ class LocalStep:
 
     def state(self) -> list[Tensor]:
         """The optimiser's vectors, (P,) each, such as momentum."""
-        state = self.optimiser.state[self.flat.w].values()
-        return [t for t in state if isinstance(t, Tensor) and t.shape == self.flat.w.shape]
+        return _vectors(self.optimiser, self.flat.w)
+
+    def vectors(self) -> int:
+        """How many vectors `state` has from the first step on."""
+        trial = torch.nn.Parameter(torch.zeros(2))
+        trial.grad = torch.zeros(2)
+        optimiser = self._optimiser(trial)
+        optimiser.step()
+        return len(_vectors(optimiser, trial))
+
+    def _optimiser(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+        table = self.config.optim
+        return optim.build(
+            table.name,
+            [parameter],
+            table.lr,
+            momentum=table.momentum,
+            nesterov=table.nesterov,
+            weight_decay=table.weight_decay,
+            **table.deat(),
+        )
 
     def _progress(self, done: int) -> float:
         """The fraction of the present period that is done, after `done` rounds."""
@@ -253,3 +265,8 @@ class LocalStep:
 
     def _draw(self, purpose: Purpose, n: int) -> torch.Generator:
         return torch_generator(purpose, self.config.seed, self.agent, n, self._device)
+
+
+def _vectors(optimiser: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> list[Tensor]:
+    state = optimiser.state[parameter].values()
+    return [t for t in state if isinstance(t, Tensor) and t.shape == parameter.shape]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from raydist.config import Experiment, InputError
 from raydist.engine import excess
-from raydist.engine.checks import check_images, check_quadratic, checked, input_of, probe
+from raydist.engine.checks import check_images, check_quadratic, checked, input_of, probe, probe_key
 from raydist.engine.spec import AgentSpec
 from raydist.engine.task import Split
 from raydist.learning import data as datasets
@@ -81,7 +81,8 @@ class Plan:
 
     def next_barrier(self, n: int) -> int:
         """The first round from n on that all agents finish before the next one begins."""
-        return next(m for m in range(n, self.rounds + 1) if self.measured(m) or self.sensed(m))
+        periods = [self.every] + ([self.epoch] if self.config.loss.name == "wasserstein" else [])
+        return min(self.rounds, *(-(-n // period) * period for period in periods))
 
     def specs(self, threads: int, cuda: bool) -> list[AgentSpec]:
         """What each agent is told; arguments as in `AgentSpec`."""
@@ -177,11 +178,12 @@ class Plan:
         return dict(zip(rounds, values.tolist(), strict=True))
 
 
-def make_plan(config: Experiment) -> Plan:
+def make_plan(config: Experiment, probed: dict[str, tuple[int, int]] | None = None) -> Plan:
     """Prepare a run.
 
     Args:
         config: the experiment.
+        probed: what models and losses were found to be by the plans made before; added to.
 
     Returns:
         The plan.
@@ -200,7 +202,10 @@ def make_plan(config: Experiment) -> Plan:
         shares = checked("data.partition", _shares, config, data.train[1])
         smallest = min(len(share) for share in shares)
         check_images(config, data, smallest)
-    parameters, activations = probe(config, data)
+    key, probed = probe_key(config), {} if probed is None else probed
+    if key not in probed:
+        probed[key] = probe(config, data)
+    parameters, activations = probed[key]
     if config.evaluate.subspace > parameters:
         raise InputError(
             f"evaluate.subspace is {config.evaluate.subspace}, expected at most {parameters}, the "

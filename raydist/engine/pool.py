@@ -6,19 +6,21 @@ weights, bit for bit on the CPU.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from raydist.engine.agent import Agent, Info, Message
-from raydist.engine.plan import Plan
-from raydist.engine.spec import AgentSpec, agent_file
+from raydist.engine.group import Group
+from raydist.engine.spec import AgentSpec
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
 
-T = TypeVar("T")
+if TYPE_CHECKING:  # agents need no graphs
+    from raydist.engine.plan import Plan
+
 Pending = Any  # what `step` returns: infos, or references to them
 
 
@@ -37,11 +39,24 @@ class AgentDied(AgentError):
 class Pool(Protocol):
     """Agents that run rounds together. Rounds are submitted in order and collected later."""
 
-    def step(self, n: int, noisy: bool = False) -> Pending:
-        """Submit round n of all agents; the messages of round n − 1 travel along the edges."""
+    @property
+    def batch(self) -> int:
+        """How many rounds it would like to be told at a time."""
 
-    def collect(self, pending: Pending) -> list[Info]:
-        """Wait for a submitted round; what each agent measured."""
+    @property
+    def exchange(self) -> str:
+        """How messages travel: "memory", "objects" or "board"."""
+
+    def step(self, n: int, noisy: Sequence[bool] = (False,)) -> Pending:
+        """Submit rounds of all agents; messages travel along the edges.
+
+        Args:
+            n: the first one; that before it has been submitted, or closed.
+            noisy: of each of them, whether the inputs get Gaussian noise first.
+        """
+
+    def collect(self, pending: Pending) -> list[list[Info]]:
+        """Wait for what was submitted in one call; of each round, what each agent measured."""
 
     def close(self, n: int) -> None:
         """Combine round n at all agents, so that their state can be read."""
@@ -75,7 +90,7 @@ class Pool(Protocol):
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """The state of a snapshot to all agents; of each, why it cannot be used, or ""."""
 
-    def reset(self, plan: Plan) -> None:
+    def reset(self, plan: "Plan") -> None:
         """All agents as new ones, at round 0 of a plan of the same shape."""
 
     def revive(self) -> None:
@@ -88,92 +103,79 @@ class Pool(Protocol):
         """Give everything back."""
 
 
-def inboxes(specs: Sequence[AgentSpec], messages: Sequence[T]) -> list[list[T]]:
-    """What each agent receives: the messages of its neighbours, in ascending order, not its own."""
-    return [[messages[l] for l in spec.neighbours if l != spec.agent] for spec in specs]
-
-
 class LocalPool:
     """All agents in this process, one after the other."""
 
-    def __init__(self, plan: Plan) -> None:
+    batch, exchange = 1, "memory"
+
+    def __init__(self, plan: "Plan") -> None:
         """Build the agents of a plan."""
         self._threads = torch.get_num_threads()
         self.reset(plan)
 
-    def reset(self, plan: Plan) -> None:
+    def reset(self, plan: "Plan") -> None:
         """As `Pool.reset`."""
-        self._specs = plan.specs(threads=1, cuda=_use_cuda(plan))
-        held = plan.held()
-        self.agents = [Agent(spec, plan.share(spec.agent), held) for spec in self._specs]
-        self._messages: list[Message] | None = None
+        specs = plan.specs(threads=1, cuda=_use_cuda(plan))
+        self._group = Group(specs, map(plan.share, range(plan.agents)), plan.held())
 
-    def step(self, n: int, noisy: bool = False) -> list[Info]:
-        """As `Pool.step`; the round is done when it returns."""
-        replies = [
-            agent.step(n, noisy, *inbox)
-            for agent, inbox in zip(self.agents, self._receive(), strict=True)
-        ]
-        self._messages = [message for message, _ in replies]
-        return [info for _, info in replies]
+    @property
+    def agents(self) -> list[Agent]:
+        """The agents, in their order."""
+        return self._group.agents
 
-    def collect(self, pending: list[Info]) -> list[Info]:
+    def step(self, n: int, noisy: Sequence[bool] = (False,)) -> list[list[Info]]:
+        """As `Pool.step`; the rounds are done when it returns."""
+        infos = []
+        for m, noise in enumerate(noisy, n):
+            if self._group.open:
+                self.close(m - 1)
+            infos.append(self._group.adapt(m, noise))
+        return infos
+
+    def collect(self, pending: list[list[Info]]) -> list[list[Info]]:
         """As `Pool.collect`."""
         return pending
 
     def close(self, n: int) -> None:
         """As `Pool.close`."""
-        for agent, inbox in zip(self.agents, self._receive(), strict=True):
-            agent.combine(n, *inbox)
+        self._group.combine(n, {})
 
     def learn_sensitivity(self, n: int) -> None:
         """As `Pool.learn_sensitivity`."""
-        power = self.agents[0].add_power(*[agent.power(n) for agent in self.agents])
-        for agent in self.agents:
-            agent.learn_sensitivity(power)
+        self._group.learn_sensitivity(self._group.add_powers(self._group.powers(n)))
 
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """As `Pool.measure`."""
-        centroid = self._centroid()
-        return [agent.measure(n, centroid) for agent in self.agents]
+        return self._group.measure(n, self._centroid())
 
     def evaluate(self, *which: str) -> list[Masks]:
         """As `Pool.evaluate`."""
-        centroids = [self._centroid(each) for each in which]
-        return [agent.evaluate(*centroids) for agent in self.agents]
+        return self._group.evaluate(*map(self._centroid, which))
 
     def save(self, folder: str, n: int) -> None:
         """As `Pool.save`."""
-        for k, agent in enumerate(self.agents):
-            agent.save(folder, agent_file(k))
-        for name, which in centroid_files(self._specs[0], n).items():
-            self.agents[0].save(folder, name, self._centroid(which))
+        self._group.save(folder)
+        for name, which in centroid_files(self.agents[0].spec, n).items():
+            self._group.save_centroid(folder, name, self._centroid(which))
 
     def snapshot(self, n: int, url: str) -> None:
         """As `Pool.snapshot`."""
-        for agent in self.agents:
-            agent.shards.write(n, url)
+        self._group.snapshot(n, url)
 
     def settle(self) -> None:
         """As `Pool.settle`."""
-        for agent in self.agents:
-            agent.shards.settle()
+        self._group.settle()
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """As `Pool.restore`."""
-        self.revive()
-        return [
-            agent.shards.restore(n, url, sha256)
-            for agent, sha256 in zip(self.agents, checksums, strict=True)
-        ]
+        return self._group.restore(n, url, checksums)
 
     def revive(self) -> None:
         """As `Pool.revive`; nobody dies alone here."""
-        self._messages = None
 
     def states(self) -> list[Message]:
         """As `Pool.states`."""
-        return [agent.state() for agent in self.agents]
+        return self._group.states()
 
     def shutdown(self) -> None:
         """As `Pool.shutdown`; the process gets its number of threads back."""
@@ -181,12 +183,7 @@ class LocalPool:
         torch.set_num_threads(self._threads)
 
     def _centroid(self, which: str = "now") -> Message:
-        return self.agents[0].mean(*[agent.state(which) for agent in self.agents])
-
-    def _receive(self) -> list[list[Message]]:
-        """The messages that wait, once; none after a round was closed."""
-        messages, self._messages = self._messages, None
-        return [[] for _ in self._specs] if messages is None else inboxes(self._specs, messages)
+        return self._group.centroid(None, which)
 
 
 def centroid_files(spec: AgentSpec, n: int) -> dict[str, str]:
@@ -213,5 +210,5 @@ def parameters_of(states: Sequence[Message], parameters: int) -> NDArray[np.floa
     return np.stack([state[:parameters] for state in states]).astype(np.float64)
 
 
-def _use_cuda(plan: Plan) -> bool:
+def _use_cuda(plan: "Plan") -> bool:
     return plan.config.agent.gpus != 0 and torch.cuda.is_available()

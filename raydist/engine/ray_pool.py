@@ -1,162 +1,144 @@
-"""The pool of Ray actors: one long-lived actor for each agent, on a fraction of a CPU or GPU.
+"""The pool of Ray actors: long-lived ones, each with one agent or several that are neighbours.
 
-A round is one call per agent. Its message is a NumPy vector in the object store; the neighbours get
-the reference as a direct argument, so weights travel along edges and never through the driver. No
-restarts and no retries: Ray's own would silently reset an agent's state. `RayPool.revive` replaces
-the dead, and the keeper of the run brings all agents back to one round.
+A round is one call per actor. A message is a NumPy vector in the object store; the actors of
+neighbours get the reference as a direct argument, so weights travel along edges and never through
+the driver. With a board, on one node, a call is many rounds. No restarts and no retries: Ray's own
+would silently reset an agent's state. `RayPool.revive` replaces the dead, and the keeper of the run
+brings all agents back to one round.
 """
 
 import logging
-import os
-import warnings
 from collections.abc import Sequence
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util import get_node_ip_address
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raydist.engine.agent import Agent, Info, Message
+from raydist.engine.agent import Info, Message
+from raydist.engine.edges import Edges, edges_between
 from raydist.engine.layout import Layout
-from raydist.engine.plan import Plan
-from raydist.engine.pool import centroid_files, inboxes
-from raydist.engine.ray_recover import agent_error, gone, start
-from raydist.engine.spec import AgentSpec, agent_file
+from raydist.engine.pool import centroid_files
+from raydist.engine.ray_actor import Actor
+from raydist.engine.ray_recover import agent_error, first_cause, gone, start
+from raydist.engine.spec import AgentSpec
 from raydist.engine.task import Split
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
 
+if TYPE_CHECKING:  # agents need no graphs
+    from raydist.engine.plan import Plan
+
 log = logging.getLogger("raydist")
-
-
-class _Actor(Agent):
-    """An agent in a process of its own."""
-
-    def __init__(self, spec: AgentSpec, share: Split | None, held: dict[str, Split]) -> None:
-        # What arrives is a read-only view of the object store, and is only read.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        super().__init__(spec, share, held)
-
-    def reset(self, spec: AgentSpec, share: Split | None, held: dict[str, Split]) -> None:
-        """Begin another run in the same process."""
-        self.shards.settle()
-        super().__init__(spec, share, held)
-
-    def __repr__(self) -> str:
-        """What Ray's logs and dashboard call it."""
-        return f"agent {self.spec.agent}"
-
-    def where(self) -> str:
-        """The process that it is, and the file in which Ray keeps what it says."""
-        node: str = get_node_ip_address()  # type: ignore[no-untyped-call]
-        said = os.path.realpath("/proc/self/fd/2")
-        return f"{self!r} is process {os.getpid()} on {node}, what it says is in {said}"
-
-    def ping(self) -> None:
-        """Nothing: who answers is there, and has done all that it was told before."""
-
-    def snapshot(self, n: int, url: str) -> None:
-        """As `Shards.write`."""
-        self.shards.write(n, url)
-
-    def settle(self) -> None:
-        """As `Shards.settle`."""
-        self.shards.settle()
-
-    def restore(self, n: int, url: str, sha256: str) -> str:
-        """As `Shards.restore`."""
-        return self.shards.restore(n, url, sha256)
+BATCH_SECONDS = 1.0  # of a call with a board: it costs some milliseconds, and a snapshot waits
+MOST_ROUNDS = 1000
 
 
 class RayPool:
     """Agents as Ray actors, in the placement group of the trial or in one of their own."""
 
-    def __init__(self, plan: Plan, resources: Layout) -> None:
-        """Start one actor for each agent of a plan, and wait until all are there.
+    exchange: str
+    _messages: dict[int, Any]
+    _closed: list[Any]
+
+    def __init__(self, plan: "Plan", resources: Layout) -> None:
+        """Start the actors of a plan, and wait until all are there.
 
         Args:
             plan: the run.
-            resources: where each agent goes.
+            resources: which agents each has, and where it goes.
         """
         self._layout = resources
         group = ray.util.get_current_placement_group()
         self._own_group: PlacementGroup | None = None
         if group is None:
-            group = self._own_group = placement_group(resources.bundles)
+            group = self._own_group = placement_group(resources.bundles, resources.strategy)
             ray.get(group.ready())
         self._group: PlacementGroup = group
-        self._messages: list[Any] | None = None
-        self._closed: list[Any] = []
         self._prepare(plan)
-        self._actors: list[Any] = [*start(self._create, range(plan.agents)).values()]
-        self._log()
+        self._actors: list[Any] = [
+            *start(self._create, range(len(resources.groups)), resources.groups).values()
+        ]
+        self._begin()
 
-    def reset(self, plan: Plan) -> None:
+    def reset(self, plan: "Plan") -> None:
         """As `Pool.reset`, in the same, warm, processes."""
         self._prepare(plan)
         self._replace_dead()
-        self._wait([actor.reset.remote(*self._inputs(k)) for k, actor in enumerate(self._actors)])
-        self._log()
+        self._wait([actor.reset.remote(*self._inputs(i)) for i, actor in enumerate(self._actors)])
+        self._begin()
 
     def revive(self) -> None:
         """As `Pool.revive`."""
-        self._messages, self._closed = None, []
+        self._forget()
         self._replace_dead()
-        self._log()
+        self._begin()
 
-    def step(self, n: int, noisy: bool = False) -> list[Any]:
-        """As `Pool.step`; returns references to what the agents measure."""
-        replies = [
-            actor.step.options(num_returns=2).remote(n, noisy, *inbox)
-            for actor, inbox in zip(self._actors, self._receive(), strict=True)
-        ]
-        self._messages = [message for message, _ in replies]
-        return [info for _, info in replies]
+    @property
+    def batch(self) -> int:
+        """As `Pool.batch`: with a board, rounds of about a second."""
+        return self._batch if self.exchange == "board" else 1
 
-    def collect(self, pending: list[Any]) -> list[Info]:
-        """As `Pool.collect`."""
-        infos: list[Info] = self._get(pending)
+    def step(self, n: int, noisy: Sequence[bool] = (False,)) -> list[Any]:
+        """As `Pool.step`, one round without a board; returns references to what is measured."""
+        if self.exchange == "board":
+            self._join_board()
+            return [actor.run.remote(n, list(noisy)) for actor in self._actors]
+        inboxes, self._messages = self._receive(), {}
+        infos = []
+        for actor, edges, inbox in zip(self._actors, self._edges, inboxes, strict=True):
+            replies = actor.step.options(num_returns=len(edges.out) + 1).remote(n, *noisy, *inbox)
+            *messages, info = replies if edges.out else [replies]
+            self._messages |= zip(edges.out, messages, strict=True)
+            infos.append(info)
         return infos
+
+    def collect(self, pending: list[Any]) -> list[list[Info]]:
+        """As `Pool.collect`."""
+        found = self._get(pending)
+        if self.exchange == "objects":
+            return [list(chain(*found))]
+        seconds = max(taken for taken, _ in found)
+        rounds = [list(chain(*infos)) for infos in zip(*(i for _, i in found), strict=True)]
+        fitting = int(BATCH_SECONDS * len(rounds) / max(seconds, 1e-6))
+        self._batch = max(1, min(fitting, 4 * len(rounds), MOST_ROUNDS))
+        return rounds
 
     def close(self, n: int) -> None:
         """As `Pool.close`."""
         for actor, inbox in zip(self._actors, self._receive(), strict=True):
-            self._closed.append(actor.combine.remote(n, *inbox))
+            self._closed.append(actor.close.remote(n, *inbox))
+        self._messages = {}
 
     def learn_sensitivity(self, n: int) -> None:
         """As `Pool.learn_sensitivity`."""
-        powers = [actor.power.remote(n) for actor in self._actors]
-        power = self._actors[0].add_power.remote(*powers)
+        powers = [actor.powers.remote(n) for actor in self._actors]
+        power = self._actors[0].add_powers.remote(*powers)
         self._closed += [a.learn_sensitivity.remote(power) for a in self._actors]
 
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """As `Pool.measure`."""
         centroid = self._centroid()
-        found: list[tuple[Info, Sums]] = self._get(
-            [actor.measure.remote(n, centroid) for actor in self._actors]
-        )
-        return found
+        return list(chain(*self._get([a.measure.remote(n, centroid) for a in self._actors])))
 
     def evaluate(self, *which: str) -> list[Masks]:
         """As `Pool.evaluate`."""
         centroids = [self._centroid(each) for each in which]
-        calls = [actor.evaluate.remote(*centroids) for actor in self._actors]
-        found: list[Masks] = self._get(calls)
-        return found
+        return list(chain(*self._get([a.evaluate.remote(*centroids) for a in self._actors])))
 
     def save(self, folder: str, n: int) -> None:
-        """As `Pool.save`; every agent writes its own file."""
-        calls = [actor.save.remote(folder, agent_file(k)) for k, actor in enumerate(self._actors)]
+        """As `Pool.save`; every actor writes its agents' files."""
+        calls = [actor.save.remote(folder) for actor in self._actors]
         calls += [
-            self._actors[0].save.remote(folder, name, self._centroid(which))
+            self._actors[0].save_centroid.remote(folder, name, self._centroid(which))
             for name, which in centroid_files(self._specs[0], n).items()
         ]
         self._get(calls)
 
     def snapshot(self, n: int, url: str) -> None:
-        """As `Pool.snapshot`; every agent writes its own file."""
+        """As `Pool.snapshot`; every actor writes its agents' files."""
         self._closed += [actor.snapshot.remote(n, url) for actor in self._actors]
 
     def settle(self) -> None:
@@ -164,62 +146,98 @@ class RayPool:
         self._get([actor.settle.remote() for actor in self._actors])
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
-        """As `Pool.restore`; every agent reads its own file."""
-        self._messages, self._closed = None, []
-        each = zip(self._actors, checksums, strict=True)
-        return self._wait([actor.restore.remote(n, url, sha256) for actor, sha256 in each])
+        """As `Pool.restore`; every actor reads its agents' files."""
+        self._forget()
+        calls = [
+            actor.restore.remote(n, url, [checksums[k] for k in group])
+            for actor, group in zip(self._actors, self._layout.groups, strict=True)
+        ]
+        return list(chain(*self._wait(calls)))
 
     def states(self) -> list[Message]:
         """As `Pool.states`."""
-        states: list[Message] = self._get([a.state.remote() for a in self._actors])
-        return states
+        return list(chain(*self._get([actor.states.remote() for actor in self._actors])))
 
     def shutdown(self) -> None:
         """As `Pool.shutdown`."""
-        self._messages = None
+        self._messages = {}
         for actor in self._actors:
             ray.kill(actor)
         if self._own_group is not None:
             remove_placement_group(self._own_group)
 
-    def _prepare(self, plan: Plan) -> None:
-        """Another run: what its agents are built from; the common splits are stored once."""
-        self._messages, self._closed = None, []
+    def _prepare(self, plan: "Plan") -> None:
+        """Another run: what its agents are built from; what all have in common is stored once."""
+        self._forget()
+        self._batch = 1
         threads, cuda = max(1, int(self._layout.cpus)), self._layout.gpus > 0
         self._plan, self._specs = plan, plan.specs(threads, cuda)
+        self._edges = edges_between(self._specs, self._layout.groups)
         self._held = ray.put(plan.held())
 
-    def _log(self) -> None:
-        """Say where to look for what each agent says."""
+    def _forget(self) -> None:
+        """The agents will all be at another round: what they are sending is worth nothing."""
+        self._messages, self._closed, self._on_board = {}, [], False
+
+    def _begin(self) -> None:
+        """All actors are there: choose how they exchange, and say where each agent is."""
+        self._choose_exchange()
         places = self._wait([actor.where.remote() for actor in self._actors])
-        log.info("%d agents\n%s", len(places), "\n".join(places))
+        log.info(
+            "%d agents exchange by %s\n%s", self._plan.agents, self.exchange, "\n".join(places)
+        )
+
+    def _choose_exchange(self) -> None:
+        """As configured; "auto" is a board if all actors are on one node."""
+        self.exchange = self._plan.config.exchange
+        if self.exchange == "auto":
+            nodes = set(self._wait([actor.node.remote() for actor in self._actors]))
+            self.exchange = "board" if len(nodes) == 1 else "objects"
+
+    def _join_board(self) -> None:
+        if self._on_board:
+            return
+        first, *others = self._actors
+        made = first.make_board.remote(len(self._actors), self._plan.agents)
+        joined = [actor.join_board.remote(made, i) for i, actor in enumerate(others, 1)]
+        self._wait([made, *joined])
+        self._wait([first.hide_board.remote()])
+        self._on_board = True
 
     def _replace_dead(self) -> None:
         dead = gone(dict(enumerate(self._actors)))
-        for k in dead:
-            ray.kill(self._actors[k])
-        for k, actor in start(self._create, dead).items():
-            self._actors[k] = actor
+        for i in dead:
+            ray.kill(self._actors[i])
+        for i, actor in start(self._create, dead, self._layout.groups).items():
+            self._actors[i] = actor
 
-    def _create(self, k: int) -> Any:
-        """A new actor for agent k, in the agent's own bundle."""
-        actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(_Actor)
-        place = PlacementGroupSchedulingStrategy(self._group, self._layout.bundle_of[k])
-        return actor.options(
-            num_cpus=self._layout.cpus, num_gpus=self._layout.gpus, scheduling_strategy=place
-        ).remote(*self._inputs(k))
+    def _create(self, i: int) -> Any:
+        """A new actor i, in its own bundle."""
+        actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(Actor)
+        place = PlacementGroupSchedulingStrategy(self._group, self._layout.bundle_of[i])
+        cpus, gpus = self._layout.reserved(i)
+        return actor.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=place).remote(
+            *self._inputs(i)
+        )
 
-    def _inputs(self, k: int) -> tuple[AgentSpec, Split | None, Any]:
-        """What agent k is built from."""
-        return self._specs[k], self._plan.share(k), self._held
+    def _inputs(self, i: int) -> tuple[list[AgentSpec], list[Split | None], Any, Edges]:
+        """What actor i is built from."""
+        group = self._layout.groups[i]
+        specs = [self._specs[k] for k in group]
+        return specs, [self._plan.share(k) for k in group], self._held, self._edges[i]
 
     def _centroid(self, which: str = "now") -> Any:
-        states = [actor.state.remote(which) for actor in self._actors]
-        return self._actors[0].mean.remote(*states)
+        """It passes through all actors: the sum is in the order of the agents, and takes little."""
+        total = None
+        for actor in self._actors:
+            total = actor.centroid.remote(total, which)
+        return total
 
     def _receive(self) -> list[list[Any]]:
-        messages, self._messages = self._messages, None
-        return [[] for _ in self._specs] if messages is None else inboxes(self._specs, messages)
+        """The messages that wait for each actor; none after a round was closed."""
+        if not self._messages:
+            return [[] for _ in self._edges]
+        return [[self._messages[l] for l in edges.into] for edges in self._edges]
 
     def _get(self, references: Sequence[Any]) -> Any:
         """The values, after every round that was closed has ended well."""
@@ -230,6 +248,7 @@ class RayPool:
         try:
             values: list[Any] = ray.get(list(references))
         except RayError as error:
-            ids = {actor._actor_id.hex(): k for k, actor in enumerate(self._actors)}
-            raise agent_error(error, ids) from error
+            ids = [actor._actor_id.hex() for actor in self._actors]
+            groups = dict(zip(ids, self._layout.groups, strict=True))
+            raise agent_error(first_cause(error, references), groups) from error
         return values

@@ -1,7 +1,7 @@
 """What Ray's errors mean for a run, and which actors are still there."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -17,6 +17,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from raydist.engine.board import Aborted
 from raydist.engine.pool import AgentDied, AgentError
 
 DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
@@ -29,12 +30,12 @@ SMALLER = (
 )
 
 
-def agent_error(error: RayError, agents: Mapping[str, int]) -> AgentError:
+def agent_error(error: RayError, agents: Mapping[str, range]) -> AgentError:
     """What an error of Ray's means.
 
     Args:
         error: of a call to an agent; behind it may stand the error of a neighbour.
-        agents: which agent each actor id is.
+        agents: the agents of each actor id.
 
     Returns:
         AgentDied if an agent is gone, AgentError if one has raised; the message is one line.
@@ -48,13 +49,36 @@ def agent_error(error: RayError, agents: Mapping[str, int]) -> AgentError:
         if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in said:
             said = f"an agent ran out of memory: {SMALLER} ({said})"
         return AgentError(said)
-    agent = agents.get(getattr(cause, "actor_id", None) or "")
+    group = agents.get(getattr(cause, "actor_id", None) or "", range(0))
+    agent = group[0] if group else None
     who = "an agent" if agent is None else f"agent {agent}"
+    if len(group) > 1:
+        who = f"agents {agent} to {group[-1]}, of one actor,"
     if isinstance(cause, OutOfMemoryError) or "low on memory" in str(cause):
         return AgentDied(f"{who} died, its node was out of memory: {SMALLER}", agent)
     if isinstance(cause, RayActorError) and cause.actor_init_failed:
         return AgentError(f"{who} could not start: {text[-1]}")
     return AgentDied(f"{who} died: {' '.join(text)[:300]}", agent)
+
+
+def first_cause(error: RayError, references: Sequence[Any]) -> RayError:
+    """The error behind those that say only that somebody else is gone (`board.Aborted`).
+
+    Args:
+        error: of one of the references.
+        references: of calls that all end, well or not.
+
+    Returns:
+        Another error of theirs if there is one, else the same.
+    """
+    waiting = list(references)
+    while waiting and isinstance(getattr(error, "cause", None), Aborted):
+        (reference, *_), waiting = ray.wait(waiting, num_returns=1, fetch_local=False)
+        try:
+            ray.get(reference)
+        except RayError as other:
+            error = other
+    return error
 
 
 def gone(actors: Mapping[int, Any]) -> dict[int, RayError]:
@@ -88,12 +112,15 @@ def gone(actors: Mapping[int, Any]) -> dict[int, RayError]:
     return dead
 
 
-def start(create: Callable[[int], Any], agents: Iterable[int]) -> dict[int, Any]:
+def start(
+    create: Callable[[int], Any], which: Iterable[int], groups: Sequence[range]
+) -> dict[int, Any]:
     """Actors that are there; a place is tried again after a pause, since its node may be dying.
 
     Args:
-        create: (k) -> a new actor for agent k.
-        agents: which.
+        create: (i) -> a new actor i.
+        which: of them.
+        groups: the agents of each actor.
 
     Returns:
         The actor of each.
@@ -102,13 +129,13 @@ def start(create: Callable[[int], Any], agents: Iterable[int]) -> dict[int, Any]
         AgentError: if one cannot start, or dies again and again while it starts.
     """
     actors: dict[int, Any] = {}
-    missing = list(agents)
+    missing = list(which)
     for pause in (*PAUSES, None):
-        actors |= {k: create(k) for k in missing}
-        dead = gone({k: actors[k] for k in missing})
-        for k, error in dead.items():
-            ray.kill(actors[k])
-            told = agent_error(error, {actors[k]._actor_id.hex(): k})
+        actors |= {i: create(i) for i in missing}
+        dead = gone({i: actors[i] for i in missing})
+        for i, error in dead.items():
+            ray.kill(actors[i])
+            told = agent_error(error, {actors[i]._actor_id.hex(): groups[i]})
             if pause is None or not isinstance(told, AgentDied):
                 raise AgentError(str(told)) from error
         missing = list(dead)

@@ -3,16 +3,24 @@
 import logging
 import os
 import socket
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import AuthenticationError
 
+import raydist
 from raydist.config import InputError
 
 CONNECT_SECONDS = 5.0
+TRIES = "RAY_gcs_server_port_wait_time_s"  # Ray's own: of joining a cluster, a second apart
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+TOKEN = "RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
 
 
 @contextmanager
@@ -32,17 +40,86 @@ def ray_session(address: str | None) -> Generator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    mode = os.environ.get("RAY_AUTH_MODE")  # Ray may change it
     _check_reachable(address)
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"no Ray cluster at {address}: {line}") from error
+        if address == "local":
+            ray.init(address, include_dashboard=False, **QUIET)
+        else:
+            _join(address)
+    except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
+        raise InputError(_why(error, address, mode)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Join a cluster; our code travels with us, so that its nodes need raydist's packages only."""
+    travelling: dict[str, Any] = {"py_modules": code(Path.cwd()), "excludes": ["__pycache__"]}
+    if JOB in os.environ:  # the job's own runtime_env has brought it
+        travelling = {}
+    tries = os.environ.get(TRIES)
+    os.environ[TRIES] = tries or "1"  # somebody listens there: the first try tells
+    try:
+        with _silent():  # Ray has lines of its own for each refusal
+            ray.init(address, runtime_env=travelling, **QUIET)
+    finally:
+        if tries is None:
+            del os.environ[TRIES]
+
+
+def _why(error: Exception, address: str, mode: str | None) -> str:
+    """What is wrong with an address, or with the token; Ray sends none where it was not told to."""
+    if AuthenticationError.__name__ not in f"{error!r} {error.__cause__}":
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"no Ray cluster at {address}: {line}"
+    if mode != "token" and address != "auto":
+        return (
+            f"the Ray cluster at {address} asks for its token, and RAY_AUTH_MODE is "
+            f"{mode or 'not set'}: write export RAY_AUTH_MODE=token, with the token in {TOKEN}"
+        )
+    return (
+        f"the Ray cluster at {address} refuses this machine's token: put the cluster's own into "
+        f"{TOKEN}"
+    )
+
+
+def code(home: Path) -> list[str]:
+    """The source that a run needs: raydist, and what was imported from the user's folder.
+
+    Args:
+        home: the folder in which the run was started. By now all that its files name as
+            "module:function" is imported.
+
+    Returns:
+        Paths of modules and packages that lie in this very folder, and of raydist.
+    """
+    found = {str(Path(raydist.__file__).parent)}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if "." in name or name == "__main__" or not file:
+            continue
+        path = Path(file).resolve()
+        path = path.parent if path.name == "__init__.py" else path
+        if path.parent == home and (path.is_dir() or path.suffix == ".py"):
+            found.add(str(path))
+    return sorted(found)
+
+
+@contextmanager
+def _silent() -> Generator[None]:
+    """Nothing reaches stderr, not even from native code."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_reachable(address: str) -> None:

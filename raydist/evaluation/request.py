@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from raydist.adversary.attack import pgd
 from raydist.adversary.threat import Norm, ThreatModel
 from raydist.config import Experiment, InputError
+from raydist.evaluation.names import PARTS
 from raydist.fields import check_budget
 from raydist.measure import attacks
 
-PARTS = ("robustness", "masking", "w2", "hessian", "landscape", "similarity")
 BLOCK = 32  # images that are judged together: a function of the request alone, whoever does it
 
 

@@ -28,7 +28,7 @@ from raydist.measure.radii import radii
 from raydist.measure.verdict import Mask
 from raydist.seeding import Purpose, seed_for
 
-__all__ = ["PRESETS", "Attack", "breaks", "column", "parse", "radii", "skipped"]
+__all__ = ["Attack", "breaks", "column", "parse", "radii", "skipped"]
 
 EXAMPLES = ("fgsm", "pgd10", "pgd50x5", "pgd20-margin", "pgd100@1/255", *PACKAGE, "square1000")
 GRAMMAR = (
@@ -37,15 +37,6 @@ GRAMMAR = (
 )
 _PGD = re.compile(r"pgd([1-9]\d*)(?:x([1-9]\d*))?(?:@(\d+/\d+|\d*\.?\d+))?(-margin)?", re.ASCII)
 _SQUARE = re.compile(r"square([1-9]\d*)?", re.ASCII)
-
-# What papers report. Besides attacks: "clean"; "autoattack", the standard ensemble, in which each
-# attack sees what the ones before it left; "val_" before a name: on validation images.
-PRESETS: dict[str, tuple[str, ...]] = {
-    "autoattack": ("autoattack",),
-    "2410.07675": ("val_pgd10", "clean", "pgd10", "autoattack"),
-    # the step is that of CIFAR; on MNIST it is 0.01
-    "2006.08403": ("pgd100@1/255", "apgd-ce", "apgd-dlr", "square5000"),
-}
 
 
 @dataclass(frozen=True)

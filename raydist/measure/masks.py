@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from raydist.adversary.attack import pgd
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
-from raydist.measure import accuracy, attacks, curvature, masking
+from raydist.measure import accuracy, attacks, masking
 from raydist.measure.autoattack import autoattack
 from raydist.measure.trained import FOSC_STEPS, Part, stationarity
 from raydist.measure.verdict import Verdict, concatenate, fraction
@@ -137,6 +137,8 @@ def _traces(
     """As `Masks.traces`: the same probes for every part, so weighted means are the whole's."""
     if len(part.index) == 0:
         return np.zeros(PROBES)
+    from raydist.measure import curvature  # what it needs takes time and memory in every agent
+
     dtype, size = next(model.parameters()).dtype, config.evaluate.batch
     batches = [
         part.tensors(part.index[first : first + size], dtype)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 Strategy = Literal["centralized", "consensus", "diffusion", "local"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+BLOCK = 2**15  # numbers
 
 
 def combination_matrix(strategy: Strategy, A: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -42,41 +43,68 @@ def combination_matrix(strategy: Strategy, A: NDArray[np.float64]) -> NDArray[np
     return np.eye(agents) if strategy == "local" else A
 
 
-def message(
-    strategy: Strategy, w: torch.Tensor, phi: torch.Tensor, gradient: torch.Tensor
-) -> torch.Tensor:
-    """What an agent sends in a round.
+def sent(strategy: Strategy) -> Literal["w", "phi", "gradient"]:
+    """What an agent sends in a round, m.
 
     Args:
         strategy: the strategy.
-        w: the iterate before the round, (P,).
-        phi: the iterate after the local step, (P,).
-        gradient: the gradient at w, (P,).
 
     Returns:
-        One of the three, (P,).
+        "w": the iterate before the local step; "phi": the one after it; "gradient": at w.
     """
     if strategy == "centralized":
-        return gradient
-    return w if strategy == "consensus" else phi
+        return "gradient"
+    return "w" if strategy == "consensus" else "phi"
 
 
-def combine(weights: Sequence[float], messages: Sequence[torch.Tensor]) -> torch.Tensor:
+def combine(
+    weights: Sequence[float], messages: Sequence[torch.Tensor], out: torch.Tensor
+) -> torch.Tensor:
     """Σ_l a_lk m_l, summed in the order given (a fixed order makes the result reproducible).
 
     Args:
         weights: the a_lk of the neighbourhood N_k (which includes k).
         messages: the m_l in the same order, each (P,).
+        out: where the combination goes, (P,); shares no memory with the messages.
 
     Returns:
-        The combination, a new tensor (P,).
+        `out`.
     """
-    mixed = weights[0] * messages[0]
+    for here in _blocks(out):
+        _combine(weights, messages, here, out[here])
+    return out
+
+
+def update(
+    weights: Sequence[float],
+    messages: Sequence[torch.Tensor],
+    phi: torch.Tensor,
+    sent: torch.Tensor | None,
+) -> None:
+    """w_k⁺ = Σ_l a_lk m_l + (φ_k − m_k), in place of φ_k.
+
+    Args:
+        weights: as in `combine`.
+        messages: as in `combine`.
+        phi: φ_k, (P,), becomes w_k⁺; shares no memory with the messages.
+        sent: m_k, (P,); None if that is φ_k.
+    """
+    for here in _blocks(phi):
+        own = None if sent is None else phi[here] - sent[here]
+        _combine(weights, messages, here, phi[here])
+        if own is not None:
+            phi[here].add_(own)
+
+
+def _combine(
+    weights: Sequence[float], messages: Sequence[torch.Tensor], here: slice, out: torch.Tensor
+) -> None:
+    torch.mul(messages[0][here], weights[0], out=out)
     for a_lk, m_l in zip(weights[1:], messages[1:], strict=True):
-        mixed.add_(m_l, alpha=a_lk)
-    return mixed
+        out.add_(m_l[here], alpha=a_lk)
 
 
-def update(mixed: torch.Tensor, phi: torch.Tensor, sent: torch.Tensor) -> torch.Tensor:
-    """w_k⁺ = Σ_l a_lk m_l + (φ_k − m_k), all (P,)."""
-    return mixed + (phi - sent)
+def _blocks(vector: torch.Tensor) -> list[slice]:
+    """Parts of a vector that a CPU sums up within its cache; elsewhere the whole vector."""
+    size = BLOCK if vector.device.type == "cpu" else max(1, vector.numel())
+    return [slice(at, at + size) for at in range(0, vector.numel(), size)]

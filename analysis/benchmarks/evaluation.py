@@ -1,0 +1,166 @@
+"""AutoAttack as it is run here, against the package pyautoattack alone, on the same model.
+
+CPU seconds of one thread, ABBA in one run; images that pass the model are counted. The model is a
+small network on digits, trained by two agents; the images are those it is tested on.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyautoattack
+import torch
+from step import Row, Step, alternate, row
+from torch import Tensor, nn
+
+from raydist.adversary.threat import ThreatModel
+from raydist.config import validate
+from raydist.engine.driver import train
+from raydist.engine.plan import make_plan
+from raydist.engine.pool import LocalPool
+from raydist.learning.data import to_tensor
+from raydist.measure.autoattack import autoattack
+from raydist.measure.verdict import STANDARD, Verdict
+
+EPS, CLASSES, BATCH, SEED = 0.1, 10, 128, 0
+SHARDS = 4
+GRADIENTS = STANDARD[:-1]  # all but Square
+
+
+class Counted(nn.Module):
+    """A model that counts the images that pass it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.images = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The logits."""
+        self.images += len(x)
+        logits: Tensor = self.model(x)
+        return logits
+
+
+def trained(rounds: int = 60) -> tuple[nn.Module, Tensor, Tensor]:
+    """A model in eval mode, its parameters as training leaves them, and all test images."""
+    tree = {
+        "topology": {"kind": "complete", "agents": 2},
+        "rounds": rounds,
+        "threat": {"eps": EPS},
+        "attack": {"steps": 5},
+        "optim": {"lr": 0.02, "momentum": 0.9},
+        "evaluate": {"images": 2, "test": 2, "autoattack": 0},
+    }
+    plan = make_plan(validate(tree))
+    pool = LocalPool(plan)
+    for _ in train(pool, plan):
+        pass
+    assert plan.data is not None
+    x, y = plan.data.test
+    return pool.agents[0].flat.module.eval(), to_tensor(x, plan.data.scale), torch.from_numpy(y)
+
+
+def ours(model: nn.Module, x: Tensor, y: Tensor, attacks: Sequence[str] | None = None) -> Verdict:
+    """AutoAttack as an agent runs it."""
+    threat = ThreatModel("linf", EPS)
+    options = {"classes": CLASSES, "batch": BATCH, "seed": SEED}
+    return autoattack(model, x, y, threat, **options, attacks=attacks)
+
+
+def package(
+    model: nn.Module, x: Tensor, y: Tensor, attacks: Sequence[str] | None = None
+) -> np.ndarray:
+    """The package's own evaluation: True where its last points are right."""
+    alone = pyautoattack.AutoAttack(model, eps=EPS, norm="Linf", seed=SEED, version="standard")
+    if attacks is not None:
+        alone.attacks_to_run = list(attacks)
+    x_adv, _ = alone.run_standard_evaluation(x, y, batch_size=BATCH)
+    with torch.no_grad():
+        return (model(x_adv).argmax(1) == y).numpy()
+
+
+def cost(model: nn.Module, x: Tensor, y: Tensor, repeats: int) -> Iterator[Row]:
+    """Seconds and passes of the two, for the ensemble and for its gradient attacks alone."""
+    note = f"{len(x)} images of digits, small-cnn, 1 thread"
+    for attacks, name, limit in (
+        (None, "AutoAttack", 1.0),
+        (GRADIENTS, "its gradient attacks", 0.85),
+    ):
+        steps: dict[str, Step] = {
+            "ours": lambda attacks=attacks: ours(model, x, y, attacks),
+            "alone": lambda attacks=attacks: package(model, x, y, attacks),
+        }
+        spent = alternate(steps, repeats)
+        yield row(
+            f"6.5 {name}: the adapter against the package alone",
+            spent["ours"],
+            "CPU s",
+            limit,
+            f"limit on ratio; parameters frozen here; {note}",
+            reference=spent["alone"],
+            ratio=spent["ours"] / spent["alone"],
+        )
+
+
+def survivors(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Row]:
+    """Images that pass the model: each attack sees what the ones before it left, and no other."""
+    here, there = Counted(model).eval(), Counted(model).eval()
+    verdict, right = ours(here, x, y), package(there, x, y)
+    same = int((verdict.robust == right).sum())
+    left = ", ".join(f"{name} {int(mask.sum())}" for name, mask in verdict.left_by.items())
+    yield row(
+        "6.5 images that pass the model in AutoAttack",
+        here.images,
+        "images",
+        1.01,
+        f"limit on ratio; left after each: {left}; verdicts equal on {same} of {len(x)}",
+        reference=there.images,
+        ratio=here.images / there.images,
+    )
+
+
+def balance(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Row]:
+    """Every S-th image for each of S agents, as agents share them out."""
+    passed = []
+    for shard in range(SHARDS):
+        counted = Counted(model).eval()
+        ours(counted, x[shard::SHARDS], y[shard::SHARDS])
+        passed.append(counted.images)
+    yield row(
+        "6.5 the busiest agent in AutoAttack against the mean",
+        max(passed),
+        "images that pass the model",
+        1.25,
+        f"limit on ratio; {SHARDS} agents, {len(x)} images",
+        reference=float(np.mean(passed)),
+        ratio=max(passed) / float(np.mean(passed)),
+    )
+
+
+def targets(quick: bool) -> Iterator[Row]:
+    """The rows as they are known, with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model, x, y = trained()
+        model = copy.deepcopy(model)  # its parameters are its own, and want gradients
+        images = 64 if quick else len(x)
+        x, y = x[:images], y[:images]
+        yield from survivors(model, x, y)
+        yield from balance(model, x, y)
+        yield from cost(model, x, y, 2 if quick else 6)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measure(quick: bool) -> list[Row]:
+    """All targets of evaluation; quick: fewer images and repetitions."""
+    return list(targets(quick))
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    for found in targets("--quick" in sys.argv):
+        print(json.dumps(found), flush=True)

@@ -1,0 +1,94 @@
+"""raydist itself: its driver over a pool of Ray actors, no learning.
+
+python ours.py [agents per actor]
+
+A round is everything that the product does in one: batch, (empty) attack, gradient, optimiser's
+step, message, exchange along the edges of the graph, combination, and the driver's record of it.
+Only the closed last round, whose state is measured, is not timed.
+"""
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from serve import AGENTS, DEGREE, serve
+
+from raydist.config import validate
+from raydist.engine.driver import train
+from raydist.engine.layout import layout
+from raydist.engine.plan import Plan, make_plan
+from raydist.engine.ray_pool import RayPool
+from raydist.engine.ray_session import cluster_resources, ray_session
+from raydist.tables import AgentResources
+
+WARM, SMALL = 3, 100  # rounds that are not timed; parameters while others are measured
+
+
+def plan_of(parameters: int, rounds: int, per_actor: int) -> Plan:
+    """The experiment."""
+    lattice = {"kind": "watts-strogatz", "agents": AGENTS, "neighbours": DEGREE, "p": 0.0}
+    config = {
+        "topology": lattice,
+        "strategy": "diffusion",
+        "rounds": rounds,
+        "data": {"set": "trivial:pixels", "batch": 1},
+        "model": {"name": "trivial:weights", "params": {"parameters": parameters}},
+        "loss": {"name": "trivial:once"},
+        "threat": {"eps": 0.0},
+        "attack": {"steps": 0},
+        "optim": {"lr": 1.0, "momentum": 0.0},
+        "evaluate": {"every": rounds, "images": AGENTS, "test": AGENTS, "pgd": [], "autoattack": 0},
+        "snapshot": {"every": 0},
+    }
+    if per_actor > 1:
+        config["agent"] = {"per_actor": per_actor}
+    return make_plan(validate(config))
+
+
+def timed(pool: RayPool, plan: Plan) -> dict[str, Any]:
+    """Run a plan; seconds of a round, and how far the weights are from (A')^N v."""
+    moments, values, states = [], [], []
+
+    def ending(pool: RayPool, n: int) -> None:
+        states[:] = pool.states()
+
+    for record in train(pool, plan, ending=ending):
+        moments.append(time.perf_counter())
+        if record.round == 1:
+            values = [info["loss"] for info in record.agents]
+    last = plan.rounds - 1
+    expected = np.linalg.matrix_power(plan.A.T, plan.rounds) @ np.array(values)
+    error = max(np.abs(w - e).max() for w, e in zip(states, expected, strict=True))
+    spread = np.ptp(values)
+    if not np.ptp(expected) < 0.9 * spread:
+        raise RuntimeError("nothing was averaged")
+    return {
+        "seconds": (moments[last] - moments[WARM]) / (last - WARM),
+        "error": float(error / spread),
+    }
+
+
+def main(per_actor: int) -> None:
+    """Answer until the input ends."""
+    small = plan_of(SMALL, 1, per_actor)
+    with ray_session("local"):
+        pool = RayPool(small, layout(small.config, cluster_resources()))
+
+        def run(parameters: int, rounds: int) -> dict[str, Any]:
+            plan = plan_of(parameters, WARM + rounds + 1, per_actor)
+            pool.reset(plan)
+            try:
+                return timed(pool, plan)
+            finally:
+                pool.reset(small)
+
+        serve(run)
+        pool.shutdown()
+
+
+if __name__ == "__main__":
+    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    if wanted > 1 and "per_actor" not in AgentResources.model_fields:
+        sys.exit("agent.per_actor is not there yet")
+    main(wanted)

@@ -1,0 +1,379 @@
+"""The adversarial training step: counted, against the published loops, and inside the engine.
+
+CPU seconds of one thread, which other load on the machine disturbs least. What is compared
+alternates in one run, ABBA, and ratios are those of medians. The step is PGD-10 or TRADES-10 of
+PreAct ResNet-18 on batches of CIFAR-10, as an agent makes it.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from raydist.adversary.fosc import first_order_gap
+from raydist.config import validate
+from raydist.engine.driver import train
+from raydist.engine.local_step import LocalStep
+from raydist.engine.plan import Plan, make_plan
+from raydist.engine.pool import LocalPool
+from raydist.learning.optim import build
+
+STEPS, EPS, ALPHA, BETA = 10, 8 / 255, 2 / 255, 6.0
+AGENTS = 2  # of the round that is compared with its bare computation
+Step = Callable[[], object]
+Row = dict[str, Any]
+
+
+def row(
+    target: str, measured: float | None, unit: str, limit: float, note: str, **more: Any
+) -> Row:
+    """One target; the limit is on the ratio, if there is one, and an upper one unless `least`."""
+    least, ratio = more.pop("least", False), more.get("ratio")
+    value = measured if ratio is None else ratio
+    met = None if value is None else bool(value >= limit if least else value <= limit)
+    known = {"target": target, "measured": measured, "unit": unit, "reference": None, "ratio": None}
+    return known | more | {"limit": limit, "met": met, "note": note}
+
+
+# --- the parts of a comparison ------------------------------------------------------------------
+
+
+class Counter(TorchDispatchMode):
+    """Adds up the multiplications and additions of every product and convolution."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in flop_registry:
+            self.total += flop_registry[func.overloadpacket](*args, out_val=out)
+        return out
+
+
+def flops(step: Step) -> int:
+    """Multiplications and additions of a step."""
+    with Counter() as counter:
+        step()
+    return counter.total
+
+
+def seconds(step: Step) -> float:
+    """CPU seconds of a step."""
+    start = time.process_time()
+    step()
+    return time.process_time() - start
+
+
+def alternate(steps: Mapping[str, Step], repeats: int) -> dict[str, float]:
+    """Median seconds of each, in the order A B ... B A, after one of each to warm up."""
+    spent: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for turn in range(repeats):
+        for name in list(steps) if turn % 2 == 0 else reversed(steps):
+            spent[name].append(seconds(steps[name]))
+    return {name: median(values) for name, values in spent.items()}
+
+
+def plan_of(width: float, batch: int, agents: int = 1, **tables: Any) -> Plan:
+    """A run that is never finished: it measures and evaluates as little as possible."""
+    tree = {
+        "topology": {"kind": "complete", "agents": agents},
+        "rounds": 10**6,
+        "data": {"set": "cifar10", "batch": batch},
+        "model": {"name": "preact-resnet-18", "width": width},
+        "threat": {"eps": EPS},
+        "attack": {"steps": STEPS, "alpha": ALPHA},
+        "loss": {"name": "pgd_at"},
+        "optim": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
+        "evaluate": {"images": agents, "test": agents, "autoattack": 0},
+    }
+    return make_plan(validate(tree | tables))
+
+
+def agent_step(plan: Plan) -> tuple[LocalStep, Step]:
+    """An agent's own step of round 1, without exchange, on a batch that is drawn once."""
+    pool = LocalPool(plan)
+    local = pool.agents[0].local
+    batch = local.task.batch(1)
+    object.__setattr__(local.task, "batch", lambda n: batch)
+
+    def step() -> None:
+        local.gradient(local.attack(1, noisy=False))
+        local.step(1)
+
+    return local, step
+
+
+# --- what is published --------------------------------------------------------------------------
+
+
+def published_pgd(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    """A training step as in the code of arXiv:2002.11569 (robust overfitting), one restart.
+
+    The attack is taken in train mode and by `backward`; the last points are passed once more, to
+    choose among restarts, and so is the clean batch after the step, for its accuracy.
+    """
+    delta = torch.zeros_like(x).uniform_(-EPS, EPS)
+    delta = torch.max(torch.min(delta, 1 - x), 0 - x)
+    delta.requires_grad = True
+    for _ in range(STEPS):
+        F.cross_entropy(model(x + delta), y).backward()
+        grad = delta.grad.detach()
+        moved = torch.clamp(delta + ALPHA * torch.sign(grad), min=-EPS, max=EPS)
+        delta.data = torch.max(torch.min(moved, 1 - x), 0 - x).detach()
+        delta.grad.zero_()
+    F.cross_entropy(model(x + delta), y, reduction="none")
+    loss = F.cross_entropy(model(torch.clamp(x + delta.detach(), 0, 1)), y)
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+    F.cross_entropy(model(x), y)
+
+
+def published_trades(
+    model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> None:
+    """A training step as in the code of arXiv:1901.08573: clean logits anew in every step."""
+    divergence = nn.KLDivLoss(reduction="sum")
+    model.eval()
+    x_adv = x.detach() + 0.001 * torch.randn(x.shape, device=x.device)
+    for _ in range(STEPS):
+        x_adv.requires_grad_()
+        loss = divergence(F.log_softmax(model(x_adv), dim=1), F.softmax(model(x), dim=1))
+        (grad,) = torch.autograd.grad(loss, [x_adv])
+        x_adv = x_adv.detach() + ALPHA * torch.sign(grad)
+        x_adv = torch.clamp(torch.min(torch.max(x_adv, x - EPS), x + EPS), 0.0, 1.0)
+    model.train()
+    optimiser.zero_grad()
+    natural = F.cross_entropy(model(x), y)
+    robust = divergence(F.log_softmax(model(x_adv), dim=1), F.softmax(model(x), dim=1)) / len(x)
+    (natural + BETA * robust).backward()
+    optimiser.step()
+
+
+PUBLISHED = {"pgd_at": published_pgd, "trades": published_trades}
+
+
+def published_step(plan: Plan, device: torch.device) -> Step:
+    """The published step of a plan's loss on the plan's own model and a batch of its own."""
+    agent = LocalPool(plan).agents[0]
+    x, y = (part.to(device) for part in agent.local.task.batch(1))
+    model = agent.flat.module.to(device).train()
+    optimiser = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+    return partial(PUBLISHED[plan.config.loss.name], model, optimiser, x, y)
+
+
+# --- the targets --------------------------------------------------------------------------------
+
+
+def units(width: float, batch: int) -> list[Row]:
+    """Forwards of the batch that a step costs."""
+    rows = []
+    for loss, name, limit in (("pgd_at", "PGD", 23), ("trades", "TRADES", 27)):
+        local, step = agent_step(plan_of(width, batch, loss={"name": loss}))
+        x, _ = local.task.batch(1)
+        forward = flops(lambda local=local, x=x: local.model.eval()(x))
+        published = flops(published_step(plan_of(width, batch, loss={"name": loss}), x.device))
+        rows.append(
+            row(
+                f"6.1 {name}-10 forward units",
+                round(flops(step) / forward, 2),
+                "forwards of the batch",
+                limit,
+                "limit on measured; reference: the published loop; multiplications counted",
+                reference=round(published / forward, 2),
+            )
+        )
+    return rows
+
+
+def against_published(width: float, batch: int, repeats: int) -> list[Row]:
+    """The published loops on the same model, in float32, channels_last, and with bf16."""
+    options = {
+        "float32": ({}, 1.4),
+        "float32, channels_last": ({"channels_last": True}, 1.4),
+        "bf16, channels_last": ({"channels_last": True, "precision": "bf16"}, 2.5),
+    }
+    rows = []
+    for loss, title in (("pgd_at", "PGD-10"), ("trades", "TRADES-10")):
+        wanted = {"loss": {"name": loss}}
+        steps = {"published": published_step(plan_of(width, batch, **wanted), torch.device("cpu"))}
+        for name, (tables, _) in options.items():
+            if "bf16" not in name or has_bf16():
+                steps[name] = agent_step(plan_of(width, batch, **wanted, **tables))[1]
+        found = alternate(steps, repeats)
+        for name, (_, limit) in options.items():
+            ratio = found["published"] / found[name] if name in found else None
+            note = f"limit on ratio, at least; width {width:g}, batch {batch}, 1 thread"
+            rows.append(
+                row(
+                    f"6.1 {title} against the published loop, {name}",
+                    found.get(name),
+                    "CPU s a step",
+                    limit,
+                    note if name in found else "this CPU has no bf16 instructions",
+                    reference=found["published"],
+                    ratio=ratio,
+                    least=True,
+                )
+            )
+    return rows
+
+
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 numbers itself."""
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+
+
+def convolutions(local: LocalStep) -> Step:
+    """The convolutions of a PGD-10 step alone, each with its own shape and memory format."""
+    model, calls = local.model, []
+
+    def note(module: nn.Conv2d, inputs: tuple[Tensor], out: Tensor) -> None:
+        calls.append((module, inputs[0].detach().clone(), torch.randn_like(out)))
+
+    x, _ = local.task.batch(1)
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        model.eval()(x)
+    for hook in hooks:
+        hook.remove()
+
+    def backward(module: nn.Conv2d, x: Tensor, grad: Tensor, of: tuple[bool, bool, bool]) -> None:
+        geometry = module.stride, module.padding, module.dilation, False, (0, 0), module.groups
+        torch.ops.aten.convolution_backward(grad, x, module.weight, None, *geometry, of)
+
+    @torch.no_grad()
+    def step() -> None:
+        for number, (module, x, grad) in enumerate(calls):
+            for _ in range(STEPS + 1):
+                module(x)
+            for _ in range(STEPS + (number > 0)):  # no gradient of the images in training
+                backward(module, x, grad, (True, False, False))
+            backward(module, x, grad, (False, True, False))
+
+    return step
+
+
+def share_of_convolutions(width: float, batch: int, repeats: int) -> list[Row]:
+    """How close a step comes to the FLOP/s of its convolutions alone."""
+    rows = []
+    for name, tables in (("float32", {}), ("float32, channels_last", {"channels_last": True})):
+        local, step = agent_step(plan_of(width, batch, **tables))
+        alone = convolutions(local)
+        work = flops(step)
+        found = alternate({"step": step, "alone": alone}, repeats)
+        rows.append(
+            row(
+                f"6.1 FLOP/s of a PGD-10 step against its convolutions alone, {name}",
+                work / found["step"] / 1e9,
+                "GFLOP/s",
+                0.75,
+                f"limit on ratio, at least; width {width:g}, batch {batch}, 1 thread",
+                reference=flops(alone) / found["alone"] / 1e9,
+                ratio=work / found["step"] / (flops(alone) / found["alone"]),
+                least=True,
+            )
+        )
+    return rows
+
+
+def fosc(width: float, batch: int, repeats: int) -> list[Row]:
+    """FOSC takes the attack's last gradient: what is added is its sum over the pixels."""
+    local, step = agent_step(plan_of(width, batch))
+    found = local.attack(1, noisy=False)
+    points, threat = found.points, found.threat
+    assert points.grad is not None
+    gap = partial(first_order_gap, found.x, points.x_last, points.grad, threat)
+    spent = alternate({"step": step, "gap": gap}, repeats)
+    return [
+        row(
+            "6.1 FOSC on top of a PGD-10 step",
+            spent["gap"],
+            "CPU s",
+            0.05,
+            f"limit on ratio; width {width:g}, batch {batch}, 1 thread",
+            reference=spent["step"],
+            ratio=spent["gap"] / spent["step"],
+        )
+    ]
+
+
+def engine(width: float, batch: int, repeats: int) -> list[Row]:
+    """A round of driver and local pool against attack, gradient and optimiser alone."""
+    plan = plan_of(width, batch, agents=AGENTS)
+    records = train(LocalPool(plan), plan)
+    for _ in range(2):  # round 0, and the round that runs ahead
+        next(records)
+    bare = [bare_step(plan, k) for k in range(AGENTS)]
+    spent = alternate(
+        {"round": lambda: next(records), "bare": lambda: [step() for step in bare]}, repeats
+    )
+    return [
+        row(
+            "6.2 the engine's own work in a round of PreAct ResNet-18",
+            spent["round"] / AGENTS,
+            "CPU s a step",
+            1.03,
+            f"limit on ratio; width {width:g}, batch {batch}, {AGENTS} agents, 1 thread",
+            reference=spent["bare"] / AGENTS,
+            ratio=spent["round"] / spent["bare"],
+        )
+    ]
+
+
+def bare_step(plan: Plan, k: int) -> Step:
+    """Attack, gradient and optimiser on a plain model and a batch that lies ready."""
+    agent = LocalPool(plan).agents[k]
+    model, task = agent.flat.module, agent.local.task
+    (x, y), draw = task.batch(1), torch.Generator()
+    optimiser = build("sgd", [agent.flat.w], 0.01, momentum=0.9, weight_decay=5e-4)
+
+    def step() -> None:
+        points = task.attack(model, x, y, task.threat, draw)
+        optimiser.zero_grad(set_to_none=False)
+        F.cross_entropy(model.train()(points.x_adv), y).backward()
+        optimiser.step()
+
+    return step
+
+
+def targets(quick: bool) -> Iterator[Row]:
+    """The rows as they are known, with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    narrow, wide = 0.25, 0.25 if quick else 1.0
+    batch, repeats = (16, 2) if quick else (64, 4)
+    try:
+        yield from units(0.0625, 4)
+        yield from against_published(narrow, batch, repeats)
+        yield from share_of_convolutions(wide, 16, repeats)
+        yield from fosc(narrow, batch, repeats)
+        yield from engine(wide, 16 if quick else 64, repeats)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def measure(quick: bool) -> list[Row]:
+    """All targets of the step; quick: a narrow network and few repetitions."""
+    return list(targets(quick))
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+
+    for found in targets("--quick" in sys.argv):
+        print(json.dumps(found), flush=True)

@@ -1,0 +1,123 @@
+"""The agents of one process: what they send one another stays in its memory."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from raydist.engine.agent import Agent, Info, Message
+from raydist.engine.spec import AgentSpec, agent_file
+from raydist.engine.task import Split
+from raydist.measure.masks import Masks
+from raydist.measure.trained import Sums
+
+
+class Group:
+    """Some agents of a run, in ascending order; a round of theirs is one after the other."""
+
+    def __init__(
+        self,
+        specs: Sequence[AgentSpec],
+        shares: Iterable[Split | None],
+        held: dict[str, Split],
+        one_model: bool = False,
+    ) -> None:
+        """Build the agents at round 0.
+
+        Args:
+            specs: as of `Agent`, of each.
+            shares: as of `Agent`, of each.
+            held: as of `Agent`.
+            one_model: whether all of them use the first one's model.
+        """
+        self.agents: list[Agent] = []
+        for spec, share in zip(specs, shares, strict=True):
+            flat = self.agents[0].flat if one_model and self.agents else None
+            self.agents.append(Agent(spec, share, held, flat))
+        self._sent: dict[int, Tensor] = {}
+
+    @property
+    def open(self) -> bool:
+        """Whether the last round waits for the neighbours' messages."""
+        return self.agents[0].open
+
+    def adapt(self, n: int, noisy: bool) -> list[Info]:
+        """Round n of every agent, up to what it sends; as `Agent.adapt`."""
+        infos = []
+        for agent in self.agents:
+            self._sent[agent.spec.agent], info = agent.adapt(n, noisy)
+            infos.append(info)
+        return infos
+
+    def combine(self, n: int, received: Mapping[int, Tensor]) -> None:
+        """Finish round n at every agent, as `Agent.combine`.
+
+        Args:
+            n: the round that is open.
+            received: what other agents than these sent, by their numbers.
+        """
+        known = {**self._sent, **received}
+        for agent in self.agents:
+            others = [l for l in agent.spec.neighbours if l != agent.spec.agent]
+            agent.combine(n, *[known[l] for l in others if l in known])
+
+    def sent(self, agents: Iterable[int]) -> list[Message]:
+        """What some of the agents sent last; buffers that the next round writes again."""
+        return [self._sent[k].cpu().numpy() for k in agents]
+
+    def centroid(self, total: Message | None, which: str) -> Message:
+        """As `Agent.add`, of all agents in their order."""
+        for agent in self.agents:
+            total = agent.add(total, which)
+        assert total is not None
+        return total
+
+    def states(self) -> list[Message]:
+        """The state of every agent."""
+        return [agent.state() for agent in self.agents]
+
+    def powers(self, n: int) -> list[Message]:
+        """As `Agent.power`, of every agent."""
+        return [agent.power(n) for agent in self.agents]
+
+    def add_powers(self, *powers: Sequence[Message]) -> Message:
+        """The sum of all agents' parts, which come group by group."""
+        total: Message = np.sum([power for group in powers for power in group], axis=0)
+        return total
+
+    def learn_sensitivity(self, power: Message) -> None:
+        """As `Agent.learn_sensitivity`, of every agent."""
+        for agent in self.agents:
+            agent.learn_sensitivity(power)
+
+    def measure(self, n: int, centroid: Message) -> list[tuple[Info, Sums]]:
+        """As `Agent.measure`, of every agent."""
+        return [agent.measure(n, centroid) for agent in self.agents]
+
+    def evaluate(self, *centroids: Message) -> list[Masks]:
+        """As `Agent.evaluate`, of every agent."""
+        return [agent.evaluate(*centroids) for agent in self.agents]
+
+    def save(self, folder: str) -> None:
+        """Write the model of every agent into a folder, a path or URL."""
+        for agent in self.agents:
+            agent.save(folder, agent_file(agent.spec.agent))
+
+    def save_centroid(self, folder: str, name: str, centroid: Message) -> None:
+        """Write a centroid, given its state."""
+        self.agents[0].save(folder, name, centroid)
+
+    def snapshot(self, n: int, url: str) -> None:
+        """As `Shards.write`, of every agent."""
+        for agent in self.agents:
+            agent.shards.write(n, url)
+
+    def settle(self) -> None:
+        """As `Shards.settle`, of every agent."""
+        for agent in self.agents:
+            agent.shards.settle()
+
+    def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
+        """As `Shards.restore`, of every agent."""
+        pairs = zip(self.agents, checksums, strict=True)
+        return [agent.shards.restore(n, url, sha256) for agent, sha256 in pairs]
