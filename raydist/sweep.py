@@ -72,7 +72,7 @@ def run_sweep(
     trials = check_trials(study)
     from raydist import plot, record
     from raydist.engine.ray_session import cluster_resources, ray_session
-    from raydist.tune_trial import Job
+    from raydist.tune_trial import Job, stored_images
 
     max_concurrent = max_concurrent or study.search.max_concurrent
     if not quiet:
@@ -80,7 +80,8 @@ def run_sweep(
         for line in dict.fromkeys(need.line for _, need in trials):
             console.print(f"  {line}", highlight=False)
     with ray_session(address):
-        job = Job(study, folder.url, pool, cluster_resources(), os.getcwd())
+        images = stored_images(study)
+        job = Job(study, folder.url, pool, cluster_resources(), os.getcwd(), images)
         fit, line = check_cluster(job, trials, max_concurrent)
         if not quiet:
             console.print(f"  {line}", highlight=False)

@@ -13,7 +13,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -23,7 +23,7 @@ from raydist.config import Experiment, InputError
 from raydist.engine.driver import train
 from raydist.engine.keeper import Keeper
 from raydist.engine.layout import Layout, Resources, layout
-from raydist.engine.plan import Plan, make_plan
+from raydist.engine.plan import Plan, images_of, load_data, make_plan
 from raydist.engine.pool import AgentError, LocalPool, Pool
 from raydist.engine.ray_pool import RayPool
 from raydist.folder import Folder
@@ -51,6 +51,8 @@ class Job:
         pool: "ray" or "local".
         cluster: what each node has; the defaults of an agent are a share of it.
         home: the folder in which the sweep was started: relative paths begin there.
+        images: by `images_of`, where they lie in the object store: they were read once, there is
+            one copy on each node, and trials read no file.
     """
 
     study: Study
@@ -58,6 +60,7 @@ class Job:
     pool: str
     cluster: Sequence[Resources]
     home: str
+    images: Mapping[str, Any] = field(default_factory=dict)
 
     def point(self, config: Mapping[str, Any]) -> Point:
         """The point of a trial, from Tune's configuration of it."""
@@ -76,6 +79,12 @@ class Job:
         except InputError:  # a drawn value that is invalid: the trial itself says so, and fails
             return tune.PlacementGroupFactory([{}, {"CPU": 0.01}])
         return tune.PlacementGroupFactory([{}, *found.bundles], strategy=found.strategy)
+
+
+def stored_images(study: Study) -> dict[str, Any]:
+    """The images of all trials of a study, each set once in the object store, by `images_of`."""
+    configs = {images_of(each): each for each in map(study.experiment, study.corners())}
+    return {name: ray.put(load_data(config)) for name, config in configs.items() if name}
 
 
 class Trial(tune.Trainable):
@@ -182,7 +191,8 @@ class Trial(tune.Trainable):
 
     def _open(self, experiment: Experiment) -> None:
         """Begin the run, or go on with it."""
-        plan = make_plan(experiment)
+        stored = self.job.images.get(images_of(experiment))
+        plan = make_plan(experiment, images=ray.get(stored) if stored else None)
         self.folder.begin(experiment, plan.graph, plan.A, plan.mixing_rate)
         logging.getLogger("raydist").handlers = [TrialLog(self.folder.store)]
         self.rounds, self.keeper = plan.rounds, Keeper(plan, self.folder)

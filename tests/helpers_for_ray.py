@@ -8,6 +8,7 @@ import raydist.engine.agent
 import raydist.engine.board
 from raydist.adversary.loss import pgd_at
 from raydist.engine.store import Store
+from raydist.learning.data import load
 
 BAD_EPS = 0.07
 
@@ -23,6 +24,13 @@ def killed(model, x, x_adv, y):
     if abs((x_adv - x).abs().max().item() - BAD_EPS) < 1e-6:
         os.kill(os.getpid(), signal.SIGKILL)
     return pgd_at(model, x, x_adv, y)
+
+
+def counted(log):
+    """A data set that tells who reads it."""
+    with open(log, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    return load("digits")
 
 
 def workers(root):

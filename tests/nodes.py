@@ -15,7 +15,26 @@ import tempfile
 import time
 from pathlib import Path
 
-RAY = [str(Path(sys.executable).with_name("ray"))]
+# `ray start`, which gives a node 30 s to come up, with the patience that a busy machine needs
+RAY = """
+import time
+from ray._private import services
+from ray.scripts.scripts import main
+
+once, end = services.get_node, time.monotonic() + 300
+
+def get_node(*args):
+    while True:
+        try:
+            return once(*args)
+        except RuntimeError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+
+services.get_node = get_node
+main()
+"""
 
 
 def below(root):
@@ -44,7 +63,15 @@ class Node:
     """One node: `ray start --block` and what it starts."""
 
     def __init__(self, folder, environment, arguments):
-        command = [*RAY, "start", "--block", "--disable-usage-stats", *arguments]
+        command = [
+            sys.executable,
+            "-c",
+            RAY,
+            "start",
+            "--block",
+            "--disable-usage-stats",
+            *arguments,
+        ]
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         self.log = Path(folder) / f"node-{secrets.token_hex(3)}.log"
         with self.log.open("w") as log:
@@ -57,12 +84,9 @@ class Node:
                 start_new_session=True,
             )
 
-    def wait(self):
-        end = time.monotonic() + 240
-        while "Ray runtime started" not in self.log.read_text():
-            assert time.monotonic() < end and self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
-        return self
+    @property
+    def up(self):
+        return "Ray runtime started" in self.log.read_text()
 
     def processes(self):
         return below(self.process.pid)
@@ -89,6 +113,7 @@ class Cluster:
         # nothing of this process's own: no path to our code, no address of another cluster
         kept = {k: os.environ[k] for k in ("PATH", "HOME", "TMPDIR") if k in os.environ}
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        own |= {"RAY_agent_register_timeout_ms": "300000"}
         accelerators = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         self.environment = kept | own | accelerators
         port = self.address.rpartition(":")[2]
@@ -98,8 +123,7 @@ class Cluster:
         self.nodes = [Node(self.folder, self.environment, arguments)]
 
     def __enter__(self):
-        self.nodes[0].wait()
-        return self
+        return self.wait()
 
     def __exit__(self, *_):
         for node in self.nodes:
@@ -107,17 +131,19 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def add(self, cpus):
-        """One more node, which is there after its `wait`."""
+        """One more node, which is there after `wait`."""
         arguments = [f"--address={self.address}", f"--num-cpus={cpus}"]
         arguments += [f"--object-store-memory={200 * 2**20}"]
         self.nodes.append(Node(self.folder, self.environment, arguments))
         return self.nodes[-1]
 
-    def mend(self):
-        """Another node for each that did not come up: Ray gives it 30 s, whatever the load."""
-        for node in [each for each in self.nodes[1:] if each.process.poll() is not None]:
-            self.nodes.remove(node)
-            self.add(cpus=1)
+    def wait(self):
+        """Until all nodes are there."""
+        while not all(node.up for node in self.nodes):
+            for node in self.nodes:
+                assert node.process.poll() is None, node.log.read_text()
+            time.sleep(0.1)
+        return self
 
     def joining(self, **environment):
         """The environment of a process that may join."""

@@ -212,6 +212,15 @@ def test_drawn_axes_run_and_are_reproducible(ray_cluster, tmp_path):
     assert first["val_loss"].tolist() == second["val_loss"].tolist()
 
 
+def test_images_are_read_where_the_study_is_started_and_nowhere_else(ray_cluster, tmp_path):
+    log = tmp_path / "reads"
+    data = {"set": "helpers_for_ray:counted", "params": {"log": str(log)}, "batch": 8}
+    study = {"base": experiment(data=data), "axes": {"seed": [0, 1]}}
+    frame = run_sweep(study, out=tmp_path / "study", pool="local")
+    assert frame["status"].tolist() == ["completed"] * 2
+    assert {int(reader) for reader in log.read_text().split()} == {os.getpid()}
+
+
 RESUMED = {"optim": {}, "threat": {}, "evaluate": {"every": 5, "images": 32, "test": 64}}
 RESUMED["evaluate"] |= {"pgd": [2], "autoattack": 0}
 STUDY = """

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import helpers_for_ray
 import numpy as np
@@ -26,7 +25,6 @@ from raydist.engine.plan import make_plan
 from raydist.engine.pool import AgentDied, AgentError, LocalPool
 from raydist.engine.ray_pool import RayPool
 from raydist.engine.ray_recover import agent_error
-from raydist.study import read
 
 pytestmark = pytest.mark.ray
 
@@ -263,77 +261,3 @@ def test_agents_killed_at_random_moments_change_nothing(warm, undisturbed, tmp_p
     killer.join()
     same(found, undisturbed)
     assert killed
-
-
-CHAOS = """
-[base]
-rounds = 1200
-topology = { kind = "ring", agents = 4 }
-data = { set = "digits", batch = 8 }
-model = { name = "linear" }
-attack = { steps = 2 }
-optim = { momentum = 0.9 }
-average = { name = "ema" }
-evaluate = { every = 100, images = 32, test = 32, pgd = [2], autoattack = 0 }
-snapshot = { every = 20, recoveries = 1000 }
-agent = { cpus = 0.5 }
-[axes]
-strategy = ["diffusion", "consensus"]
-"""
-KILLS = 50
-
-
-@pytest.mark.chaos
-def test_fifty_deaths_of_agents_trials_and_studies_change_nothing(tmp_path):
-    """Prints what was killed and what it cost."""
-    (tmp_path / "study.toml").write_text(CHAOS)
-    draw, killed, studies = random.Random(0), {"agent": 0, "trial": 0, "study": 0}, []
-    while sum(killed.values()) < KILLS:
-        out = tmp_path / f"study-{len(studies)}"
-        studies.append(out)
-        _run_among_killers(tmp_path, out, f"seed={len(studies)}", draw, killed)
-    for seed, out in enumerate(studies, 1):
-        frame = load(out).set_index("strategy")
-        assert frame["status"].tolist() == ["completed"] * 2
-        rounds = load_rounds(out)
-        assert not rounds.duplicated(["trial", "round", "agent", "metric"]).any()
-        for strategy in frame.index:
-            settings = [f"seed={seed}", f"strategy={strategy}"]
-            plain = run_experiment(read(tmp_path / "study.toml", settings).only())
-            assert frame.loc[strategy, "val_loss"] == plain.final["val_loss"]
-            own = rounds[rounds["trial"] == frame.loc[strategy, "trial"]]
-            pd.testing.assert_frame_equal(timeless(own), timeless(plain.rounds))
-        lost, seconds = frame["seconds_lost"].sum(), frame["seconds"].sum()
-        print(f"\n{out.name}: {frame['recoveries'].sum():.0f} times gone on, {lost:.0f} s lost")
-        print(f"in {seconds:.0f} s; {load_events(out)['what'].value_counts().to_dict()}")
-    print(killed)
-
-
-def _run_among_killers(folder, out, setting, draw, killed):
-    command = [sys.executable, "-m", "raydist.sweep"]
-    first = [*command, "study.toml", setting, "--out", str(out), "--quiet"]
-    again = [*command, "--resume", str(out), "--quiet"]
-    run = subprocess.Popen(first, cwd=folder, start_new_session=True)
-    while run.poll() is None:
-        before, patience = _progress(out), time.monotonic() + draw.choice([0, 90, 90, 90])
-        while run.poll() is None and _progress(out) == before and time.monotonic() < patience:
-            time.sleep(0.2)  # one death in four may come while the one before is made good
-        time.sleep(draw.uniform(0.0, 3.0))
-        titles = helpers_for_ray.workers(run.pid)
-        what = draw.choices(["agent", "trial", "study"], [7, 2, 1])[0]
-        wanted = {"agent": "Actor", "trial": "Trainable", "study": "Trainable"}[what]
-        found = sorted(pid for pid, title in titles.items() if wanted in title)
-        if sum(killed.values()) >= KILLS or not found or run.poll() is not None:
-            continue
-        killed[what] += 1
-        if what != "study":
-            os.kill(draw.choice(found), signal.SIGKILL)
-            continue
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-        run = subprocess.Popen(again, cwd=folder, start_new_session=True)
-    assert run.returncode == 0
-
-
-def _progress(out):
-    return sorted(out.glob("*/snapshots/*/manifest.json"))

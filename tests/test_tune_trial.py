@@ -98,7 +98,7 @@ def test_the_driver_keeps_little_of_a_trial_that_has_ended():
 def processes(out):
     """Of each trial, the process of each of its agents."""
     logs = {file.parent.name: file.read_text() for file in out.glob("*/log.txt")}
-    return {name: re.findall(r"agent (\d) is process (\d+)", text) for name, text in logs.items()}
+    return {name: re.findall(r"agent (\d): process (\d+)", text) for name, text in logs.items()}
 
 
 def finish(trial):

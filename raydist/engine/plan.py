@@ -178,12 +178,17 @@ class Plan:
         return dict(zip(rounds, values.tolist(), strict=True))
 
 
-def make_plan(config: Experiment, probed: dict[str, tuple[int, int]] | None = None) -> Plan:
+def make_plan(
+    config: Experiment,
+    probed: dict[str, tuple[int, int]] | None = None,
+    images: datasets.Data | None = None,
+) -> Plan:
     """Prepare a run.
 
     Args:
         config: the experiment.
         probed: what models and losses were found to be by the plans made before; added to.
+        images: of its data set, where they are at hand; default: they are read.
 
     Returns:
         The plan.
@@ -198,7 +203,7 @@ def make_plan(config: Experiment, probed: dict[str, tuple[int, int]] | None = No
     if config.data.set == "quadratic":
         check_quadratic(config)
     else:
-        data = checked("data", load_data, config)
+        data = images or checked("data", load_data, config)
         shares = checked("data.partition", _shares, config, data.train[1])
         smallest = min(len(share) for share in shares)
         check_images(config, data, smallest)
@@ -236,6 +241,13 @@ def _graph(config: Experiment) -> nx.Graph | nx.DiGraph:
     graph = topology.build(table.kind, table.agents, table.seed, **(table.model_extra or {}))
     topology.check_connected(graph)
     return graph
+
+
+def images_of(config: Experiment) -> str:
+    """What the images of an experiment depend on, in one word; "" if it has none."""
+    if config.data.set == "quadratic":
+        return ""
+    return config.data.model_dump_json(include={"set", "root", "validation", "params"})
 
 
 def load_data(config: Experiment) -> datasets.Data:

@@ -1,11 +1,11 @@
 """How an agent's passes are computed. What is stored, summed up and sent stays in the dtype.
 
-bf16 holds for the network alone: logits, losses, projections, gradients of the weights and the
-optimiser's state are float32. TF32 is a mode of GPUs for products of float32 matrices.
+bf16 holds for the network's passes alone: losses, projections, weights and the optimiser's state
+are float32. TF32 is a mode of GPUs for products of float32 matrices.
 """
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Passes(nn.Module):
         """The outputs in the dtype of x."""
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             outputs: Tensor = self.network(x)
         return outputs.to(x.dtype)
 

@@ -52,15 +52,15 @@ class Actor(Group):
         self.__init__(*inputs)  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        """What Ray's logs and dashboard call it: "agent 3" or "agents 0, 1, 2"."""
-        names = ", ".join(str(agent.spec.agent) for agent in self.agents)
-        return f"agents {names}" if len(self.agents) > 1 else f"agent {names}"
+        """What Ray's logs and dashboard call it."""
+        first, last = self.agents[0].spec.agent, self.agents[-1].spec.agent
+        return f"agent {first}" if first == last else f"agents {first} to {last}"
 
     def where(self) -> str:
-        """The process of its agents, and the file in which Ray keeps what they say; a line each."""
+        """The process that it is, and the file in which Ray keeps what it says."""
         node: str = get_node_ip_address()  # type: ignore[no-untyped-call]
-        at = f"is process {os.getpid()} on {node}, log {os.path.realpath('/proc/self/fd/2')}"
-        return "\n".join(f"agent {agent.spec.agent} {at}" for agent in self.agents)
+        said = os.path.realpath("/proc/self/fd/2")
+        return f"{self!r}: process {os.getpid()} on {node}, what it says is in {said}"
 
     def ping(self) -> None:
         """Nothing: who answers is there, and has done all that it was told before."""

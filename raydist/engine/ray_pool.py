@@ -31,9 +31,9 @@ from raydist.measure.trained import Sums
 if TYPE_CHECKING:  # agents need no graphs
     from raydist.engine.plan import Plan
 
-log = logging.getLogger("raydist")
 BATCH_SECONDS = 1.0  # of a call with a board: it costs some milliseconds, and a snapshot waits
 MOST_ROUNDS = 1000
+log = logging.getLogger("raydist")
 
 
 class RayPool:
@@ -61,20 +61,23 @@ class RayPool:
         self._actors: list[Any] = [
             *start(self._create, range(len(resources.groups)), resources.groups).values()
         ]
-        self._begin()
+        self._choose_exchange()
+        self._log()
 
     def reset(self, plan: "Plan") -> None:
         """As `Pool.reset`, in the same, warm, processes."""
         self._prepare(plan)
         self._replace_dead()
         self._wait([actor.reset.remote(*self._inputs(i)) for i, actor in enumerate(self._actors)])
-        self._begin()
+        self._choose_exchange()
+        self._log()
 
     def revive(self) -> None:
         """As `Pool.revive`."""
         self._forget()
         self._replace_dead()
-        self._begin()
+        self._choose_exchange()
+        self._log()
 
     @property
     def batch(self) -> int:
@@ -179,14 +182,6 @@ class RayPool:
         """The agents will all be at another round: what they are sending is worth nothing."""
         self._messages, self._closed, self._on_board = {}, [], False
 
-    def _begin(self) -> None:
-        """All actors are there: choose how they exchange, and say where each agent is."""
-        self._choose_exchange()
-        places = self._wait([actor.where.remote() for actor in self._actors])
-        log.info(
-            "%d agents exchange by %s\n%s", self._plan.agents, self.exchange, "\n".join(places)
-        )
-
     def _choose_exchange(self) -> None:
         """As configured; "auto" is a board if all actors are on one node."""
         self.exchange = self._plan.config.exchange
@@ -203,6 +198,11 @@ class RayPool:
         self._wait([made, *joined])
         self._wait([first.hide_board.remote()])
         self._on_board = True
+
+    def _log(self) -> None:
+        """Say where to look for what each agent says."""
+        places = self._wait([actor.where.remote() for actor in self._actors])
+        log.info("%d agents\n%s", len(places), "\n".join(places))
 
     def _replace_dead(self) -> None:
         dead = gone(dict(enumerate(self._actors)))
