@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from targets import Row, row
+
 HERE = Path(__file__).parent
 PERIOD = 3.0  # seconds between two samples
 SETTLED = 0.2  # the share of the trials after which memory must be flat
@@ -120,7 +122,7 @@ def run(kind: str, trials: int, folder: Path) -> dict[str, Any]:
         "seconds": seconds,
         "samples": samples,
         "trial_processes": len({pid for pid, title in seen if "Trainable" in title}),
-        "agent_processes": len({pid for pid, title in seen if "Actor" in title}),
+        "agent_processes": len({pid for pid, title in seen if "ray::Actor" in title}),
         "after": {
             "processes": _alive(seen),
             "shared_memory": sorted(_unused({*os.listdir("/dev/shm")} - here)),
@@ -138,8 +140,9 @@ def _sample(out: Path, seconds: float, seen: dict[tuple[int, str], str]) -> dict
     memory = {"trials": 0, "agents": 0}
     for pid, title in _below(os.getpid()):
         seen[pid, title.partition(".")[0]] = _start(pid)
-        for kind, word in (("trials", "Trainable"), ("agents", "Actor")):
-            if title.startswith("ray::") and word in title:
+        titles = " ".join(t for p, t in seen if p == pid)  # a process that waits is called IDLE
+        for kind, word in (("trials", "Trainable"), ("agents", "ray::Actor")):
+            if word in titles:
                 memory[kind] += _own_memory(pid)
     total, free = ray.cluster_resources(), ray.available_resources()
     return {
@@ -234,7 +237,7 @@ def _column(samples: list[dict[str, float]], name: str) -> list[float]:
     return [each[name] for each in samples]
 
 
-def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
+def targets(found: dict[str, Any]) -> list[Row]:
     """The targets of one study that has run."""
     name, samples, after = (
         f"{found['trials']} {found['kind']} trials",
@@ -250,17 +253,8 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
     left += [f for f in after["temporary_files"] if not f.startswith(CACHE)]
     share = f"after the first {SETTLED:.0%} of the trials"
 
-    def target(what: str, measured: float, unit: str, most: float, note: str) -> dict[str, Any]:
-        return {
-            "target": f"study of {name}: {what}",
-            "measured": measured,
-            "unit": unit,
-            "reference": None,
-            "ratio": None,
-            "limit": most,
-            "met": measured <= most,
-            "note": note,
-        }
+    def target(what: str, measured: float, unit: str, most: float, note: str) -> Row:
+        return row(f"study of {name}: {what}", measured, unit, limit=most, note=note)
 
     bad = found["trials"] - sum(found["status"].get(s, 0) for s in ("completed", "stopped"))
     return [
@@ -290,7 +284,7 @@ def studies(quick: bool) -> list[dict[str, Any]]:
     return found
 
 
-def measure(quick: bool) -> list[dict[str, Any]]:
+def measure(quick: bool) -> list[Row]:
     """The targets of both studies.
 
     Args:
