@@ -17,6 +17,7 @@ class Needs:
 
     Attributes:
         agents: K.
+        actors: processes that they live in, unless the pool is local.
         rounds: of its run.
         parameters: P, of one model.
         mixing_rate: of its combination matrix.
@@ -27,6 +28,7 @@ class Needs:
     """
 
     agents: int
+    actors: int
     rounds: int
     parameters: int
     mixing_rate: float
@@ -35,12 +37,15 @@ class Needs:
     line: str
 
     def total(self, local: bool) -> float:
-        """Memory of the trial, in bytes: a process for each agent, or one for all of them."""
-        return self.agents * self.memory - (self.agents - 1) * BASE_BYTES * local
+        """Memory of the trial, in bytes: in a process for each actor, or in one for all agents."""
+        return self.agents * (self.memory - BASE_BYTES) + self._processes(local) * BASE_BYTES
 
     def least(self, local: bool) -> float:
         """What it cannot do with less than."""
-        return self.total(local) - (BASE_BYTES - LEAST_BYTES) * (1 if local else self.agents)
+        return self.total(local) - (BASE_BYTES - LEAST_BYTES) * self._processes(local)
+
+    def _processes(self, local: bool) -> int:
+        return 1 if local else self.actors
 
 
 def needs(plan: Plan) -> Needs:
@@ -49,6 +54,7 @@ def needs(plan: Plan) -> Needs:
     held = sum(part.nbytes for split in plan.held().values() for part in split)
     return Needs(
         plan.agents,
+        -(-plan.agents // plan.config.agent.per_actor),
         plan.rounds,
         plan.parameters,
         plan.mixing_rate,

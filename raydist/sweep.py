@@ -66,8 +66,7 @@ def run_sweep(
     if pool not in ("ray", "local"):
         raise InputError(f'pool is "{pool}", expected "ray" or "local"')
     folder = Store(out or f"runs/{study.name}")
-    if folder.url.startswith("memory:"):
-        raise InputError(f"{folder.url} lives in one process: write --out with a folder or a URL")
+    _check_shared(folder, study.name)
     if not resume:
         check_new_folder(folder)
     trials = check_trials(study)
@@ -97,6 +96,14 @@ def run_sweep(
     folder.write("summary.png", plot.summary(frame, record.load_rounds(folder.url)))
     folder.write("results.csv", frame.to_csv(index=False).encode())
     return frame
+
+
+def _check_shared(folder: Store, name: str) -> None:
+    """Results can be left there by many processes, side by side."""
+    if folder.url.startswith("memory:"):
+        raise InputError(f"{folder.url} lives in one process: write --out with a folder or a URL")
+    if not os.path.dirname(folder.root):
+        raise InputError(f"{folder.url} is no folder: write --out {folder.url}/{name}")
 
 
 def check_trials(study: Study) -> "list[tuple[Point, Needs]]":

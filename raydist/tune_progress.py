@@ -65,6 +65,8 @@ class TuneProgress(tune.Callback):
         last = trial.last_result
         kept = {k: last[k] for k in ("clean_acc", "pgd20_acc", "autoattack_acc") if k in last}
         self._end(str(trial), f"{last.get('status', 'ended')} {numbers(kept)}")
+        # Ten windows of every number that it reported, 90 kB a trial, that nobody will read.
+        trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps = {}, {}
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune when a trial has failed."""

@@ -178,7 +178,9 @@ class _EndsGently:
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """As `TrialScheduler.on_trial_result`."""
-        decision: str = super().on_trial_result(controller, trial, result)  # type: ignore[misc]
+        # The median rule keeps what it gets: of all that was reported, what it looks at.
+        judged = {key: result[key] for key in ("round", OBJECTIVE) if key in result}
+        decision: str = super().on_trial_result(controller, trial, judged)  # type: ignore[misc]
         if decision != TrialScheduler.STOP:
             return decision
         trial.temporary_state.ray_actor.end_early.remote(self.reason)  # runs before the next step

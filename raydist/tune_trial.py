@@ -7,6 +7,7 @@ goes on from its last snapshot. Tune starts a trial again only if its process ha
 agent raises ends the trial, told by the trial itself.
 """
 
+import logging
 import math
 import os
 import time
@@ -23,13 +24,15 @@ from raydist.engine.driver import train
 from raydist.engine.keeper import Keeper
 from raydist.engine.layout import Layout, Resources, layout
 from raydist.engine.plan import Plan, images_of, load_data, make_plan
-from raydist.engine.pool import LocalPool, Pool
+from raydist.engine.pool import AgentError, LocalPool, Pool
 from raydist.engine.ray_pool import RayPool
 from raydist.folder import Folder
 from raydist.naming import Point, folder_name
 from raydist.record import Outcome, Record
 from raydist.search import Search
 from raydist.study import Study
+from raydist.tune_log import TrialLog
+from raydist.tune_metrics import Metrics
 from raydist.tune_search import OBJECTIVE, WORST
 
 REPORT_SECONDS = 2.0  # at most this long between two reports
@@ -100,6 +103,8 @@ class Trial(tune.Trainable):
         self.job = job
         self._pool: Pool | None = None
         self._layout: Layout | None = None
+        self._metrics = Metrics(job.study.name)
+        logging.getLogger("raydist").setLevel(logging.INFO)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -127,7 +132,6 @@ class Trial(tune.Trainable):
         try:
             return self._advance()
         except Exception:
-            self.cleanup()  # the agents may be anywhere
             self.folder.fail(traceback.format_exc())
             return {"status": "failed", "done": True}
 
@@ -153,12 +157,15 @@ class Trial(tune.Trainable):
         # Where trials are compared, only what is measured: the same rounds in every trial.
         search, began = self.job.study.search, time.monotonic()
         assert self.records is not None
+        found: list[Record] = []
         for record in self.records:
             self.folder.add(record)
+            found.append(record)
             seconds = time.monotonic() - began
             late = seconds > (PAUSE_SECONDS if record.centroid else REPORT_SECONDS)
             if record.outcome is not None or (_judged(record, search) if search.judges else late):
                 break
+        self._metrics.tell(self.folder.name, found, self.folder.events)
         return record
 
     def _objective(self, record: Record) -> dict[str, float]:
@@ -187,6 +194,7 @@ class Trial(tune.Trainable):
         stored = self.job.images.get(images_of(experiment))
         plan = make_plan(experiment, images=ray.get(stored) if stored else None)
         self.folder.begin(experiment, plan.graph, plan.A, plan.mixing_rate)
+        logging.getLogger("raydist").handlers = [TrialLog(self.folder.store)]
         self.rounds, self.keeper = plan.rounds, Keeper(plan, self.folder)
         weights = f"{self.folder.url}/weights"
         pool = self._pool_for(plan)
@@ -199,8 +207,11 @@ class Trial(tune.Trainable):
             return self._pool
         wanted = layout(plan.config, self.job.cluster)
         if isinstance(self._pool, RayPool) and self._layout == wanted:
-            self._pool.reset(plan)
-            return self._pool
+            try:
+                self._pool.reset(plan)  # wherever a failed run has left them
+                return self._pool
+            except AgentError as error:
+                logging.getLogger("raydist").warning("all agents are started anew: %s", error)
         self.cleanup()
         self._pool, self._layout = RayPool(plan, wanted), wanted
         return self._pool

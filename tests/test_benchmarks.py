@@ -14,6 +14,8 @@ import typer
 from matplotlib.colors import to_hex
 from rich.console import Console
 
+from raydist.engine.pool import LocalPool
+
 FOLDER = Path(__file__).parents[1] / "analysis" / "benchmarks"
 NAMES = ("run", "targets", "show")
 
@@ -94,3 +96,58 @@ def test_an_unknown_benchmark_is_refused_before_anything_runs(modules, tmp_path,
         modules[0].main(only="nonsense", out=tmp_path)
     assert ended.value.exit_code == 2 and not list(tmp_path.iterdir())
     assert '"nonsense", expected some of' in capsys.readouterr().err
+
+
+# Peers
+
+PEER = FOLDER / "peer"
+
+
+@pytest.fixture
+def peers(modules, monkeypatch):
+    monkeypatch.syspath_prepend(str(PEER))
+    names = ("peers", "ours", "trivial", "serve")
+    yield importlib.import_module("peers")
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_the_trivial_task_only_averages_and_averages_exactly(peers):
+    ours, serve = importlib.import_module("ours"), importlib.import_module("serve")
+    plan = ours.plan_of(parameters=40, rounds=9, per_actor=1)
+    assert all(sorted(plan.graph[k]) == sorted(serve.lattice(k)) for k in range(16))
+    found = ours.timed(LocalPool(plan), plan)
+    assert found["error"] < 1e-6 and found["seconds"] > 0
+
+
+def test_contestants_take_turns_and_one_that_fails_is_told_with_its_reason(
+    peers, monkeypatch, tmp_path
+):
+    (tmp_path / "peer").mkdir()
+    (tmp_path / "peer" / "serve.py").write_text((PEER / "serve.py").read_text())
+    good = "from serve import serve\nserve(lambda parameters, rounds: {answer})\n"
+    answers = {
+        peers.OBJECTS: "{'seconds': parameters * rounds / 1e9, 'error': 0.0}",
+        peers.FLOWER: "{'seconds': 0.3, 'error': 0.0}",
+        peers.DECENT: "{'seconds': 0.03, 'error': 0.5}",
+        "fluke": "1 / 0",
+    }
+    contestants = {}
+    for number, (name, answer) in enumerate(answers.items()):
+        script = tmp_path / "peer" / f"c{number}.py"
+        script.write_text(good.replace("{answer}", answer))
+        contestants[name] = peers.Contestant(script.name)
+    (tmp_path / "peer" / "dead.py").write_text("raise SystemExit('no such wheel')")
+    contestants[peers.PACKED] = peers.Contestant("dead.py")
+    monkeypatch.setattr(peers, "HERE", tmp_path)
+    monkeypatch.setattr(peers, "CONTESTANTS", contestants)
+    times, failed = peers.compete({"0.5 M": (3, 2), "11 M": (1, 2)}, tmp_path)
+    assert times["0.5 M", peers.OBJECTS] == pytest.approx(1) and len(times) == 4
+    assert failed[peers.PACKED] == "no such wheel" and "0.5 off" in failed[peers.DECENT]
+    assert failed["fluke"].startswith("ZeroDivisionError")
+    found = {each["target"]: each for each in peers.rows(times, failed)}
+    flower = found["6.2 round at 0.5 M, one actor per agent / Flower"]
+    assert flower["ratio"] == pytest.approx(1 / 300) and flower["met"]
+    packed = found["6.2 round at 0.5 M, packed 2 x 8 / Decent-DP"]
+    assert not packed["met"] and "no such wheel" in packed["note"]
+    assert "ZeroDivision" in found["6.2 round at 11 M, fluke"]["note"]

@@ -1,6 +1,7 @@
 """The board between forked processes, each with some agents, against all agents in one process."""
 
 import fcntl
+import itertools
 import multiprocessing
 import os
 import signal
@@ -98,8 +99,86 @@ def test_rounds_on_the_board_are_those_of_one_process(name, groups):
     local.step(1, [False] * 7)
     local.close(7)
     ends = np.cumsum([0, *groups])
-    ranges = [range(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+    ranges = [range(a, b) for a, b in itertools.pairwise(ends)]
     found = results(on_board(plan, ranges, 7))
     np.testing.assert_array_equal(np.concatenate(found), np.stack(local.states()))
     local.shutdown()
+    assert not boards()
+
+
+def dying_on_board(moment):
+    """How long those who live take to give up after the process of agent 1 was killed."""
+    plan = make_plan(validate(experiment(model={"name": "linear"})))
+    LocalPool(plan).shutdown()  # what it imports, the children need not
+    killed = multiprocessing.Value("d", 0.0)
+
+    def before(actor, i):
+        if i != 1:
+            return
+        attack = actor.agents[0].local.attack
+
+        def fatal(n, noisy):
+            if n == 4:
+                killed.value = time.monotonic()
+                if moment == "raises":
+                    raise ArithmeticError("on purpose")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return attack(n, noisy)
+
+        actor.agents[0].local.attack = fatal
+
+    children = on_board(plan, [range(k, k + 1) for k in range(4)], 9, before, batch=9)
+    found = results(children)
+    return found, time.monotonic() - killed.value
+
+
+@pytest.mark.parametrize("moment", ["dies", "raises"])
+def test_when_one_is_gone_the_others_give_up_at_once(moment):
+    """Agent 3 waits for nobody who is dead, but for 0 and 2, who wait for 1."""
+    found, seconds = dying_on_board(moment)
+    assert found[1] is None if moment == "dies" else "on purpose" in found[1]
+    assert all("Aborted: " in found[k] for k in (0, 2, 3))
+    assert seconds < 5  # they look every 20 ms; a busy machine takes its time
+    assert not boards()
+
+
+def test_boards_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path):
+    def alive():
+        file = open(tmp_path / f"{PREFIX}held", "r+b")
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, 2)
+        there.send("held")
+        there_no_more.recv()
+
+    for name in (f"{PREFIX}left", f"{PREFIX}held", "other"):
+        (tmp_path / name).write_bytes(b"x" * 8)
+    here, there = multiprocessing.Pipe(duplex=False)
+    there_no_more, go = multiprocessing.Pipe(duplex=False)
+    process, _ = fork(alive)
+    assert here.recv() == "held"
+    remove_leftovers(tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["other", f"{PREFIX}held"]
+    process.kill()
+    process.join()
+    go.close()
+    remove_leftovers(tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_board_that_finds_no_room_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(board.shutil, "disk_usage", lambda folder: type("", (), {"free": 100}))
+    with pytest.raises(OSError, match=r'^no room .* write exchange = "objects"$'):
+        Board.create(Size(2, 4, 1000, torch.float32))
+    assert not boards()
+
+
+def test_who_waits_for_an_aborted_board_gives_up(tmp_path):
+    one = Board.create(Size(2, 2, 10, torch.float32))
+    one.publish(1)
+    one.wait([0], 1)
+    one.slot(1, 2).fill_(3.0)
+    assert one.slot(1, 3).sum() == 0 and one.slot(0, 2).sum() == 0
+    one.abort()
+    with pytest.raises(Aborted):
+        one.wait([0], 1)
+    one.leave()
     assert not boards()

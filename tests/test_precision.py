@@ -72,8 +72,8 @@ def test_only_the_network_is_rounded():
     message = torch.as_tensor(agent.adapt(1)[0])
     pool.shutdown()
     assert isinstance(agent.local.model, Passes)
-    for vector in (message, agent.flat.w.detach(), agent.flat.grad):
-        assert vector.dtype == torch.float32
+    assert message.dtype == agent.flat.grad.dtype == torch.float32
+    for vector in (message, agent.flat.w.detach()):
         assert (vector != vector.bfloat16().float()).float().mean() > 0.9
 
 
@@ -133,6 +133,18 @@ def test_attack_and_loss_of_a_round_run_in_the_asked_mode(name, precision, monke
     agent.adapt(1)
     pool.shutdown()
     assert seen == [precision == "tf32"]
+
+
+@pytest.mark.parametrize(("width", "safe"), [(0.0625, False), (0.125, False), (0.25, True)])
+def test_channels_last_is_refused_where_its_gradients_are_not_safe(width, safe):
+    model = {"name": "preact-resnet-18", "width": width}
+    config = validate(digits(model=model, channels_last=True))
+    if safe:
+        assert make_plan(config).parameters > 0
+    else:
+        with pytest.raises(InputError, match=r"^channels_last is not safe for model"):
+            make_plan(config)
+    assert make_plan(validate(digits(model=model))).parameters > 0
 
 
 @pytest.mark.parametrize("how", [{"precision": "bf16"}, {"channels_last": True}])

@@ -12,14 +12,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from raydist.config import validate
+from raydist.engine import local_step, task
+from raydist.engine.flat import FlatModel
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
+from raydist.seeding import torch_generator
 
 STEPS = 10
 
 
-def agent(loss, **tables):
-    model = {"name": "preact-resnet-18", "width": 0.0625}
+NARROW = {"name": "preact-resnet-18", "width": 0.0625}
+
+
+def agent(loss, model=NARROW, **tables):
     tree = digits(model=model, loss={"name": loss}, attack={"steps": STEPS}, **tables)
     pool = LocalPool(make_plan(validate(tree)))
     pool.shutdown()
@@ -70,7 +75,8 @@ def test_a_step_costs_its_arithmetic(loss, least, most):
 
 
 def test_options_cost_no_pass():
-    local = agent("trades", precision="bf16", channels_last=True).local
+    small = {"name": "small-cnn"}
+    local = agent("trades", small, precision="bf16", channels_last=True).local
     assert units(local, lambda: step(local)) <= 2 * STEPS + 7
 
 
@@ -92,3 +98,23 @@ def test_the_counter_sees_what_the_usual_loop_wastes():
         F.cross_entropy(local.model(x + delta.detach()), y).backward()
 
     assert 3 * STEPS + 2 < units(local, usual) <= 3 * STEPS + 3
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm"), [("pgd_at", "linf"), ("trades", "l2"), ("mart", "linf"), ("standard", "linf")]
+)
+def test_a_step_asks_the_device_for_no_number(loss, norm, monkeypatch):
+    """Tensors on "meta" have shapes but no values: asking for one raises, on a GPU it waits."""
+    for module in (local_step, task):
+        monkeypatch.setattr(module, "torch_generator", lambda *which: torch_generator(*which[:4]))
+    tree = digits(loss={"name": loss}, threat={"norm": norm}, optim={"momentum": 0.9})
+    config, meta = validate(tree | {"channels_last": True}), torch.device("meta")
+    plan = make_plan(config)
+    spec = plan.specs(threads=1, cuda=False)[0]
+    flat = FlatModel(task.build_model(config, spec.shape, spec.classes).to(meta))
+    parts = task.image_task(config, 0, plan.share(0), spec.scale, meta)
+    local = local_step.LocalStep(config, 0, plan.rounds, plan.epoch, parts, flat)
+    found = local.gradient(local.attack(1, False))
+    local.step(1)
+    names = {"loss", "grad_norm"} | ({"fosc"} if loss != "standard" else set())
+    assert found.keys() == names and all(value.is_meta for value in found.values())

@@ -148,7 +148,7 @@ class Running:
         return 1e3 * float(answer["seconds"])
 
     def answer(self) -> dict[str, Any]:
-        """The next line that it says.
+        """The next line that it says; the first one says that it is ready.
 
         Returns:
             What was in the line.
@@ -167,13 +167,13 @@ class Running:
 
     def stop(self) -> None:
         """End it and whatever it started."""
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.close()
-            self._process.wait(30)
-        except (BrokenPipeError, subprocess.TimeoutExpired):
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        with self._process as process:  # closes its pipes
+            assert process.stdin is not None
+            try:
+                process.stdin.close()
+                process.wait(30)
+            except (BrokenPipeError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def compete(
@@ -194,15 +194,14 @@ def compete(
     with tempfile.TemporaryDirectory(prefix="peers") as scratch:
         try:
             for number, (name, contestant) in enumerate(CONTESTANTS.items()):
+                folder = Path(scratch, str(number))
+                folder.mkdir()
                 try:
-                    folder = Path(scratch, str(number))
-                    folder.mkdir()
                     python = python_for(contestant, envs)
                     running[name] = Running(contestant, python, folder)
+                    running[name].answer()  # one after the other: a start costs much
                 except RuntimeError as error:
                     failed[name] = str(error)
-            for name, each in running.items():
-                attempt(failed, name, each.answer)
             for size, (count, rounds) in turns.items():
                 for _ in range(count):
                     for name, each in running.items():

@@ -145,7 +145,7 @@ def agents_below(root: int) -> set[int]:
         except OSError:  # gone
             continue
     found = set()
-    for process in (process for process, title in titles.items() if b"ray::_Actor" in title):
+    for process in (process for process, title in titles.items() if b"ray::Actor" in title):
         above = process
         while above in parents and above != root:
             above = parents[above]

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 Schedule = Callable[..., float]
@@ -139,6 +140,11 @@ _LR: Mapping[str, Schedule] = {
 _EPS: Mapping[str, Schedule] = {"constant": _constant, "linear": _linear, "cosine": _cosine}
 
 
+@cache
+def _signature(schedule: Schedule) -> inspect.Signature:
+    return inspect.signature(schedule)
+
+
 def _evaluate(
     what: str,
     schedules: Mapping[str, Schedule],
@@ -151,7 +157,7 @@ def _evaluate(
         raise ValueError(f"{what} schedule is {name!r}, expected one of: {', '.join(schedules)}")
     if not 0 <= progress <= 1:
         raise ValueError(f"progress is {progress}, expected a fraction in [0, 1]: round / rounds")
-    signature = inspect.signature(schedules[name])
+    signature = _signature(schedules[name])
     try:
         arguments = signature.bind(progress, target, **params)
     except TypeError as error:

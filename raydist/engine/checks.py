@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raydist.config import Experiment, InputError
 from raydist.engine.excess import predictable
+from raydist.engine.precision import unsafe_in_channels_last
 from raydist.engine.task import DTYPES, build_model, loss_named, quadratic_of
 from raydist.learning import model as models
 from raydist.learning.data import Data, to_tensor
@@ -236,6 +237,12 @@ def probe(config: Experiment, data: Data | None) -> tuple[int, int]:
     parameters = parameter_count(model)
     if parameters == 0:
         raise InputError(f'model "{config.model.name}" has no parameters to train')
+    if config.channels_last and unsafe_in_channels_last(model):
+        raise InputError(
+            f'channels_last is not safe for model "{config.model.name}" of width '
+            f"{config.model.width:g}: it has strided 1x1 convolutions of fewer than 16 channels: "
+            "write channels_last = false"
+        )
     if data is None:
         return parameters, 0
     counted: list[int] = []

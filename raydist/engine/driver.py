@@ -143,6 +143,8 @@ def _last(
     if "excess_risk" in record.centroid:  # that column is the agents'
         final["centroid_excess_risk"] = record.centroid["excess_risk"]
     final |= {name: mean[name] for name in kept if name in mean}
+    if plan.config.exchange == "auto":
+        final["exchange_chosen"] = pool.exchange
     if math.inf in theory:
         final["excess_risk_limit"] = theory[math.inf]
     if plan.data is not None and outcome.status != "diverged":

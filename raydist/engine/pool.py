@@ -6,7 +6,7 @@ weights, bit for bit on the CPU.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from raydist.engine.agent import Agent, Info, Message
 from raydist.engine.group import Group
+from raydist.engine.plan import Plan
 from raydist.engine.spec import AgentSpec
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
-
-if TYPE_CHECKING:  # agents need no graphs
-    from raydist.engine.plan import Plan
 
 Pending = Any  # what `step` returns: infos, or references to them
 
@@ -90,7 +88,7 @@ class Pool(Protocol):
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """The state of a snapshot to all agents; of each, why it cannot be used, or ""."""
 
-    def reset(self, plan: "Plan") -> None:
+    def reset(self, plan: Plan) -> None:
         """All agents as new ones, at round 0 of a plan of the same shape."""
 
     def revive(self) -> None:
@@ -108,12 +106,12 @@ class LocalPool:
 
     batch, exchange = 1, "memory"
 
-    def __init__(self, plan: "Plan") -> None:
+    def __init__(self, plan: Plan) -> None:
         """Build the agents of a plan."""
         self._threads = torch.get_num_threads()
         self.reset(plan)
 
-    def reset(self, plan: "Plan") -> None:
+    def reset(self, plan: Plan) -> None:
         """As `Pool.reset`."""
         specs = plan.specs(threads=1, cuda=_use_cuda(plan))
         self._group = Group(specs, map(plan.share, range(plan.agents)), plan.held())
@@ -210,5 +208,5 @@ def parameters_of(states: Sequence[Message], parameters: int) -> NDArray[np.floa
     return np.stack([state[:parameters] for state in states]).astype(np.float64)
 
 
-def _use_cuda(plan: "Plan") -> bool:
+def _use_cuda(plan: Plan) -> bool:
     return plan.config.agent.gpus != 0 and torch.cuda.is_available()

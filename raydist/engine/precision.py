@@ -1,11 +1,11 @@
 """How an agent's passes are computed. What is stored, summed up and sent stays in the dtype.
 
-bf16 holds for the network alone: logits, losses, projections, gradients of the weights and the
-optimiser's state are float32. TF32 is a mode of GPUs for products of float32 matrices.
+bf16 holds for the network's passes alone: losses, projections, weights and the optimiser's state
+are float32. TF32 is a mode of GPUs for products of float32 matrices.
 """
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Passes(nn.Module):
         """The outputs in the dtype of x."""
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(x.device.type, torch.bfloat16) if self.bf16 else nullcontext():
             outputs: Tensor = self.network(x)
         return outputs.to(x.dtype)
 
@@ -41,6 +41,27 @@ def computed(network: nn.Module, config: Experiment) -> nn.Module:
     """The network as an experiment computes it in training: itself, if nothing is asked for."""
     bf16 = config.precision == "bf16"
     return Passes(network, bf16, config.channels_last) if bf16 or config.channels_last else network
+
+
+def unsafe_in_channels_last(network: nn.Module) -> bool:
+    """Whether its gradients would be written outside their memory.
+
+    oneDNN 3.12 does so in channels_last for the weights of strided 1x1 convolutions (seen with 2 to
+    7 input channels on AVX2, whose registers hold 8 numbers; others hold 16).
+
+    Args:
+        network: of any kind.
+
+    Returns:
+        Whether it has such a convolution with fewer than 16 input channels.
+    """
+    return any(
+        isinstance(m, nn.Conv2d)
+        and tuple(m.kernel_size) == (1, 1)
+        and tuple(m.stride) != (1, 1)
+        and m.in_channels < 16
+        for m in network.modules()
+    )
 
 
 @contextmanager

@@ -4,12 +4,14 @@ What they hear from others comes as arguments of a call for each round (objects)
 board, and then one call is many rounds.
 """
 
+import os
 import time
 import warnings
 from typing import Any
 
 import ray
 import torch
+from ray.util import get_node_ip_address
 
 from raydist.engine.agent import Info, Message
 from raydist.engine.board import Board, Size
@@ -48,6 +50,17 @@ class Actor(Group):
         self.settle()
         self.leave_board()
         self.__init__(*inputs)  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        """What Ray's logs and dashboard call it."""
+        first, last = self.agents[0].spec.agent, self.agents[-1].spec.agent
+        return f"agent {first}" if first == last else f"agents {first} to {last}"
+
+    def where(self) -> str:
+        """The process that it is, and the file in which Ray keeps what it says."""
+        node: str = get_node_ip_address()  # type: ignore[no-untyped-call]
+        said = os.path.realpath("/proc/self/fd/2")
+        return f"{self!r}: process {os.getpid()} on {node}, what it says is in {said}"
 
     def ping(self) -> None:
         """Nothing: who answers is there, and has done all that it was told before."""

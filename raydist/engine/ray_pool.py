@@ -7,9 +7,10 @@ would silently reset an agent's state. `RayPool.revive` replaces the dead, and t
 brings all agents back to one round.
 """
 
+import logging
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -19,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raydist.engine.agent import Info, Message
 from raydist.engine.edges import Edges, edges_between
 from raydist.engine.layout import Layout
+from raydist.engine.plan import Plan
 from raydist.engine.pool import centroid_files
 from raydist.engine.ray_actor import Actor
 from raydist.engine.ray_recover import agent_error, first_cause, gone, start
@@ -27,11 +29,9 @@ from raydist.engine.task import Split
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
 
-if TYPE_CHECKING:  # agents need no graphs
-    from raydist.engine.plan import Plan
-
 BATCH_SECONDS = 1.0  # of a call with a board: it costs some milliseconds, and a snapshot waits
 MOST_ROUNDS = 1000
+log = logging.getLogger("raydist")
 
 
 class RayPool:
@@ -41,7 +41,7 @@ class RayPool:
     _messages: dict[int, Any]
     _closed: list[Any]
 
-    def __init__(self, plan: "Plan", resources: Layout) -> None:
+    def __init__(self, plan: Plan, resources: Layout) -> None:
         """Start the actors of a plan, and wait until all are there.
 
         Args:
@@ -60,19 +60,22 @@ class RayPool:
             *start(self._create, range(len(resources.groups)), resources.groups).values()
         ]
         self._choose_exchange()
+        self._log()
 
-    def reset(self, plan: "Plan") -> None:
+    def reset(self, plan: Plan) -> None:
         """As `Pool.reset`, in the same, warm, processes."""
         self._prepare(plan)
         self._replace_dead()
         self._wait([actor.reset.remote(*self._inputs(i)) for i, actor in enumerate(self._actors)])
         self._choose_exchange()
+        self._log()
 
     def revive(self) -> None:
         """As `Pool.revive`."""
         self._forget()
         self._replace_dead()
         self._choose_exchange()
+        self._log()
 
     @property
     def batch(self) -> int:
@@ -164,7 +167,7 @@ class RayPool:
         if self._own_group is not None:
             remove_placement_group(self._own_group)
 
-    def _prepare(self, plan: "Plan") -> None:
+    def _prepare(self, plan: Plan) -> None:
         """Another run: what its agents are built from; what all have in common is stored once."""
         self._forget()
         self._batch = 1
@@ -193,6 +196,11 @@ class RayPool:
         self._wait([made, *joined])
         self._wait([first.hide_board.remote()])
         self._on_board = True
+
+    def _log(self) -> None:
+        """Say where to look for what each agent says."""
+        places = self._wait([actor.where.remote() for actor in self._actors])
+        log.info("%d agents\n%s", len(places), "\n".join(places))
 
     def _replace_dead(self) -> None:
         dead = gone(dict(enumerate(self._actors)))

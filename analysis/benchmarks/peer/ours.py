@@ -20,7 +20,6 @@ from raydist.engine.layout import layout
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.ray_pool import RayPool
 from raydist.engine.ray_session import cluster_resources, ray_session
-from raydist.tables import AgentResources
 
 WARM, SMALL = 3, 100  # rounds that are not timed; parameters while others are measured
 
@@ -40,9 +39,8 @@ def plan_of(parameters: int, rounds: int, per_actor: int) -> Plan:
         "optim": {"lr": 1.0, "momentum": 0.0},
         "evaluate": {"every": rounds, "images": AGENTS, "test": AGENTS, "pgd": [], "autoattack": 0},
         "snapshot": {"every": 0},
+        "agent": {"per_actor": per_actor},
     }
-    if per_actor > 1:
-        config["agent"] = {"per_actor": per_actor}
     return make_plan(validate(config))
 
 
@@ -88,7 +86,4 @@ def main(per_actor: int) -> None:
 
 
 if __name__ == "__main__":
-    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    if wanted > 1 and "per_actor" not in AgentResources.model_fields:
-        sys.exit("agent.per_actor is not there yet")
-    main(wanted)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1)

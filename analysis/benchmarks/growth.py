@@ -1,0 +1,152 @@
+"""How the cost of a round grows with agents, edges and parameters, and what an agent's memory is.
+
+Agents in one process that do not learn (`mute`): what is measured is the engine's own work, the
+message and the sum of the neighbours'. Beside it the driver's work for each agent of a whole run.
+"""
+
+import multiprocessing
+import os
+import time
+from statistics import median
+from typing import Any
+
+import torch
+from mute import mute, tree
+from targets import Row, row
+
+from raydist.config import validate
+from raydist.engine.driver import train
+from raydist.engine.plan import make_plan
+from raydist.engine.pool import LocalPool
+
+PARAMETERS = [10_000, 100_000, 1_000_000, 10_000_000, 45_000_000]
+AGENTS = [4, 16, 64, 256]
+MEMORY = 8e9  # bytes that the agents of one measurement may take
+
+
+def pool_of(agents: int, size: int) -> LocalPool:
+    """Agents of one process that do not learn."""
+    pool = LocalPool(make_plan(validate(tree(agents, size))))
+    mute(pool._group)
+    return pool
+
+
+def seconds_a_round(agents: int, size: int, rounds: int) -> float:
+    """CPU time of a round, the median of some."""
+    pool, found = pool_of(agents, size), []
+    for n in range(1, rounds + 3):
+        began = time.process_time()
+        pool.step(n)
+        found.append(time.process_time() - began)
+    pool.shutdown()
+    return median(found[2:])
+
+
+def quadratic(agents: int, rounds: int) -> dict[str, Any]:
+    """The quadratic task for so many agents, measured in its last round only."""
+    return {
+        "topology": {"kind": "ring", "agents": agents},
+        "rounds": rounds,
+        "dtype": "float64",
+        "data": {"set": "quadratic", "centers": [[k % 7, 1.0] for k in range(agents)]}
+        | {"hessian": [1.0, 0.5]},
+        "model": {"name": "point", "start": [0.0, 0.0]},
+        "loss": {"name": "quadratic"},
+        "threat": {"eps": 0.0},
+        "evaluate": {"every": rounds},
+    }
+
+
+def run_seconds(agents: int, rounds: int) -> float:
+    """CPU time of a whole run on the quadratic task, for each agent and round."""
+    plan = make_plan(validate(quadratic(agents, rounds)))
+    pool = LocalPool(plan)
+    began = time.process_time()
+    last = [record.round for record in train(pool, plan)][-1]
+    taken = time.process_time() - began
+    pool.shutdown()
+    assert last == rounds
+    return taken / (agents * rounds)
+
+
+def vectors_held(size: int, momentum: float) -> float:
+    """Memory that one more agent of a process takes, in vectors of P numbers."""
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def measured() -> None:
+        found = []
+        for agents in (4, 8):
+            before = resident()
+            optim = {"lr": 0.1, "momentum": momentum}
+            pool = LocalPool(make_plan(validate(tree(agents, size, optim=optim))))
+            pool.step(1, [False] * 3)
+            found.append(resident() - before)
+            pool.shutdown()
+            del pool
+        there.send((found[1] - found[0]) / 4)
+
+    here, there = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=measured)
+    child.start()
+    extra: float = here.recv()
+    child.join()
+    return extra / (4 * size)
+
+
+def measure(quick: bool) -> list[Row]:
+    """The targets of growth.
+
+    Args:
+        quick: fewer agents, smaller vectors.
+
+    Returns:
+        The rows.
+    """
+    torch.set_num_threads(1)
+    sizes, counts = (PARAMETERS[:3], AGENTS[:3]) if quick else (PARAMETERS, AGENTS)
+    rows = []
+    base: float | None = None
+    for size in sizes:
+        each = seconds_a_round(16, size, 5) / (16 * 5 * size) * 1e9
+        base = each if size == 1_000_000 else base
+        rows.append(
+            row(f"6 K = 16, {size:,} parameters", each, "ns per edge and parameter", limit=None)
+        )
+    for size in sizes:
+        if size > 1_000_000 and base is not None:
+            each = next(r["measured"] for r in rows if f" {size:,} " in r["target"])
+            name = f"6 linear in parameters: {size:,} against 1,000,000"
+            rows.append(row(name, each, "ns per edge and parameter", reference=base, limit=1.5))
+    for size in (10_000, 1_000_000):
+        found = {}
+        for agents in counts:
+            if agents * size * 16 > MEMORY:
+                continue
+            degree = min(4, agents - 1)
+            found[agents] = seconds_a_round(agents, size, 5) / (agents * (degree + 1)) * 1e6
+            name = f"6 {agents} agents, {size:,} parameters"
+            rows.append(row(name, found[agents], "us per edge", limit=None))
+        most = max(found)
+        name = f"6 linear in edges: {most} agents against 16, {size:,} parameters"
+        rows.append(row(name, found[most], "us per edge", reference=found[16], limit=1.5))
+    few, many = run_seconds(16, 60) * 1e6, run_seconds(counts[-1], 60) * 1e6
+    name = f"6 whole run, driver included: {counts[-1]} agents against 16"
+    unit = "us of CPU per agent and round"
+    rows.append(row(name, many, unit, reference=few, limit=1.5, note="the quadratic task"))
+    size = 2_000_000
+    for momentum, limit in ((0.0, 5.0), (0.9, 6.0)):
+        held = vectors_held(size, momentum)
+        note = "weights, gradient, start, message" + (", momentum" if momentum else "")
+        name = f"6 memory of an agent, momentum {momentum:g}"
+        rows.append(row(name, held, "vectors of its parameters", limit=limit, note=note))
+    return rows
+
+
+if __name__ == "__main__":
+    import sys
+
+    for each in measure("--quick" in sys.argv):
+        print(each)
