@@ -1,6 +1,6 @@
 """A study on several nodes while its agents, trials, nodes and the study itself are killed.
 
-The long forms: `pytest -m chaos -n 0 -s tests/test_chaos.py`. They print what was killed, what it cost.
+The long forms, which tell what was killed: `pytest -m chaos -n 0 -s tests/test_chaos.py`.
 The default suite kills agents at random in `test_recovery.py`.
 """
 
