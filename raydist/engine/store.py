@@ -4,9 +4,6 @@ import os
 import uuid
 from pathlib import Path
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from raydist.config import InputError
 
 
@@ -28,6 +25,8 @@ class Store:
         Raises:
             InputError: if there is no file system of that name, or its package is not installed.
         """
+        import fsspec  # takes a while, and --help names no files
+
         self.url = locate(url)
         self.name = self.url.rpartition("/")[2]
         try:
@@ -38,6 +37,8 @@ class Store:
     @property
     def local(self) -> bool:
         """Whether it is a folder of this machine (or one that is mounted there)."""
+        from fsspec.implementations.local import LocalFileSystem
+
         return isinstance(self.files, LocalFileSystem)
 
     def under(self, name: str) -> "Store":
