@@ -113,6 +113,7 @@ class Experiment(Table):
         needs = {
             'strategy = "centralized"': self.strategy == "centralized",
             "combine_buffers = true": self.combine_buffers,
+            'exchange = "objects"': self.exchange == "objects",
             "snapshot.every = 0 or no table snapshot": self.snapshot
             in (Snapshot(), Snapshot(every=0)),
             "neither agent.cpus nor agent.gpus (but agent.gpus = 0 for CPUs)": self.agent

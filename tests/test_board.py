@@ -84,6 +84,12 @@ def on_board(plan, groups, rounds, before=lambda actor, i: None, batch=3):
     return [fork(member, i) for i in range(len(groups))]
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Where no other test has boards."""
+    monkeypatch.setattr(board, "folders", lambda: [tmp_path])
+
+
 def boards():
     return [f for folder in board.folders() for f in folder.glob(f"*{PREFIX}*")]
 

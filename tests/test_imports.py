@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "ray", "numpy", "pandas", "matplotlib", "networkx", "fsspec")
+HEAVY = ("torch", "ray", "numpy", "pandas", "matplotlib", "networkx")
 ANSWERED = """
 import runpy, sys
 sys.argv = [{module!r}, *{arguments!r}]

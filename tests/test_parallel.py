@@ -90,6 +90,7 @@ def test_one_worker_equals_the_agents(tmp_path):
 REFUSED = {
     'strategy = "centralized"': {"strategy": "diffusion"},
     "combine_buffers = true": {"combine_buffers": False},
+    'exchange = "objects"': {"exchange": "board"},
     "snapshot.every = 0": {"snapshot": {"every": 5}},
     "neither agent.cpus nor agent.gpus": {"agent": {"cpus": 0.5}},
 }
