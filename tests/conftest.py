@@ -8,6 +8,8 @@ import torch
 
 # Ray asks for this choice in a warning; agents that reserve no GPU never touch one.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Beside the other tests agents would starve: Ray starts workers with niceness 15.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # a core for each process

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from nodes import Cluster
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 RUN = """
 rounds = 1

@@ -69,6 +69,7 @@ def test_ray_agents_equal_local_ones_bit_for_bit_and_stay_warm(ray_cluster):
     _agree(ray_cluster, {}, ("objects", "auto"), actors=4)
 
 
+@pytest.mark.long
 def test_packed_agents_equal_local_ones_bit_for_bit(ray_cluster):
     """Three agents in one actor, one in another."""
     _agree(ray_cluster, {"per_actor": 3}, ("objects", "board"), actors=2)
@@ -201,6 +202,7 @@ def test_more_than_the_cluster_has_is_refused_before_anything_is_written(ray_clu
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.long
 def test_drawn_axes_run_and_are_reproducible(ray_cluster, tmp_path):
     study = {
         "base": experiment(),
@@ -213,6 +215,7 @@ def test_drawn_axes_run_and_are_reproducible(ray_cluster, tmp_path):
     assert first["val_loss"].tolist() == second["val_loss"].tolist()
 
 
+@pytest.mark.long
 def test_images_are_read_where_the_study_is_started_and_nowhere_else(ray_cluster, tmp_path):
     log = tmp_path / "reads"
     data = {"set": "helpers_for_ray:counted", "params": {"log": str(log)}, "batch": 8}
@@ -262,6 +265,7 @@ def test_a_killed_study_resumes_where_it_was(tmp_path):
     assert frame.set_index("seed").loc[5, "val_loss"] == undisturbed.final["val_loss"]
 
 
+@pytest.mark.long
 def test_relative_paths_begin_where_the_sweep_was_started(tmp_path, monkeypatch, ray_cluster):
     monkeypatch.chdir(tmp_path)
     table = {"topology": {"kind": "ring", "agents": 2}, "rounds": 1, "data": {"batch": 8}}

@@ -131,6 +131,7 @@ def test_everything_at_once_survives_too(warm, tmp_path):
     assert load_events(tmp_path / "run")["replayed_from"].min() >= 2
 
 
+@pytest.mark.long
 def test_an_agent_that_dies_again_and_again_ends_the_run(warm, tmp_path):
     """With one death allowed; what is raised is not tried again at all."""
     tree = TREE | {"threat": {"eps": helpers_for_ray.BAD_EPS}, "snapshot": {"recoveries": 1}}

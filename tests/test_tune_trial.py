@@ -109,6 +109,7 @@ def finish(trial):
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_agents_stay_warm_after_a_trial_that_failed(ray_cluster, tmp_path, told, quiet_logger):
     tree = experiment(
         model={"name": "linear"},
