@@ -179,6 +179,7 @@ def test_a_resumed_study_keeps_what_ended_and_runs_failed_trials_again(ray_clust
     assert again.loc[0.1, "seconds"] == first.loc[0.1, "seconds"]  # the very same run
 
 
+@pytest.mark.long
 def test_a_trial_stopped_by_fosc_says_why_and_gives_its_resources_back(ray_cluster, tmp_path):
     frame = run_sweep(
         {
@@ -241,6 +242,7 @@ seed = [0, 1, 2, 3, 4, 5]
 """
 
 
+@pytest.mark.long
 def test_a_killed_study_resumes_where_it_was(tmp_path):
     """SIGKILL of the driver and its Ray; finished trials are kept, the others go on."""
     (tmp_path / "study.toml").write_text(STUDY)
