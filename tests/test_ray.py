@@ -166,6 +166,7 @@ def test_failing_trials_take_no_other_down_and_everything_is_given_back(ray_clus
         assert run_experiment(tree).final["val_loss"] == row["val_loss"]
 
 
+@pytest.mark.long
 def test_a_resumed_study_keeps_what_ended_and_runs_failed_trials_again(ray_cluster, tmp_path):
     cure = tmp_path / "cure"
     loss = {"name": "helpers_for_ray:raising", "params": {"cure": str(cure)}}
