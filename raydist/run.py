@@ -82,17 +82,7 @@ def run_experiment(
     plan = make_plan(experiment)
     if pool == "local":
         return _run(plan, LocalPool(plan), folder, quiet)
-    from raydist.engine.layout import layout
-    from raydist.engine.ray_pool import RayPool
-    from raydist.engine.ray_session import cluster_resources, ray_session
-
-    with ray_session(address):
-        if experiment.engine == "train":
-            from raydist.engine.ray_train import run_on_train, scaling
-
-            return run_on_train(plan, scaling(experiment, cluster_resources()), folder)
-        resources = layout(experiment, cluster_resources())
-        return _run(plan, RayPool(plan, resources), folder, quiet)
+    return _run_on_ray(plan, address, folder, quiet)
 
 
 def _check_train(pool: str, resume: bool) -> None:
@@ -153,6 +143,23 @@ def _run(plan: "Plan", pool: "Pool", folder: "Folder | None", quiet: bool) -> "R
             folder,
             lambda record: bar.update(task, completed=record.round, status=_status(record)),
         )
+
+
+def _run_on_ray(
+    plan: "Plan", address: str | None, folder: "Folder | None", quiet: bool
+) -> "Result":
+    """Run a plan on the cluster at an address, by agents or by the workers of Ray Train."""
+    from raydist.engine.layout import layout
+    from raydist.engine.ray_pool import RayPool
+    from raydist.engine.ray_session import cluster_resources, ray_session
+
+    with ray_session(address):
+        if plan.config.engine == "train":
+            from raydist.engine.ray_train import run_on_train, scaling
+
+            return run_on_train(plan, scaling(plan.config, cluster_resources()), folder)
+        resources = layout(plan.config, cluster_resources())
+        return _run(plan, RayPool(plan, resources), folder, quiet)
 
 
 def _progress(quiet: bool) -> Progress:
