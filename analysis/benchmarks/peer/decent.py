@@ -68,7 +68,7 @@ class Weights(nn.Module):
 class Identity(torch.optim.SGD):
     """No step."""
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Nothing."""
 
 
@@ -139,7 +139,8 @@ def main(rank: int, meeting: str, schedule: str) -> None:
             dist.broadcast_object_list(told, src=0)
             if told[0] is None:
                 break
-            run(*told[0], schedule)
+            parameters, rounds = told[0]
+            run(parameters, rounds, schedule)
     dist.destroy_process_group()
 
 
