@@ -34,6 +34,7 @@ class Counted(nn.Module):
     """A model that counts the images that pass it."""
 
     def __init__(self, model: nn.Module) -> None:
+        """Count from 0."""
         super().__init__()
         self.model, self.images = model, 0
 

@@ -105,6 +105,13 @@ class Running:
     """A contestant's process: it is told a size and answers with the seconds of a round."""
 
     def __init__(self, contestant: Contestant, python: str, scratch: Path) -> None:
+        """Start it.
+
+        Args:
+            contestant: who.
+            python: the interpreter of its environment.
+            scratch: an empty folder, for its log and what it writes.
+        """
         self._log = scratch / "log"
         foreign = {"RAY_ADDRESS", "PYTHONPATH"}
         environment = {k: v for k, v in os.environ.items() if k not in foreign}
