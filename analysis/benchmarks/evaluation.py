@@ -12,13 +12,14 @@ import numpy as np
 import pyautoattack
 import torch
 from numpy.typing import NDArray
-from step import Step, alternate, one_thread
+from step import Step, alternate
 from targets import Row, row, tell
 from torch import Tensor, nn
 
 from raydist.adversary.threat import ThreatModel
 from raydist.config import validate
 from raydist.engine.driver import train
+from raydist.engine.excess import one_thread
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
 from raydist.learning.data import to_tensor

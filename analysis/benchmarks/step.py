@@ -6,8 +6,7 @@ PreAct ResNet-18 on batches of CIFAR-10, as an agent makes it.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,6 +23,7 @@ from raydist.adversary.fosc import first_order_gap
 from raydist.config import validate
 from raydist.engine.agent import Agent
 from raydist.engine.driver import train
+from raydist.engine.excess import one_thread
 from raydist.engine.local_step import LocalStep
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool import LocalPool
@@ -77,17 +77,6 @@ def alternate(
         for name in list(steps)[:: 1 if turn % 2 == 0 else -1]:
             spent[name].append(seconds(steps[name]))
     return {name: median(values) for name, values in spent.items()}
-
-
-@contextmanager
-def one_thread() -> Generator[None]:
-    """Torch computes in one thread meanwhile."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def plan_of(width: float, batch: int, agents: int = 1, **tables: Any) -> Plan:
