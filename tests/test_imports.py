@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "ray", "numpy", "pandas", "matplotlib", "networkx")
+HEAVY = ("torch", "ray", "numpy", "pandas", "matplotlib", "networkx", "fsspec")
 ANSWERED = """
 import runpy, sys
 sys.argv = [{module!r}, *{arguments!r}]

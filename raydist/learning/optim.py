@@ -65,6 +65,7 @@ class DEAT(Optimizer):
         weight_decay: float = 0.0,
         normalise: bool = True,
     ) -> None:
+        """Check the options; arguments and errors as of the class."""
         if not (lr >= 0 and k1 >= 0 and 0 <= k2 < 1 and weight_decay >= 0):
             raise ValueError(
                 f"DEAT has lr {lr}, k1 {k1}, k2 {k2}, weight_decay {weight_decay}, expected "
