@@ -122,6 +122,30 @@ def test_a_killed_agent_changes_nothing(warm, undisturbed, tmp_path, traps, leas
         assert (tmp_path / "run" / name).read_bytes() == expected
 
 
+def test_a_death_on_the_board_changes_nothing(warm, undisturbed, tmp_path):
+    """In the middle of a batch of rounds; those who live go back from wherever they are."""
+    plan = make_plan(validate(TREE | {"exchange": "board"}))
+    warm.reset(plan)
+    lay(warm, 2, "attack", 8)
+    same(finished(plan, warm, tmp_path / "run"), undisturbed)
+    (event,) = went_on(tmp_path / "run")
+    assert event["what"] == "agent died" and event["detail"].startswith("agent 2 died")
+
+
+def test_who_is_behind_when_another_dies_tells_of_that_death(ray_cluster):
+    """Agent 1 dies in the second call, and 0 sees it, while 4, not waiting, is in the first one."""
+    path = {"topology": {"kind": "path", "agents": 5}, "agent": {"cpus": 0.2}}
+    plan = make_plan(validate(TREE | path | {"exchange": "board"}))
+    pool = RayPool(plan, layout(plan.config, ray_cluster))
+    lay(pool, 1, "attack", 3)
+    ray.get(pool._actors[4].__ray_call__.remote(helpers_for_ray.late, 2.0))
+    first = pool.step(1, [False] * 2)
+    pool.step(3, [False] * 2)
+    with pytest.raises(AgentDied, match="agent 1 died"):
+        pool.collect(first)
+    pool.shutdown()
+
+
 def test_everything_at_once_survives_too(warm, tmp_path):
     tree = experiment(**EVERYTHING, rounds=8, snapshot={"every": 2}, evaluate=SMALL)
     plan = make_plan(validate(tree))

@@ -71,7 +71,7 @@ def first_cause(error: RayError, references: Sequence[Any]) -> RayError:
     Returns:
         Another error of theirs if there is one, else the same.
     """
-    waiting = list(references)
+    waiting = list(dict.fromkeys(references))  # Ray waits for each but once
     while waiting and isinstance(getattr(error, "cause", None), Aborted):
         (reference, *_), waiting = ray.wait(waiting, num_returns=1, fetch_local=False)
         try:
