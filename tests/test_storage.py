@@ -51,7 +51,8 @@ def test_an_unfinished_run_at_a_url_goes_on_from_its_snapshot():
 
 
 def test_a_file_at_a_url_is_a_file_of_this_machine(tmp_path):
-    assert locate(f"file://{tmp_path}/a") == str(tmp_path / "a")
+    for begin in ("", "file:", "file://", "file://localhost", "local://"):
+        assert locate(f"{begin}{tmp_path}/a/") == str(tmp_path / "a")
     Store(f"file://{tmp_path}/a").write("b/c.json", b"[1]")
     assert json.loads((tmp_path / "a" / "b" / "c.json").read_text()) == [1]
 
@@ -64,6 +65,9 @@ def test_a_file_at_a_url_is_a_file_of_this_machine(tmp_path):
         (lambda: load("memory://empty"), "memory://empty holds no run: expected"),
         (lambda: run_experiment(TREE, out="memory://full"), "exists: .* --resume memory://full"),
         (lambda: run_sweep({"base": TREE}, out=URL), "memory://.* lives in one process: write"),
+        (lambda: run_experiment(TREE, "ray", out=URL), "memory://.* lives in one process: write"),
+        (lambda: run_experiment(TREE, out="s3://"), "s3:// names no folder: write s3://bucket"),
+        (lambda: load("~nobody-of-that-name/run"), "~nobody-of-that-name/run cannot be found: "),
         (lambda: evaluate_runs("s3://bucket/run"), "s3://bucket/run is a URL: copy"),
     ],
 )
