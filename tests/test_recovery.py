@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from test_ray import EVERYTHING, experiment, free_resources, wait_for
 from test_snapshot import begun, same, timeless
 
@@ -25,6 +25,7 @@ from raydist.engine.plan import make_plan
 from raydist.engine.pool import AgentDied, AgentError, LocalPool
 from raydist.engine.ray_pool import RayPool
 from raydist.engine.ray_recover import agent_error
+from raydist.record import Event, events_frame
 
 pytestmark = pytest.mark.ray
 
@@ -109,7 +110,7 @@ def test_a_killed_agent_changes_nothing(warm, undisturbed, tmp_path, traps, leas
     events = load_events(tmp_path / "run")
     died = events[events["what"] == "agent died"]
     assert 1 <= len(died) <= len(traps)
-    assert set(died["agent"]) <= {k for k, *_ in traps}
+    assert {*died["agents"].explode()} <= {k for k, *_ in traps}
     assert (died["replayed_from"] >= least).all() and (died["replayed_from"] <= died["round"]).all()
     assert (died["seconds_lost"] > 0).all()
     replaced = {k for k in range(4) if before[k] is not warm._actors[k]}
@@ -183,6 +184,14 @@ def test_want_of_memory_is_told_with_what_to_change():
         assert not isinstance(told, AgentDied) and "agent.gpus" in str(told)
     plain = agent_error(RayTaskError("step", "Traceback ...", ValueError("a\nb")), {})
     assert str(plain) == "ValueError: b"
+
+
+def test_the_death_of_an_actor_names_all_its_agents():
+    told = agent_error(RayActorError("ab", "gone"), {"aa": range(4), "ab": range(4, 7)})
+    assert isinstance(told, AgentDied) and told.agents == (4, 5, 6)
+    assert str(told) == "agents 4 to 6, of one actor, died: gone"
+    (row,) = events_frame("", [Event("agent died", str(told), 3, told.agents)]).to_dict("records")
+    assert row["agents"] == [4, 5, 6]
 
 
 @pytest.mark.parametrize("pool", ["local", "ray"])

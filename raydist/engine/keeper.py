@@ -111,11 +111,12 @@ class Keeper:
         if self._deaths > most:
             raise AgentError(f"{death} (death {self._deaths}, snapshot.recoveries is {most})")
 
-    def resume(self, pool: Pool) -> tuple[int, Watch]:
+    def resume(self, pool: Pool, told: int) -> tuple[int, Watch]:
         """Bring all agents to the round from which the run goes on.
 
         Args:
             pool: new agents; or some dead, the others at any round.
+            told: the last round that was told; -1 if none was.
 
         Returns:
             The round, and what was observed up to it.
@@ -162,7 +163,7 @@ class Keeper:
         since = self._taken.setdefault(n, self._began)
         for i, (death, at) in enumerate(self._open):
             lost = now - since if i == len(self._open) - 1 else 0.0
-            self._tell(Event("agent died", str(death), at, death.agent, n, lost))
+            self._tell(Event("agent died", str(death), at, death.agents, n, lost))
         self._taken = {m: when for m, when in self._taken.items() if m <= n} | {n: now}
         self._open = []
 
@@ -178,7 +179,7 @@ class Keeper:
         now = time.monotonic()
         self._taken[n] = now
         lost = wasted + now - began
-        self._tell(Event("run resumed", earlier.reason, earlier.round, None, n, lost))
+        self._tell(Event("run resumed", earlier.reason, earlier.round, (), n, lost))
 
     def _history(self, n: int) -> bytes:
         assert self._folder is not None

@@ -29,9 +29,10 @@ class AgentError(RuntimeError):
 class AgentDied(AgentError):
     """An agent is gone: the others can go on with another in its place."""
 
-    def __init__(self, message: str, agent: int | None = None) -> None:
+    def __init__(self, message: str, *agents: int) -> None:
+        """The message is one line; the agents are all that the process had, if that is known."""
         super().__init__(message)
-        self.agent = agent
+        self.agents = agents
 
 
 class Pool(Protocol):
