@@ -123,13 +123,13 @@ class Keeper:
         """
         began, watch = time.monotonic(), Watch(self._plan)
         earlier = self._folder is not None and self._folder.earlier is not None
-        if not self._open and not earlier:
+        if not self._open and not earlier and told < 0:
             return 0, watch
         if self._open:
             pool.revive()
-            if self._shelf is not None:  # those who live may have written all that was missing
-                pool.settle()
-                self._shelf.complete(self._history, self._table.keep, self._open[-1][1])
+        if self._shelf is not None:  # those who live may have written all that was missing
+            pool.settle()
+            self._shelf.complete(self._history, self._table.keep, told)
         found = self._restore(pool)
         if found is None:
             pool.reset(self._plan)
