@@ -8,7 +8,16 @@ from fsspec.implementations.memory import MemoryFileSystem
 from test_search import QUADRATIC
 from test_snapshot import timeless
 
-from raydist import evaluate_runs, load, load_events, load_rounds, run_experiment, run_sweep
+from raydist import (
+    command,
+    evaluate,
+    evaluate_runs,
+    load,
+    load_events,
+    load_rounds,
+    run_experiment,
+    run_sweep,
+)
 from raydist.config import InputError
 from raydist.engine.store import Store, locate
 
@@ -48,6 +57,24 @@ def test_an_unfinished_run_at_a_url_goes_on_from_its_snapshot():
     assert (event["what"], event["replayed_from"]) == ("run resumed", 8)
     assert again.final["excess_risk"] == plain.final["excess_risk"]
     pd.testing.assert_frame_equal(timeless(load_rounds(URL)), timeless(again.rounds))
+
+
+def test_a_url_on_the_command_line_is_refused_as_one(capsys):
+    with pytest.raises(SystemExit, match="2"), pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", ["evaluate", "s3://bucket/run"])
+        command.run(evaluate.main)
+    assert "s3://bucket/run is a URL: copy" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_refused_in_one_line(tmp_path, monkeypatch):
+    """A bucket to read from; a folder that is in order shows it with the first file."""
+
+    def refused(*_, **__):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refused)
+    with pytest.raises(InputError, match=r"^memory:.*one cannot be written: Access Denied$"):
+        run_experiment(TREE, out=URL)
 
 
 def test_a_file_at_a_url_is_a_file_of_this_machine(tmp_path):
