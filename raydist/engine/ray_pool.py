@@ -57,11 +57,15 @@ class RayPool:
             ray.get(group.ready())
         self._group: PlacementGroup = group
         self._prepare(plan)
-        self._actors: list[Any] = [
-            *start(self._create, range(len(resources.groups)), resources.groups).values()
-        ]
-        self._choose_exchange()
-        self._log()
+        self._actors: list[Any] = []
+        try:
+            everyone = range(len(resources.groups))
+            self._actors += start(self._create, everyone, resources.groups).values()
+            self._choose_exchange()
+            self._log()
+        except BaseException:
+            self.shutdown()  # nothing stays reserved
+            raise
 
     def reset(self, plan: Plan) -> None:
         """As `Pool.reset`, in the same, warm, processes."""
