@@ -84,6 +84,18 @@ def test_a_file_at_a_url_is_a_file_of_this_machine(tmp_path):
     assert json.loads((tmp_path / "a" / "b" / "c.json").read_text()) == [1]
 
 
+@pytest.mark.parametrize("path", ["s3://", "nosuch://bucket"])
+def test_snapshots_at_no_place_are_refused_before_anything_is_written(tmp_path, path):
+    tree = TREE | {"snapshot": {"path": path}}
+    for refused in (
+        lambda: run_experiment(tree, out=tmp_path / "run"),
+        lambda: run_sweep({"base": tree}, out=tmp_path / "study"),
+    ):
+        with pytest.raises(InputError, match=f"^snapshot.path: {path} (cannot be|names no)"):
+            refused()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("what", "line"),
     [
