@@ -74,8 +74,8 @@ def _rounds(
     Rounds are submitted in batches of `pool.batch`, and one batch more than the one that is being
     read is in flight, so that agents need not wait for the driver. Every `plan.every` rounds the
     state itself is measured, and no round is submitted until that is done: a rule that stops the
-    run sees exactly the state that it judges. Nor is one submitted before round `last` was read,
-    in which the run is expected to end, or from then on before that before it was.
+    run sees exactly the state that it judges. Round `last` is where the run is expected to end:
+    those behind it are submitted one by one.
 
     Yields:
         A record for each round after `start`; for round 0 as well if it is the start.
