@@ -40,8 +40,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     found.insert(1, "s.d.", groups["excess_risk"].std())
     if "centralized" in found.index.get_level_values("strategy"):
         central = found["excess_risk"].xs("centralized", level="strategy")
-        central = central.where(central > 0)
-        found["ratio"] = found["excess_risk"] / found.index.get_level_values(0).map(central)
+        above = central[central > 0].to_dict()
+        found["ratio"] = found["excess_risk"] / found.index.get_level_values(0).map(above)
     return found
 
 

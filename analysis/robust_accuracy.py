@@ -52,7 +52,7 @@ def main(
         typer.echo(error, err=True)
         raise typer.Exit(2) from error
     file = out or run / "robust_accuracy.png"
-    plot.summary(frame, load_rounds(run), file)
+    file.write_bytes(plot.summary(frame, load_rounds(run)))
     print(table(frame).to_string(float_format="{:.4g}".format))
     print(file)
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Annotated, Any, Literal, Self
 
@@ -242,9 +242,9 @@ def _expected(problem: ErrorDetails, table: type[BaseModel]) -> str:
     kind, limits = problem["type"], problem.get("ctx", {})
     if kind == "literal_error":
         names = re.findall(r"'(.*?)'", limits["expected"])
-        near = difflib.get_close_matches(str(problem["input"]), names, n=1)
+        meant = _meant(str(problem["input"]), names)
         known = f"one of {', '.join(names)}" if names[1:] else f'"{names[0]}"'
-        return known + (f': write "{near[0]}"' if near else "")
+        return known + (f': write "{meant}"' if meant else "")
     if kind == "model_type":
         return f"a table with keys such as {', '.join(_fields(table, (*problem['loc'], '')))}"
     bound = next((f"{limits[name]:g}" for name in ("gt", "ge", "lt", "le") if name in limits), "")
@@ -283,8 +283,14 @@ def _table_in(annotation: Any) -> Any:
 def nearest(name: str, known: Iterable[str]) -> str:
     """What to add to a message about an unknown name: the closest known one, else all."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]}?" if close else f": known here are {', '.join(known)}"
+    meant = _meant(name, known)
+    return f": did you mean {meant}?" if meant else f": known here are {', '.join(known)}"
+
+
+def _meant(written: str, known: Sequence[str]) -> str | None:
+    """The closest known name; "bfloat16" is as close to "float32", but few mistake the initial."""
+    close = difflib.get_close_matches(written, known)
+    return min(close, key=lambda name: name[:1] != written[:1], default=None)
 
 
 def shown(value: object) -> str:

@@ -5,6 +5,7 @@ What is imported in functions takes seconds; --help and a misspelt key are answe
 
 import json
 import os
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from raydist import command
 from raydist.config import Experiment, InputError, validate
+from raydist.engine.death import AgentError
 from raydist.engine.store import Store
 from raydist.show import console, errors, number, numbers
 from raydist.study import from_tree, read
@@ -84,17 +86,7 @@ def run_experiment(
     plan = make_plan(experiment)
     if pool == "local":
         return _run(plan, LocalPool(plan), folder, quiet)
-    from raydist.engine.layout import layout
-    from raydist.engine.ray_pool import RayPool
-    from raydist.engine.ray_session import cluster_resources, ray_session
-
-    with ray_session(address):
-        if experiment.engine == "train":
-            from raydist.engine.ray_train import run_on_train, scaling
-
-            return run_on_train(plan, scaling(experiment, cluster_resources()), folder)
-        resources = layout(experiment, cluster_resources())
-        return _run(plan, RayPool(plan, resources), folder, quiet)
+    return _run_on_ray(plan, address, folder, quiet)
 
 
 def _check_train(pool: str, resume: bool) -> None:
@@ -157,6 +149,23 @@ def _run(plan: "Plan", pool: "Pool", folder: "Folder | None", quiet: bool) -> "R
         )
 
 
+def _run_on_ray(
+    plan: "Plan", address: str | None, folder: "Folder | None", quiet: bool
+) -> "Result":
+    """Run a plan on the cluster at an address, by agents or by the workers of Ray Train."""
+    from raydist.engine.layout import layout
+    from raydist.engine.ray_pool import RayPool
+    from raydist.engine.ray_session import cluster_resources, ray_session
+
+    with ray_session(address):
+        if plan.config.engine == "train":
+            from raydist.engine.ray_train import run_on_train, scaling
+
+            return run_on_train(plan, scaling(plan.config, cluster_resources()), folder)
+        resources = layout(plan.config, cluster_resources())
+        return _run(plan, RayPool(plan, resources), folder, quiet)
+
+
 def _progress(quiet: bool) -> Progress:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     status = TextColumn("{task.fields[status]}")
@@ -207,17 +216,29 @@ def main(
             resume=resume is not None,
             quiet=quiet,
         )
-    except KeyboardInterrupt:
-        if experiment.engine == "train" or Store(folder).find("experiment.json") is None:
-            raise
-        line = f"raydist: interrupted; continue with python -m raydist.run --resume {folder}"
-        errors.print(line, markup=False)
-        return command.INTERRUPTED
+    except (KeyboardInterrupt, AgentError) as error:
+        return _told(error, experiment, folder)
     if not quiet:
         for name, value in result.final.items():
             console.print(f"{name:24} {number(value)}", highlight=False)
         console.print(f"results {folder}", highlight=False)
     return 0
+
+
+def _told(error: KeyboardInterrupt | AgentError, experiment: Experiment, path: str) -> int:
+    """What ended a run early, where its traceback is, how to go on: one line; the exit code."""
+    from raydist.folder import Folder
+
+    folder, failed = Folder(path), isinstance(error, AgentError)
+    begun = folder.store.find("experiment.json") is not None
+    line = str(error) if failed else "interrupted"
+    if failed and begun:
+        folder.fail("".join(traceback.format_exception(error)))
+        line += f" (log: {path}/error.txt)"
+    if begun and experiment.engine != "train":
+        line += f"; continue with python -m raydist.run --resume {path}"
+    errors.print(f"raydist: {line}", markup=False)
+    return command.FAILED if failed else command.INTERRUPTED
 
 
 if __name__ == "__main__":

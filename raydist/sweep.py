@@ -18,7 +18,7 @@ from rich.table import Table
 
 from raydist import command
 from raydist.command import check_new_folder
-from raydist.config import InputError
+from raydist.config import Experiment, InputError
 from raydist.engine.store import Store
 from raydist.naming import Point, folder_name, value_label
 from raydist.show import console, errors, footnotes, print_failures, results_table, seeds_table
@@ -65,12 +65,12 @@ def run_sweep(
         study = from_tree(study) if isinstance(study, Mapping) else read(study)
     if pool not in ("ray", "local"):
         raise InputError(f'pool is "{pool}", expected "ray" or "local"')
+    experiments = _experiments(study)
     folder = Store(out or f"runs/{study.name}")
     _check_shared(folder, study.name)
     if not resume:
         check_new_folder(folder)
-    trials = check_trials(study)
-    from raydist import plot, record
+    trials = _needs(study, experiments)
     from raydist.engine.ray_session import cluster_resources, ray_session
     from raydist.tune_trial import Job, stored_images
 
@@ -85,17 +85,9 @@ def run_sweep(
         fit, line = check_cluster(job, trials, max_concurrent)
         if not quiet:
             console.print(f"  {line}", highlight=False)
-        try:
-            folder.write(STUDY_FILE, study.to_json().encode())
-        except Exception as error:  # each kind of storage has its own
-            why = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise InputError(f"{folder.url} cannot be written: {why}") from error
+        _write_study(folder, study)
         ended = _run(job, max_concurrent, fit, max(need.rounds for _, need in trials), quiet)
-    frame = record.load(folder.url)
-    frame.attrs["interrupted"] = not ended or bool((frame["status"] == "unfinished").any())
-    folder.write("summary.png", plot.summary(frame, record.load_rounds(folder.url)))
-    folder.write("results.csv", frame.to_csv(index=False).encode())
-    return frame
+    return _summarise(folder, ended)
 
 
 def _check_shared(folder: Store, name: str) -> None:
@@ -105,22 +97,39 @@ def _check_shared(folder: Store, name: str) -> None:
         raise InputError(f"{folder.url} is no folder: write --out {folder.url}/{name}")
 
 
-def check_trials(study: Study) -> "list[tuple[Point, Needs]]":
-    """Make the plan of every trial once.
+def _write_study(folder: Store, study: Study) -> None:
+    """What --resume reads; the first that is written there."""
+    try:
+        folder.write(STUDY_FILE, study.to_json().encode())
+    except Exception as error:  # each kind of storage has its own
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise InputError(f"{folder.url} cannot be written: {why}") from error
 
-    Args:
-        study: the study.
 
-    Returns:
-        The points and what each will need.
+def _summarise(folder: Store, ended: bool) -> "pd.DataFrame":
+    """Write the table and the picture of a study, and return the table."""
+    from raydist import plot, record
 
-    Raises:
-        InputError: names the point of the axes at which something cannot work.
-    """
-    experiments = []
+    frame = record.load(folder.url)
+    frame.attrs["interrupted"] = not ended or bool((frame["status"] == "unfinished").any())
+    folder.write("summary.png", plot.summary(frame, record.load_rounds(folder.url)))
+    folder.write("results.csv", frame.to_csv(index=False).encode())
+    return frame
+
+
+def _experiments(study: Study) -> list[tuple[Point, Experiment]]:
+    """The points to check and their experiments, valid in themselves; imports nothing heavy."""
+    found = []
     for point in study.corners():
         with _told_at(point):
-            experiments.append((point, study.experiment(point)))
+            found.append((point, study.experiment(point)))
+    return found
+
+
+def _needs(
+    study: Study, experiments: list[tuple[Point, Experiment]]
+) -> "list[tuple[Point, Needs]]":
+    """The points and what each will need: the plan of every experiment is made once."""
     from raydist.engine.plan import make_plan
     from raydist.estimate import needs
     from raydist.tune_search import check_installed
@@ -283,7 +292,7 @@ def _study_in(path: str) -> Study:
 
 def _show_plans(study: Study, pool: str, address: str | None, max_concurrent: int | None) -> None:
     """The trials and what each and all will need; asks the cluster where there is one."""
-    trials = check_trials(study)
+    trials = _needs(study, _experiments(study))
     from raydist.engine.ray_session import cluster_resources, ray_session, this_machine
     from raydist.estimate import size
     from raydist.tune_trial import Job

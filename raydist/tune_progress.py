@@ -41,10 +41,12 @@ class TuneProgress(tune.Callback):
         return {}
 
     def __enter__(self) -> "TuneProgress":
+        """Show the bars."""
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Take them away."""
         self._bar.stop()
 
     def on_trial_result(

@@ -20,11 +20,12 @@ import ray
 from ray import tune
 
 from raydist.config import Experiment, InputError
+from raydist.engine.death import AgentError
 from raydist.engine.driver import train
 from raydist.engine.keeper import Keeper
 from raydist.engine.layout import Layout, Resources, layout
 from raydist.engine.plan import Plan, images_of, load_data, make_plan
-from raydist.engine.pool import AgentError, LocalPool, Pool
+from raydist.engine.pool import LocalPool, Pool
 from raydist.engine.ray_pool import RayPool
 from raydist.folder import Folder
 from raydist.naming import Point, folder_name

@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+from nodes import below
+
 import raydist.engine.agent
 import raydist.engine.board
 from raydist.adversary.loss import pgd_at
@@ -36,24 +38,7 @@ def counted(log):
 
 def workers(root):
     """The Ray workers below a process: id -> title, such as "ray::_Actor.step"."""
-    parents, titles = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (folder / "stat").read_text()
-            title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
-        except OSError:  # gone
-            continue
-        state, parent = stat.rpartition(")")[2].split()[:2]
-        if state != "Z":
-            parents[int(folder.name)], titles[int(folder.name)] = int(parent), title
-    found = {}
-    for pid, title in titles.items():
-        above = pid
-        while above in parents and above != root:
-            above = parents[above]
-        if above == root and title.startswith("ray::"):
-            found[pid] = title
-    return found
+    return {pid: title for pid, title in below(root).items() if title.startswith("ray::")}
 
 
 def trap(actor, moment, n):

@@ -292,7 +292,7 @@ CASES = {
     ),
     "precision": (
         {"precision": '"bfloat16"'},
-        'precision is "bfloat16", expected one of float32, tf32, bf16: write "float32"',
+        'precision is "bfloat16", expected one of float32, tf32, bf16: write "bf16"',
     ),
     "image": (
         {"evaluate.images": "3"},

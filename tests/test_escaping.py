@@ -1,15 +1,14 @@
 """Excess risk of networks: measured by the run, and predicted where the answer is known."""
 
-import importlib.util
 import math
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scripts import script
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -28,7 +27,6 @@ from raydist.network.strategy import STRATEGIES
 from raydist.network.topology import build
 from raydist.seeding import Purpose, torch_generator
 
-ROOT = Path(__file__).parents[1]
 RING = weights.metropolis(build("ring", 16))
 COSINES = np.cos(2 * np.pi * np.arange(16) / 16)
 NORMAL = torch.special.ndtri((torch.arange(2000, dtype=torch.float64) + 0.5) / 2000)
@@ -360,18 +358,10 @@ def test_the_quadratic_task_reports_it_anyway(key):
 # The analysis
 
 
-def script():
-    file = ROOT / "analysis" / "escaping_efficiency.py"
-    spec = importlib.util.spec_from_file_location("escaping_efficiency", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_analysis_draws_several_folders_and_compares_the_strategies(tmp_path, capsys):
     for strategy in ("centralized", "diffusion"):
         run_experiment(digits(strategy=strategy, evaluate={"subspace": 2}), out=tmp_path / strategy)
-    analysis = script()
+    analysis = script("escaping_efficiency")
     analysis.main([tmp_path / "centralized", tmp_path / "diffusion"], tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
     assert "excess_risk_limit" in capsys.readouterr().out
@@ -388,7 +378,7 @@ def test_the_table_has_means_over_seeds_and_ratios_to_the_centralized():
             "excess_risk": [1.0, 3.0, 5.0, 7.0, 9.0, 1e9],
         }
     )
-    table = script().table(trials)
+    table = script("escaping_efficiency").table(trials)
     assert table.loc[(0.1, "diffusion"), "excess_risk"] == 6
     assert table.loc[(0.1, "diffusion"), "ratio"] == 3
     assert table.loc[(0.1, "centralized"), "s.d."] == pytest.approx(math.sqrt(2))

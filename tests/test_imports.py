@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "ray", "numpy", "pandas", "matplotlib", "networkx")
+HEAVY = ("torch", "ray", "numpy", "pandas", "matplotlib", "networkx", "fsspec")
 ANSWERED = """
 import runpy, sys
 sys.argv = [{module!r}, *{arguments!r}]
@@ -41,3 +41,22 @@ def test_agents_import_only_what_they_need():
     assert "torch" in loaded, run.stderr
     unneeded = {"networkx", "scipy", "pandas", "matplotlib", "sklearn", "torchvision", "ray.tune"}
     assert not loaded & (unneeded | {"curvlinops", "pyarrow", "rich", "typer"})
+
+
+def test_a_run_needs_no_compiler():
+    program = """
+import sys
+from raydist import run_experiment
+
+for name in ("sgd", "adam", "deat"):
+    run_experiment({
+        "topology": {"kind": "ring", "agents": 3},
+        "rounds": 2,
+        "data": {"set": "digits", "batch": 4},
+        "optim": {"name": name},
+        "evaluate": {"test": 8, "images": 8, "autoattack": 0},
+    })
+print("torch._dynamo" in sys.modules, sys.modules["torch"].__version__)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.startswith("False"), (run.stdout, run.stderr)

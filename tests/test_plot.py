@@ -4,8 +4,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import typer
+from scripts import script
+from test_engine import digits
 
-from raydist import plot
+from raydist import load, plot, run_experiment
 
 TRIALS = pd.DataFrame(
     {
@@ -93,3 +96,26 @@ def test_a_legend_never_grows_over_the_lines(trials, inside, below):
     assert (len(own.get_texts()) if own else 0) == inside
     assert sum(len(legend.get_texts()) for legend in fig.legends) == below
     plt.close(fig)
+
+
+def test_the_analysis_of_robust_accuracy_draws_a_sweep_and_prints_its_numbers(tmp_path, capsys):
+    sweep, trials = tmp_path / "sweep", {"consensus": [0], "diffusion": [0, 1]}
+    for strategy, seeds in trials.items():
+        for seed in seeds:
+            tree = digits(strategy=strategy, seed=seed, rounds=2, evaluate={"autoattack": 8})
+            run_experiment(tree, out=sweep / f"{strategy}-{seed}")
+    analysis = script("robust_accuracy")
+    analysis.main(sweep)
+    frame = load(sweep)
+    accuracies = 100 * frame[frame["strategy"] == "diffusion"]["autoattack_acc"]
+    row = analysis.table(frame)["autoattack_acc"].loc["diffusion"].iloc[0]
+    assert row.tolist() == pytest.approx([accuracies.mean(), accuracies.std(), 2])
+    assert f"{accuracies.mean():.4g}" in capsys.readouterr().out
+    height, width, _ = plt.imread(sweep / "robust_accuracy.png").shape
+    assert width > 2 * height > 500
+
+
+def test_the_analysis_of_no_sweep_says_so(tmp_path, capsys):
+    with pytest.raises(typer.Exit) as ended:
+        script("robust_accuracy").main(tmp_path)
+    assert ended.value.exit_code == 2 and "holds no run" in capsys.readouterr().err

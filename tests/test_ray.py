@@ -14,10 +14,11 @@ import ray
 from raydist import load, load_rounds, run_experiment, run_sweep
 from raydist.config import InputError, validate
 from raydist.engine import ray_pool
+from raydist.engine.death import AgentError
 from raydist.engine.driver import train
 from raydist.engine.layout import layout
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import AgentError, LocalPool
+from raydist.engine.pool import LocalPool
 from raydist.engine.ray_pool import RayPool
 from raydist.network.strategy import STRATEGIES
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,17 +14,20 @@ from hypothesis import strategies as st
 from test_engine import digits, quadratic
 from test_ray import EVERYTHING
 
-from raydist import load, load_events, load_rounds
+from raydist import command, load, load_events, load_rounds
 from raydist.config import InputError, validate
+from raydist.engine.death import AgentDied, AgentError
 from raydist.engine.driver import train
 from raydist.engine.keeper import Keeper
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import AgentDied, AgentError, LocalPool
+from raydist.engine.pool import LocalPool
 from raydist.engine.shard import Shard, capture, pack, unpack
 from raydist.engine.snapshot import SnapshotError, checksum
 from raydist.engine.store import Store
 from raydist.folder import Folder
 from raydist.network.strategy import STRATEGIES
+from raydist.run import main
+from raydist.study import from_tree
 
 ROUNDS = 12
 EVERY = {"evaluate": {"every": 4}, "rounds": ROUNDS}
@@ -223,6 +228,26 @@ def test_one_death_too_many_ends_the_run_with_its_reason(tmp_path):
         run(plan, tmp_path, Dying(plan, {5, 6, 7}))
     assert not isinstance(e.value, AgentDied)
     assert len(load_events(tmp_path)) == 2
+
+
+def test_the_command_tells_a_failed_run_in_one_line_and_leaves_its_traceback(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("raydist.engine.pool.LocalPool", lambda plan: Dying(plan, {2, 3}))
+    study = from_tree(LINEAR | {"name": "x", "snapshot": {"recoveries": 1}})
+    monkeypatch.setattr("raydist.run.read", lambda *_: study)
+    monkeypatch.setattr(sys, "argv", ["run", "x.toml", "--quiet"])
+    with pytest.raises(SystemExit) as left:
+        command.run(main)
+    assert left.value.code == 1
+    reason = "agent 1 died: on purpose (death 2, snapshot.recoveries is 1)"
+    went_on = "continue with python -m raydist.run --resume runs/x"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"raydist: {reason} (log: runs/x/error.txt); {went_on}"
+    (row,) = load("runs/x").to_dict("records")
+    assert row["status"] == "failed" and row["error"].endswith(reason)
+    assert "Traceback" in Path(row["log"]).read_text()
 
 
 def cut_at_7(path):

@@ -6,17 +6,20 @@ small network on digits, trained by two agents; the images are those it is teste
 
 import copy
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pyautoattack
 import torch
+from numpy.typing import NDArray
 from step import Step, alternate
-from targets import Row, row
+from targets import Row, row, tell
 from torch import Tensor, nn
 
 from raydist.adversary.threat import ThreatModel
 from raydist.config import validate
 from raydist.engine.driver import train
+from raydist.engine.excess import one_thread
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
 from raydist.learning.data import to_tensor
@@ -32,6 +35,7 @@ class Counted(nn.Module):
     """A model that counts the images that pass it."""
 
     def __init__(self, model: nn.Module) -> None:
+        """Count from 0."""
         super().__init__()
         self.model, self.images = model, 0
 
@@ -64,20 +68,20 @@ def trained(rounds: int = 60) -> tuple[nn.Module, Tensor, Tensor]:
 def ours(model: nn.Module, x: Tensor, y: Tensor, attacks: Sequence[str] | None = None) -> Verdict:
     """AutoAttack as an agent runs it."""
     threat = ThreatModel("linf", EPS)
-    options = {"classes": CLASSES, "batch": BATCH, "seed": SEED}
-    return autoattack(model, x, y, threat, **options, attacks=attacks)
+    return autoattack(model, x, y, threat, classes=CLASSES, batch=BATCH, seed=SEED, attacks=attacks)
 
 
 def package(
     model: nn.Module, x: Tensor, y: Tensor, attacks: Sequence[str] | None = None
-) -> np.ndarray:
+) -> NDArray[np.bool_]:
     """The package's own evaluation: True where its last points are right."""
     alone = pyautoattack.AutoAttack(model, eps=EPS, norm="Linf", seed=SEED, version="standard")
     if attacks is not None:
         alone.attacks_to_run = list(attacks)
     x_adv, _ = alone.run_standard_evaluation(x, y, batch_size=BATCH)
     with torch.no_grad():
-        return (model(x_adv).argmax(1) == y).numpy()
+        right: NDArray[np.bool_] = (model(x_adv).argmax(1) == y).numpy()
+    return right
 
 
 def cost(model: nn.Module, x: Tensor, y: Tensor, repeats: int) -> Iterator[Row]:
@@ -88,8 +92,8 @@ def cost(model: nn.Module, x: Tensor, y: Tensor, repeats: int) -> Iterator[Row]:
         (GRADIENTS, "its gradient attacks", 0.85),
     ):
         steps: dict[str, Step] = {
-            "ours": lambda attacks=attacks: ours(model, x, y, attacks),
-            "alone": lambda attacks=attacks: package(model, x, y, attacks),
+            "ours": partial(ours, model, x, y, attacks),
+            "alone": partial(package, model, x, y, attacks),
         }
         spent = alternate(steps, repeats)
         yield row(
@@ -137,9 +141,7 @@ def balance(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Row]:
 
 def targets(quick: bool) -> Iterator[Row]:
     """The rows as they are known, with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         model, x, y = trained()
         model = copy.deepcopy(model)  # its parameters are its own, and want gradients
         images = 64 if quick else len(x)
@@ -147,8 +149,6 @@ def targets(quick: bool) -> Iterator[Row]:
         yield from survivors(model, x, y)
         yield from balance(model, x, y)
         yield from cost(model, x, y, 2 if quick else 6)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def measure(quick: bool) -> list[Row]:
@@ -157,8 +157,4 @@ def measure(quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    import json
-    import sys
-
-    for found in targets("--quick" in sys.argv):
-        print(json.dumps(found), flush=True)
+    tell(targets)

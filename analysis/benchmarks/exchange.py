@@ -5,6 +5,7 @@ each other, and sum up five vectors for each agent, with the very sum that the a
 take turns, and the best turn of each counts. Included in ours: all that `mute` leaves.
 """
 
+import logging
 import multiprocessing
 import os
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from mute import mute, tree
-from targets import Row, row
+from targets import Row, row, tell
 from torch import Tensor
 
 AGENTS, TURNS = 16, 5
@@ -23,13 +24,18 @@ SIZES = {"10 k": 10_000, "0.5 M": 500_000, "11 M": 11_000_000}
 HERE = Path(__file__).resolve().parent
 
 
+def shared(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros in memory that forked processes share."""
+    zeros: Tensor = torch.zeros(shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
+    return zeros
+
+
 def limit(size: int, rounds: int) -> float:
     """Seconds of a round of two plain processes with a shared map and a barrier."""
     from raydist.network.strategy import combine
 
-    slots = torch.zeros(2, AGENTS, size).share_memory_()
-    counters = torch.zeros(2, 8, dtype=torch.int64).share_memory_()
-    seconds = torch.zeros(2).share_memory_()
+    slots, seconds = shared(2, AGENTS, size), shared(2)
+    counters = shared(2, 8, dtype=torch.int64)
 
     def process(which: int) -> None:
         torch.set_num_threads(1)
@@ -119,7 +125,7 @@ def measure(quick: bool) -> list[Row]:
     import ray
 
     os.environ["PYTHONPATH"] = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     rows = []
     for name, size in SIZES.items():
         if quick and size > 10**6:
@@ -142,7 +148,4 @@ def measure(quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    import sys
-
-    for each in measure("--quick" in sys.argv):
-        print(each)
+    tell(measure)

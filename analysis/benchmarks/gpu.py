@@ -8,15 +8,16 @@ pool: one process holds all of them, on one device. Without a GPU the rows hold 
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from step import Step, agent_step, alternate, bare_step, plan_of, published_step
-from targets import Row, row
+from targets import Row, row, tell
 
 from raydist.engine.driver import train
 from raydist.engine.pool import LocalPool
 
-FAST = {"precision": "bf16", "channels_last": True}
+FAST: dict[str, Any] = {"precision": "bf16", "channels_last": True}
 PACKED = "6.7 images per second: 16 packed agents against one process"
 PUBLISHED = "6.7 PGD-10 against the published loop"
 EXCHANGE = "6.7 exchange and engine in a round of 16 agents"
@@ -34,8 +35,7 @@ def synchronised(step: Step) -> float:
 
 def packed(width: float, batch: int, agents: int, repeats: int) -> Iterator[Row]:
     """A round of all agents, the same steps bare, and one process with the same total batch."""
-    graph = {"topology": {"kind": "ring", "agents": agents}}
-    plan = plan_of(width, batch, agents, **FAST, **graph)
+    plan = plan_of(width, batch, agents, topology={"kind": "ring", "agents": agents}, **FAST)
     records = train(LocalPool(plan), plan)
     for _ in range(2):  # round 0, and the round that runs ahead
         next(records)
@@ -108,8 +108,4 @@ def measure(quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    import json
-    import sys
-
-    for found in targets("--quick" in sys.argv):
-        print(json.dumps(found), flush=True)
+    tell(targets)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from mute import mute, tree
-from targets import Row, row
+from targets import Row, row, tell
 
 from raydist.config import validate
 from raydist.engine.driver import train
@@ -146,7 +146,4 @@ def measure(quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    import sys
-
-    for each in measure("--quick" in sys.argv):
-        print(each)
+    tell(measure)

@@ -60,7 +60,8 @@ def mute(group: Group) -> None:
     """Let the agents of a group learn nothing from now on."""
     for agent in group.agents:
         batch = SimpleNamespace(threat=SimpleNamespace(eps=0.0))
-        local, found = agent.local, {"loss": torch.zeros(()), "grad_norm": torch.zeros(())}
+        local: Any = agent.local
+        found = {"loss": torch.zeros(()), "grad_norm": torch.zeros(())}
         local.attack = lambda n, noisy, batch=batch: batch
         local.gradient = lambda batch, found=found: dict(found)
         local.step = lambda n: None

@@ -80,9 +80,9 @@ def python_for(contestant: Contestant, envs: Path) -> str:
     if not contestant.package:
         return sys.executable
     home = envs / contestant.package.partition("[")[0]
-    python, ready = home / "bin" / "python", home / "ready"
+    python, ready = str(home / "bin" / "python"), home / "ready"
     if ready.exists():
-        return str(python)
+        return python
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     if contestant.shares:
         asked = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
@@ -93,7 +93,7 @@ def python_for(contestant: Contestant, envs: Path) -> str:
     if done.returncode != 0:
         raise RuntimeError(f"pip install {contestant.package}: {last_line(done.stderr)}")
     ready.touch()
-    return str(python)
+    return python
 
 
 def last_line(text: str) -> str:
@@ -105,6 +105,13 @@ class Running:
     """A contestant's process: it is told a size and answers with the seconds of a round."""
 
     def __init__(self, contestant: Contestant, python: str, scratch: Path) -> None:
+        """Start it.
+
+        Args:
+            contestant: who.
+            python: the interpreter of its environment.
+            scratch: an empty folder, for its log and what it writes.
+        """
         self._log = scratch / "log"
         foreign = {"RAY_ADDRESS", "PYTHONPATH"}
         environment = {k: v for k, v in os.environ.items() if k not in foreign}

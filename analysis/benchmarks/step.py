@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from targets import Row, row
+from targets import Row, row, tell
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +23,7 @@ from raydist.adversary.fosc import first_order_gap
 from raydist.config import validate
 from raydist.engine.agent import Agent
 from raydist.engine.driver import train
+from raydist.engine.excess import one_thread
 from raydist.engine.local_step import LocalStep
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool import LocalPool
@@ -36,7 +37,7 @@ Step = Callable[[], object]
 # --- the parts of a comparison ------------------------------------------------------------------
 
 
-class Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the multiplications and additions of every product and convolution."""
 
     total = 0
@@ -52,7 +53,8 @@ class Counter(TorchDispatchMode):
 
 def flops(step: Step) -> int:
     """Multiplications and additions of a step."""
-    with Counter() as counter:
+    counter = Counter()  # type: ignore[no-untyped-call]
+    with counter:
         step()
     return counter.total
 
@@ -72,7 +74,7 @@ def alternate(
     for step in steps.values():
         step()
     for turn in range(repeats):
-        for name in list(steps) if turn % 2 == 0 else reversed(steps):
+        for name in list(steps)[:: 1 if turn % 2 == 0 else -1]:
             spent[name].append(seconds(steps[name]))
     return {name: median(values) for name, values in spent.items()}
 
@@ -120,7 +122,8 @@ def published_pgd(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor,
     delta = torch.max(torch.min(delta, 1 - x), 0 - x)
     delta.requires_grad = True
     for _ in range(STEPS):
-        F.cross_entropy(model(x + delta), y).backward()
+        torch.autograd.backward(F.cross_entropy(model(x + delta), y))
+        assert delta.grad is not None
         grad = delta.grad.detach()
         moved = torch.clamp(delta + ALPHA * torch.sign(grad), min=-EPS, max=EPS)
         delta.data = torch.max(torch.min(moved, 1 - x), 0 - x).detach()
@@ -128,7 +131,7 @@ def published_pgd(model: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor,
     F.cross_entropy(model(x + delta), y, reduction="none")
     loss = F.cross_entropy(model(torch.clamp(x + delta.detach(), 0, 1)), y)
     optimiser.zero_grad()
-    loss.backward()
+    torch.autograd.backward(loss)
     optimiser.step()
     F.cross_entropy(model(x), y)
 
@@ -150,7 +153,7 @@ def published_trades(
     optimiser.zero_grad()
     natural = F.cross_entropy(model(x), y)
     robust = divergence(F.log_softmax(model(x_adv), dim=1), F.softmax(model(x), dim=1)) / len(x)
-    (natural + BETA * robust).backward()
+    torch.autograd.backward(natural + BETA * robust)
     optimiser.step()
 
 
@@ -175,7 +178,7 @@ def units(width: float, batch: int) -> list[Row]:
     for loss, name, limit in (("pgd_at", "PGD", 23), ("trades", "TRADES", 27)):
         local, step = agent_step(plan_of(width, batch, loss={"name": loss}))
         x, _ = local.task.batch(1)
-        forward = flops(lambda local=local, x=x: local.model.eval()(x))
+        forward = flops(partial(local.model.eval(), x))
         published = flops(published_step(plan_of(width, batch, loss={"name": loss})))
         rows.append(
             row(
@@ -191,14 +194,14 @@ def units(width: float, batch: int) -> list[Row]:
 
 def against_published(width: float, batch: int, repeats: int) -> list[Row]:
     """The published loops on the same model, in float32, channels_last, and with bf16."""
-    options = {
+    options: dict[str, tuple[dict[str, Any], float]] = {
         "float32": ({}, 1.4),
         "float32, channels_last": ({"channels_last": True}, 1.4),
         "bf16, channels_last": ({"channels_last": True, "precision": "bf16"}, 2.5),
     }
     rows = []
     for loss, title in (("pgd_at", "PGD-10"), ("trades", "TRADES-10")):
-        wanted = {"loss": {"name": loss}}
+        wanted: dict[str, Any] = {"loss": {"name": loss}}
         steps = {"published": published_step(plan_of(width, batch, **wanted))}
         for name, (tables, _) in options.items():
             if "bf16" not in name or has_bf16():
@@ -332,7 +335,7 @@ def bare_step(agent: Agent) -> Step:
     def step() -> None:
         points = task.attack(model, x, y, task.threat, draw)
         optimiser.zero_grad(set_to_none=False)
-        F.cross_entropy(model.train()(points.x_adv), y).backward()
+        torch.autograd.backward(F.cross_entropy(model.train()(points.x_adv), y))
         optimiser.step()
 
     return step
@@ -340,18 +343,14 @@ def bare_step(agent: Agent) -> Step:
 
 def targets(quick: bool) -> Iterator[Row]:
     """The rows as they are known, with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     narrow, wide = 0.25, 0.25 if quick else 1.0
     batch, repeats = (16, 2) if quick else (64, 4)
-    try:
+    with one_thread():
         yield from units(0.0625, 4)
         yield from against_published(narrow, batch, repeats)
         yield from share_of_convolutions(wide, 16, repeats)
         yield from fosc(narrow, batch, repeats)
         yield from engine(wide, 16 if quick else 64, repeats)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def measure(quick: bool) -> list[Row]:
@@ -360,8 +359,4 @@ def measure(quick: bool) -> list[Row]:
 
 
 if __name__ == "__main__":
-    import json
-    import sys
-
-    for found in targets("--quick" in sys.argv):
-        print(json.dumps(found), flush=True)
+    tell(targets)

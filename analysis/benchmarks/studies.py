@@ -7,6 +7,7 @@ writes studies.json and studies.png beside this file.
 """
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -14,11 +15,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from processes import below
 from targets import Row, row
 
 HERE = Path(__file__).parent
@@ -90,11 +91,13 @@ def run(kind: str, trials: int, folder: Path) -> dict[str, Any]:
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         object_store_memory=500_000_000,
         _temp_dir=str(folder / "ray"),
     )
-    over, samples, seen = threading.Event(), [], {}
+    over = threading.Event()
+    samples: list[dict[str, float]] = []
+    seen: dict[tuple[int, str], str] = {}
     began = time.monotonic()
 
     def sample() -> None:
@@ -109,7 +112,7 @@ def run(kind: str, trials: int, folder: Path) -> dict[str, Any]:
     over.set()
     sampler.join()
     states = [group["state"] for group in placement_group_table().values()]
-    held = {k: ray.cluster_resources()[k] - ray.available_resources().get(k, 0) for k in ("CPU",)}
+    held = _used("CPU")
     ray.shutdown()
     patience = time.monotonic() + 60
     while _alive(seen) and time.monotonic() < patience:
@@ -129,22 +132,19 @@ def run(kind: str, trials: int, folder: Path) -> dict[str, Any]:
             "temporary_files": sorted(str(file.relative_to(own)) for file in own.rglob("*")),
             "parts": sorted(str(file.relative_to(out)) for file in out.rglob("*.part")),
             "placement_groups": {state: states.count(state) for state in set(states)},
-            "held_resources": {name: value for name, value in held.items() if value},
+            "held_resources": {"CPU": held} if held else {},
         },
     }
 
 
 def _sample(out: Path, seconds: float, seen: dict[tuple[int, str], str]) -> dict[str, float]:
-    import ray
-
     memory = {"trials": 0, "agents": 0}
-    for pid, title in _below(os.getpid()):
+    for pid, title in below(os.getpid()).items():
         seen[pid, title.partition(".")[0]] = _start(pid)
         titles = " ".join(t for p, t in seen if p == pid)  # a process that waits is called IDLE
         for kind, word in (("trials", "Trainable"), ("agents", "ray::Actor")):
             if word in titles:
                 memory[kind] += _own_memory(pid)
-    total, free = ray.cluster_resources(), ray.available_resources()
     return {
         "seconds": round(seconds, 1),
         "trials_ended": sum(1 for _ in out.glob("*/final.json")),
@@ -152,27 +152,16 @@ def _sample(out: Path, seconds: float, seen: dict[tuple[int, str], str]) -> dict
         "driver_cpu": sum(os.times()[:2]),
         "trials_mb": memory["trials"] / 1e6,
         "agents_mb": memory["agents"] / 1e6,
-        "store_mb": (total["object_store_memory"] - free.get("object_store_memory", 0)) / 1e6,
+        "store_mb": _used("object_store_memory") / 1e6,
     }
 
 
-def _below(root: int) -> Iterator[tuple[int, str]]:
-    """The processes below one: id and title."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            title = (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
-        except OSError:  # gone
-            continue
-        if state != "Z":
-            parents[int(entry.name)], titles[int(entry.name)] = int(parent), title
-    for pid, title in titles.items():
-        above = pid
-        while above in parents and above != root:
-            above = parents[above]
-        if above == root and pid != root:
-            yield pid, title
+def _used(resource: str) -> float:
+    """How much of a resource of Ray's is held."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    return float(total[resource] - free.get(resource, 0))
 
 
 def _alive(seen: dict[tuple[int, str], str]) -> list[str]:

@@ -8,7 +8,6 @@ tables, picture, Ray's stop. What is left is learning and evaluation.
 """
 
 import itertools
-import json
 import resource
 import statistics
 import subprocess
@@ -18,7 +17,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from targets import Row, row
+from processes import below
+from targets import Row, row, tell
 
 STUDY = Path(__file__).parents[2] / "sweeps" / "quickstart.toml"
 LEARNING, GAP, HELP = 0.7, 2.0, 1.0  # limits: a share, seconds, seconds
@@ -114,7 +114,7 @@ def watch(out: Path, settings: list[str]) -> Timeline:
     agents: set[int] = set()
     with subprocess.Popen(command, cwd=STUDY.parents[1]) as run:
         while run.poll() is None:
-            agents |= agents_below(run.pid)
+            agents |= {pid for pid, name in below(run.pid).items() if "ray::Actor" in name}
             time.sleep(POLL_SECONDS)
     end = time.monotonic() - clock
     if run.returncode:
@@ -124,34 +124,6 @@ def watch(out: Path, settings: list[str]) -> Timeline:
         first = (final.parent / "experiment.json").stat().st_mtime
         trials.append((first - began, final.stat().st_mtime - began))
     return Timeline(sorted(trials), end, agents)
-
-
-def agents_below(root: int) -> set[int]:
-    """Ids of the agents among the processes that descend from one.
-
-    Args:
-        root: its id.
-
-    Returns:
-        Those whose title says so.
-    """
-    parents, titles = {}, {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int(
-                (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            )
-            titles[int(folder.name)] = (folder / "cmdline").read_bytes()
-        except OSError:  # gone
-            continue
-    found = set()
-    for process in (process for process, title in titles.items() if b"ray::Actor" in title):
-        above = process
-        while above in parents and above != root:
-            above = parents[above]
-        if above == root:
-            found.add(process)
-    return found
 
 
 def split(line: Timeline) -> dict[str, float]:
@@ -169,5 +141,4 @@ def split(line: Timeline) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    for each in measure("--quick" in sys.argv[1:]):
-        print(json.dumps(each))
+    tell(measure)

@@ -7,6 +7,9 @@ limit is on the ratio if there is one, else on what was measured, unless the not
 "limit on measured".
 """
 
+import json
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Row = dict[str, Any]
@@ -68,3 +71,9 @@ def used(each: Row) -> float | None:
         return None
     share = float(value / each["limit"])
     return share if (share <= 1) == each["met"] else 1 / share
+
+
+def tell(measure: Callable[[bool], Iterable[Row]]) -> None:
+    """Print the rows of a benchmark as they are known, a line of JSON each; rough with --quick."""
+    for each in measure("--quick" in sys.argv[1:]):
+        print(json.dumps(each), flush=True)

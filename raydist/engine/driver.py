@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from raydist.engine.agent import Info
+from raydist.engine.death import AgentDied
 from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan
-from raydist.engine.pool import AgentDied, Pending, Pool
+from raydist.engine.pool import Pending, Pool
 from raydist.engine.watch import Watch
 from raydist.measure import masks, trained
 from raydist.record import Outcome, Record, images_frame

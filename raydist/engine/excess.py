@@ -147,7 +147,7 @@ def predict_network(
         return train(model, x, y, ThreatModel(threat.norm, threat.eps), generator).x_adv
 
     clean = config.loss.name == "standard" or threat.eps == 0
-    with _one_thread():
+    with one_thread():
         local = escaping.local_model(
             build_model(config, shape, classes),
             [list(batches(config, images, k, scale, cpu)) for k in range(config.topology.agents)],
@@ -161,7 +161,7 @@ def predict_network(
 
 
 @contextmanager
-def _one_thread() -> Generator[None]:
+def one_thread() -> Generator[None]:
     """As the agents of either pool compute: more threads would add in another order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -7,8 +7,9 @@ from round 0 if there is none. All that happens to it is told as events.
 import logging
 import time
 
+from raydist.engine.death import AgentDied, AgentError
 from raydist.engine.plan import Plan
-from raydist.engine.pool import AgentDied, AgentError, Pool
+from raydist.engine.pool import Pool
 from raydist.engine.shelf import Found, Shelf
 from raydist.engine.watch import Watch
 from raydist.folder import Folder, pack_rows, unpack_rows

@@ -22,19 +22,6 @@ from raydist.measure.trained import Sums
 Pending = Any  # what `step` returns: infos, or references to them
 
 
-class AgentError(RuntimeError):
-    """An agent raised, or died once too often: says which one and why, in one line."""
-
-
-class AgentDied(AgentError):
-    """An agent is gone: the others can go on with another in its place."""
-
-    def __init__(self, message: str, *agents: int) -> None:
-        """The message is one line; the agents are all that the process had, if that is known."""
-        super().__init__(message)
-        self.agents = agents
-
-
 class Pool(Protocol):
     """Agents that run rounds together. Rounds are submitted in order and collected later."""
 

@@ -18,7 +18,7 @@ from ray.exceptions import (
 )
 
 from raydist.engine.board import Aborted
-from raydist.engine.pool import AgentDied, AgentError
+from raydist.engine.death import AgentDied, AgentError
 
 DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries to place an agent: its node may be dying

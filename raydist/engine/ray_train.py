@@ -23,10 +23,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from raydist.config import Experiment, InputError
 from raydist.engine.checks import one_line
 from raydist.engine.complete import complete
+from raydist.engine.death import AgentError
 from raydist.engine.layout import Resources, at_once, place
 from raydist.engine.parallel import ParallelPool
 from raydist.engine.plan import Plan
-from raydist.engine.pool import AgentError
 from raydist.folder import Folder
 from raydist.record import Result
 from raydist.tables import Snapshot

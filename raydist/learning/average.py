@@ -93,6 +93,7 @@ class Ensemble(nn.Module):
     """The members' softmax outputs averaged, as log-probabilities (arXiv:2006.08403)."""
 
     def __init__(self, members: Sequence[nn.Module]) -> None:
+        """Take models of the same classes as members."""
         super().__init__()
         self.members = nn.ModuleList(members)
 

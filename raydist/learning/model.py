@@ -46,6 +46,12 @@ class Normalise(nn.Module):
     std: torch.Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Keep the constants.
+
+        Args:
+            mean: of each channel.
+            std: of each channel, above 0.
+        """
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)

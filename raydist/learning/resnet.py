@@ -59,6 +59,13 @@ class PostBlock(nn.Module):
     """F(x) = conv, BN, ReLU, conv, BN; output ReLU(F(x) + shortcut(x))."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        """Build the block.
+
+        Args:
+            inputs: channels of its input.
+            outputs: channels of its output.
+            stride: by which height and width shrink.
+        """
         super().__init__()
         self.residual = nn.Sequential(
             *(conv3(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU()),
@@ -78,6 +85,13 @@ class PreActBlock(nn.Module):
     """With a = ReLU(BN(x)): output conv(ReLU(BN(conv(a)))) + x, or + conv1x1(a) on a new shape."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        """Build the block.
+
+        Args:
+            inputs: channels of its input.
+            outputs: channels of its output.
+            stride: by which height and width shrink.
+        """
         super().__init__()
         self.activate = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
         self.residual = nn.Sequential(
@@ -100,6 +114,7 @@ class SEBlock(PreActBlock):
     """A pre-activation block whose residual channels are weighted by a function of their means."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        """Build the block; arguments as of `PreActBlock`."""
         super().__init__(inputs, outputs, stride)
         self.residual.append(Excite(outputs))
 
@@ -108,6 +123,7 @@ class Excite(nn.Module):
     """x · sigmoid(W2 ReLU(W1 mean(x))), with a bottleneck of 1/16 of the channels."""
 
     def __init__(self, channels: int) -> None:
+        """Build the function of that many channels."""
         super().__init__()
         hidden = max(1, channels // 16)
         self.weight = nn.Sequential(

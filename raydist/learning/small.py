@@ -47,6 +47,7 @@ class Point(nn.Module):
     """The model of the quadratic task: its parameter is a point w, its output w − x."""
 
     def __init__(self, start: torch.Tensor) -> None:
+        """Begin at a point, (M,)."""
         super().__init__()
         self.w = nn.Parameter(start)
 

@@ -46,6 +46,11 @@ class Scheduled(Topology):
     """Groups by turns, uniform weights."""
 
     def __init__(self, groups: list[list[list[int]]]) -> None:
+        """Take the groups of each turn.
+
+        Args:
+            groups: turn by turn; the ranks of each group.
+        """
         self._turns = groups
         super().__init__(AGENTS)
 
@@ -57,6 +62,7 @@ class Weights(nn.Module):
     """P weights; the gradient of the output is 0."""
 
     def __init__(self, parameters: int) -> None:
+        """Begin at 0."""
         super().__init__()
         self.body = nn.Parameter(torch.zeros(parameters))
 
@@ -68,7 +74,7 @@ class Weights(nn.Module):
 class Identity(torch.optim.SGD):
     """No step."""
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Nothing."""
 
 
@@ -139,7 +145,8 @@ def main(rank: int, meeting: str, schedule: str) -> None:
             dist.broadcast_object_list(told, src=0)
             if told[0] is None:
                 break
-            run(*told[0], schedule)
+            parameters, rounds = told[0]
+            run(parameters, rounds, schedule)
     dist.destroy_process_group()
 
 

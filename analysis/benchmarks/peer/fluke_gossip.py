@@ -22,6 +22,12 @@ class Weights(nn.Module):
     """P weights."""
 
     def __init__(self, parameters: int, value: float) -> None:
+        """Begin at a value.
+
+        Args:
+            parameters: P.
+            value: of all of them.
+        """
         super().__init__()
         self.body = nn.Parameter(torch.full((parameters,), value))
 

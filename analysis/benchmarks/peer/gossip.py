@@ -23,6 +23,12 @@ class Weights(TorchModel):
     """P weights."""
 
     def __init__(self, parameters: int, value: float) -> None:
+        """Begin at a value.
+
+        Args:
+            parameters: P.
+            value: of all of them.
+        """
         super().__init__()
         self.body = torch.nn.Parameter(torch.full((parameters,), value))
 
@@ -47,6 +53,7 @@ class NoData(DataDispatcher):
     """There is nothing to evaluate on."""
 
     def __init__(self) -> None:
+        """Load nothing."""
         pass
 
     def has_test(self) -> bool:

@@ -18,6 +18,7 @@ from raydist.config import validate
 from raydist.engine.driver import train
 from raydist.engine.layout import layout
 from raydist.engine.plan import Plan, make_plan
+from raydist.engine.pool import Pool
 from raydist.engine.ray_pool import RayPool
 from raydist.engine.ray_session import cluster_resources, ray_session
 
@@ -44,11 +45,13 @@ def plan_of(parameters: int, rounds: int, per_actor: int) -> Plan:
     return make_plan(validate(config))
 
 
-def timed(pool: RayPool, plan: Plan) -> dict[str, Any]:
+def timed(pool: Pool, plan: Plan) -> dict[str, Any]:
     """Run a plan; seconds of a round, and how far the weights are from (A')^N v."""
-    moments, values, states = [], [], []
+    moments: list[float] = []
+    values: list[float] = []
+    states: list[Any] = []
 
-    def ending(pool: RayPool, n: int) -> None:
+    def ending(pool: Pool, n: int) -> None:
         states[:] = pool.states()
 
     for record in train(pool, plan, ending=ending):

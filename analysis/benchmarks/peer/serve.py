@@ -27,7 +27,8 @@ def serve(run: Callable[[int, int], dict[str, Any]]) -> None:
         print(json.dumps({"ready": True}), file=answers, flush=True)
         for line in sys.stdin:
             try:
-                answer = run(**json.loads(line))
+                told = json.loads(line)
+                answer = run(told["parameters"], told["rounds"])
             except Exception as error:
                 answer = {"failed": f"{type(error).__name__}: {error}"}
             print(json.dumps(answer), file=answers, flush=True)

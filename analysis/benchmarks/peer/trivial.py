@@ -16,6 +16,7 @@ class Weights(nn.Module):
     """P weights; of the last one the logits are made."""
 
     def __init__(self, parameters: int, classes: int) -> None:
+        """Begin at 0; P is `parameters`."""
         super().__init__()
         self.body = nn.Parameter(torch.zeros(parameters - 1))
         self.last = nn.Parameter(torch.zeros(1))
