@@ -55,6 +55,19 @@ def check_new_folder(folder: Store) -> None:
         raise InputError(f"{folder.url} cannot be written: {above} is not a writable folder")
 
 
+def check_shared(folder: Store) -> None:
+    """Many processes can leave results there.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        InputError: if each of them would have one of its own.
+    """
+    if folder.url.startswith("memory:"):
+        raise InputError(f"{folder.url} lives in one process: write --out with a folder or a URL")
+
+
 def run(main: Callable[..., Any]) -> None:
     """Run a command's function on the command line.
 

@@ -4,20 +4,20 @@ What is imported in functions takes seconds; --help is answered without it.
 """
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from raydist import command
 from raydist.config import InputError
+from raydist.engine.store import locate
 from raydist.evaluation.names import PARTS, PRESETS
 from raydist.fields import parse_budget
 from raydist.show import console, errors, evaluation_notes, evaluation_table
 
 
 def main(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of studies, trials or runs.")],
+    runs: Annotated[list[str], typer.Argument(help="Folders of studies, trials or runs.")],
     *,
     parts: Annotated[
         str, typer.Option(help=f"What to measure: all, or some of {', '.join(PARTS)}.")
@@ -88,7 +88,7 @@ def main(
         console.print(evaluation_table(frame))
         for note in evaluation_notes(frame):
             console.print(note, style="dim", highlight=False)
-        where = runs[0] / "evaluation"
+        where = f"{locate(runs[0])}/evaluation"
         console.print(f"table {where}/evaluation.csv   pictures {where}/*.png", highlight=False)
     if "error" not in frame:
         return 0

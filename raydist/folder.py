@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raydist.config import Experiment
+from raydist.config import Experiment, InputError
 from raydist.engine.store import Store
 from raydist.record import COLUMNS, Event, Record, Row, events_frame, frame_of, survived
 
@@ -55,19 +55,25 @@ class Folder:
             graph: the topology.
             A: combination matrix of the graph, (K, K).
             mixing_rate: of A.
+
+        Raises:
+            InputError: if the folder cannot be written.
         """
-        self.earlier = self._look_back(config.digest())
-        others = () if self.earlier else ("rounds.parquet", "images.parquet", "events.parquet")
-        torn = [name for name in self.store.names() if name.endswith(".part")]
-        for name in ("final.json", "error.txt", "evaluation.json", *others, *torn):
-            self.store.remove(name)  # of another try
-        if self.earlier:
-            self.events = _unpack_events(self.store.find("events.parquet"))
-        experiment = {"hash": config.digest(), "config": config.model_dump(mode="json")}
-        self._write("experiment.json", pack_json(experiment))
-        edges = [[int(l), int(k)] for l, k in graph.edges]
-        known = {"edges": edges, "directed": graph.is_directed(), "A": A.tolist()}
-        self._write("graph.json", pack_json(known | {"mixing_rate": mixing_rate}))
+        try:
+            self.earlier = self._look_back(config.digest())
+            others = () if self.earlier else ("rounds.parquet", "images.parquet", "events.parquet")
+            torn = [name for name in self.store.names() if name.endswith(".part")]
+            for name in ("final.json", "error.txt", "evaluation.json", *others, *torn):
+                self.store.remove(name)  # of another try
+            if self.earlier:
+                self.events = _unpack_events(self.store.find("events.parquet"))
+            experiment = {"hash": config.digest(), "config": config.model_dump(mode="json")}
+            self._write("experiment.json", pack_json(experiment))
+            edges = [[int(l), int(k)] for l, k in graph.edges]
+            known = {"edges": edges, "directed": graph.is_directed(), "A": A.tolist()}
+            self._write("graph.json", pack_json(known | {"mixing_rate": mixing_rate}))
+        except OSError as error:
+            raise InputError(f"{self.url} cannot be written: {error.strerror or error}") from error
 
     def add(self, record: Record) -> None:
         """Take in a record; `flush` writes."""

@@ -90,7 +90,7 @@ class Event:
         what: "agent died"; "run resumed", by another process; "snapshot unusable".
         detail: why, in one line.
         round: the last round known to be done; of a snapshot, its own.
-        agent: which one died, if known.
+        agents: which ones died, if known: all those of an actor.
         replayed_from: the round from which the run went on; None where it need not.
         seconds_lost: from the state that was kept to the state that was brought back.
         when: seconds since 1970.
@@ -99,7 +99,7 @@ class Event:
     what: str
     detail: str
     round: int
-    agent: int | None = None
+    agents: Sequence[int] = ()
     replayed_from: int | None = None
     seconds_lost: float = 0.0
     when: float = field(default_factory=time.time)
@@ -182,7 +182,8 @@ def events_frame(trial: str, events: Sequence[Event]) -> pd.DataFrame:
     frame = pd.DataFrame([asdict(event) for event in events], columns=names)
     frame.insert(0, "trial", trial)
     frame.insert(1, "when", pd.to_datetime(frame.pop("when").astype("float64"), unit="s", utc=True))
-    kinds = {"round": "int64", "agent": "Int64", "replayed_from": "Int64"}
+    frame["agents"] = frame["agents"].map(list)
+    kinds = {"round": "int64", "replayed_from": "Int64"}
     return frame.astype(kinds | {"seconds_lost": "float64"})
 
 

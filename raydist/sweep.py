@@ -92,8 +92,7 @@ def run_sweep(
 
 def _check_shared(folder: Store, name: str) -> None:
     """Results can be left there by many processes, side by side."""
-    if folder.url.startswith("memory:"):
-        raise InputError(f"{folder.url} lives in one process: write --out with a folder or a URL")
+    command.check_shared(folder)
     if not os.path.dirname(folder.root):
         raise InputError(f"{folder.url} is no folder: write --out {folder.url}/{name}")
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from nodes import below
@@ -66,3 +67,16 @@ def trap(actor, moment, n):
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(owner, name, fatal)
+
+
+def late(actor, seconds):
+    """Make the first agent of an actor take its time over its next attack."""
+    local = actor.agents[0].local
+    attack = local.attack
+
+    def waiting(*args):
+        time.sleep(seconds)
+        local.attack = attack
+        return attack(*args)
+
+    local.attack = waiting

@@ -1,12 +1,14 @@
 """The board between forked processes, each with some agents, against all agents in one process."""
 
 import fcntl
+import hashlib
 import itertools
 import multiprocessing
 import os
 import signal
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +147,24 @@ def test_when_one_is_gone_the_others_give_up_at_once(moment):
     assert found[1] is None if moment == "dies" else "on purpose" in found[1]
     assert all("Aborted: " in found[k] for k in (0, 2, 3))
     assert seconds < 5  # they look every 20 ms; a busy machine takes its time
+    assert not boards()
+
+
+def test_who_goes_back_leaves_the_board(tmp_path):
+    """Whose rounds it held; what comes next may come as objects again."""
+    plan = make_plan(validate(experiment(model={"name": "linear"})))
+    groups, url = [range(2), range(2, 4)], str(tmp_path / "snapshots")
+    edges = edges_between(plan.specs(threads=1, cuda=False), groups)
+    specs, shares = plan.specs(threads=1, cuda=False)[:2], [plan.share(k) for k in groups[0]]
+    actor = Actor(specs, shares, plan.held(), edges[0])
+    actor.make_board(2, plan.agents)
+    actor.snapshot(0, url)
+    actor.settle()
+    files = [Path(url) / "round-000000" / f"agent-00{k}.safetensors" for k in groups[0]]
+    checksums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert actor.restore(0, url, checksums) == ["", ""]
+    *sent, _ = actor.step(1, False)
+    actor.step(2, False, *sent)
     assert not boards()
 
 

@@ -13,6 +13,8 @@ import ray
 
 from raydist import load, load_rounds, run_experiment, run_sweep
 from raydist.config import InputError, validate
+from raydist.engine import ray_pool
+from raydist.engine.death import AgentError
 from raydist.engine.driver import train
 from raydist.engine.layout import layout
 from raydist.engine.plan import make_plan
@@ -112,6 +114,18 @@ def _pid(_):
 
 def _timeless(info):
     return {name: value for name, value in info.items() if not name.startswith("seconds")}
+
+
+def test_a_pool_that_cannot_start_gives_back_what_it_reserved(ray_cluster, monkeypatch):
+    def refused(*_):
+        raise AgentError("agent 0 could not start: on purpose")
+
+    monkeypatch.setattr(ray_pool, "start", refused)
+    plan = make_plan(validate(experiment(agent={"cpus": 1})))
+    for _ in range(2):  # the second one would wait for ever
+        with pytest.raises(AgentError, match="on purpose"):
+            RayPool(plan, layout(plan.config, ray_cluster))
+    assert wait_for(lambda: free_resources()[0] == ray_cluster["CPU"])
 
 
 def test_messages_travel_by_reference_and_the_driver_gets_none(ray_cluster, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
-from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 from test_ray import EVERYTHING, experiment, free_resources, wait_for
 from test_snapshot import begun, same, timeless
 
@@ -26,6 +26,7 @@ from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
 from raydist.engine.ray_pool import RayPool
 from raydist.engine.ray_recover import agent_error
+from raydist.record import Event, events_frame
 
 pytestmark = pytest.mark.ray
 
@@ -110,7 +111,7 @@ def test_a_killed_agent_changes_nothing(warm, undisturbed, tmp_path, traps, leas
     events = load_events(tmp_path / "run")
     died = events[events["what"] == "agent died"]
     assert 1 <= len(died) <= len(traps)
-    assert set(died["agent"]) <= {k for k, *_ in traps}
+    assert {*died["agents"].explode()} <= {k for k, *_ in traps}
     assert (died["replayed_from"] >= least).all() and (died["replayed_from"] <= died["round"]).all()
     assert (died["seconds_lost"] > 0).all()
     replaced = {k for k in range(4) if before[k] is not warm._actors[k]}
@@ -121,6 +122,30 @@ def test_a_killed_agent_changes_nothing(warm, undisturbed, tmp_path, traps, leas
         name = f"weights/agent-{k:03d}.safetensors"
         expected = undisturbed[2].store.read(name)
         assert (tmp_path / "run" / name).read_bytes() == expected
+
+
+def test_a_death_on_the_board_changes_nothing(warm, undisturbed, tmp_path):
+    """In the middle of a batch of rounds; those who live go back from wherever they are."""
+    plan = make_plan(validate(TREE | {"exchange": "board"}))
+    warm.reset(plan)
+    lay(warm, 2, "attack", 8)
+    same(finished(plan, warm, tmp_path / "run"), undisturbed)
+    (event,) = went_on(tmp_path / "run")
+    assert event["what"] == "agent died" and event["detail"].startswith("agent 2 died")
+
+
+def test_who_is_behind_when_another_dies_tells_of_that_death(ray_cluster):
+    """Agent 1 dies in the second call, and 0 sees it, while 4, not waiting, is in the first one."""
+    path = {"topology": {"kind": "path", "agents": 5}, "agent": {"cpus": 0.2}}
+    plan = make_plan(validate(TREE | path | {"exchange": "board"}))
+    pool = RayPool(plan, layout(plan.config, ray_cluster))
+    lay(pool, 1, "attack", 3)
+    ray.get(pool._actors[4].__ray_call__.remote(helpers_for_ray.late, 2.0))
+    first = pool.step(1, [False] * 2)
+    pool.step(3, [False] * 2)
+    with pytest.raises(AgentDied, match="agent 1 died"):
+        pool.collect(first)
+    pool.shutdown()
 
 
 def test_everything_at_once_survives_too(warm, tmp_path):
@@ -160,6 +185,14 @@ def test_want_of_memory_is_told_with_what_to_change():
         assert not isinstance(told, AgentDied) and "agent.gpus" in str(told)
     plain = agent_error(RayTaskError("step", "Traceback ...", ValueError("a\nb")), {})
     assert str(plain) == "ValueError: b"
+
+
+def test_the_death_of_an_actor_names_all_its_agents():
+    told = agent_error(RayActorError("ab", "gone"), {"aa": range(4), "ab": range(4, 7)})
+    assert isinstance(told, AgentDied) and told.agents == (4, 5, 6)
+    assert str(told) == "agents 4 to 6, of one actor, died: gone"
+    (row,) = events_frame("", [Event("agent died", str(told), 3, told.agents)]).to_dict("records")
+    assert row["agents"] == [4, 5, 6]
 
 
 @pytest.mark.parametrize("pool", ["local", "ray"])

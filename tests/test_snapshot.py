@@ -183,7 +183,7 @@ def test_agents_may_die_at_any_call(tmp_path_factory, straight, when, every):
     events = load_events(path)
     deaths = events[events["what"] == "agent died"]
     assert (deaths["replayed_from"] <= deaths["round"]).all()
-    assert set(deaths["agent"]) <= {1} and len(deaths) <= len(when)
+    assert all(list(each) == [1] for each in deaths["agents"]) and len(deaths) <= len(when)
     assert set(events["what"]) <= {"agent died", "snapshot unusable"}
 
 
@@ -195,6 +195,29 @@ def test_without_a_folder_a_death_costs_all_rounds_but_the_run_is_the_same(strai
     assert [record.round for record in records] == [*range(ROUNDS + 1)]
     ((what, replayed),) = [(event.what, event.replayed_from) for event in keeper.events]
     assert (what, replayed) == ("agent died", 0)
+
+
+class Ahead(LocalPool):
+    """Some rounds a call, and the next call before the first one is read: as on a board."""
+
+    batch, exchange = 3, "board"
+
+
+@pytest.mark.parametrize("every", [0, 4], ids=["anew", "from a snapshot"])
+def test_a_diverged_run_leaves_the_weights_of_its_last_round(tmp_path, every):
+    """However far its agents were when that was seen: they grow by 1e26 a round, to 1e156."""
+    tree = quadratic(rounds=ROUNDS, optim={"lr": 1e6}, evaluate={"every": 12})
+    tree["data"]["hessian"] = [1e20, 0.5]
+    plan = plan_of(tree, every=every)
+    found = [run(plan, tmp_path / pool.__name__, pool(plan)) for pool in (LocalPool, Ahead)]
+    n = found[0][1].outcome.round
+    assert found[0][1].outcome.status == "diverged" and 5 < n < 9
+    same(found[1], found[0])
+    pool = LocalPool(plan)
+    pool.step(1, [False] * n)
+    pool.close(n)
+    np.testing.assert_array_equal(found[0][0], np.stack(pool.states()))
+    pool.shutdown()
 
 
 def test_one_death_too_many_ends_the_run_with_its_reason(tmp_path):

@@ -8,7 +8,16 @@ from fsspec.implementations.memory import MemoryFileSystem
 from test_search import QUADRATIC
 from test_snapshot import timeless
 
-from raydist import evaluate_runs, load, load_events, load_rounds, run_experiment, run_sweep
+from raydist import (
+    command,
+    evaluate,
+    evaluate_runs,
+    load,
+    load_events,
+    load_rounds,
+    run_experiment,
+    run_sweep,
+)
 from raydist.config import InputError
 from raydist.engine.store import Store, locate
 
@@ -50,10 +59,41 @@ def test_an_unfinished_run_at_a_url_goes_on_from_its_snapshot():
     pd.testing.assert_frame_equal(timeless(load_rounds(URL)), timeless(again.rounds))
 
 
+def test_a_url_on_the_command_line_is_refused_as_one(capsys):
+    with pytest.raises(SystemExit, match="2"), pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", ["evaluate", "s3://bucket/run"])
+        command.run(evaluate.main)
+    assert "s3://bucket/run is a URL: copy" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_refused_in_one_line(tmp_path, monkeypatch):
+    """A bucket to read from; a folder that is in order shows it with the first file."""
+
+    def refused(*_, **__):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refused)
+    with pytest.raises(InputError, match=r"^memory:.*one cannot be written: Access Denied$"):
+        run_experiment(TREE, out=URL)
+
+
 def test_a_file_at_a_url_is_a_file_of_this_machine(tmp_path):
-    assert locate(f"file://{tmp_path}/a") == str(tmp_path / "a")
+    for begin in ("", "file:", "file://", "file://localhost", "local://"):
+        assert locate(f"{begin}{tmp_path}/a/") == str(tmp_path / "a")
     Store(f"file://{tmp_path}/a").write("b/c.json", b"[1]")
     assert json.loads((tmp_path / "a" / "b" / "c.json").read_text()) == [1]
+
+
+@pytest.mark.parametrize("path", ["s3://", "nosuch://bucket"])
+def test_snapshots_at_no_place_are_refused_before_anything_is_written(tmp_path, path):
+    tree = TREE | {"snapshot": {"path": path}}
+    for refused in (
+        lambda: run_experiment(tree, out=tmp_path / "run"),
+        lambda: run_sweep({"base": tree}, out=tmp_path / "study"),
+    ):
+        with pytest.raises(InputError, match=f"^snapshot.path: {path} (cannot be|names no)"):
+            refused()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -64,6 +104,9 @@ def test_a_file_at_a_url_is_a_file_of_this_machine(tmp_path):
         (lambda: load("memory://empty"), "memory://empty holds no run: expected"),
         (lambda: run_experiment(TREE, out="memory://full"), "exists: .* --resume memory://full"),
         (lambda: run_sweep({"base": TREE}, out=URL), "memory://.* lives in one process: write"),
+        (lambda: run_experiment(TREE, "ray", out=URL), "memory://.* lives in one process: write"),
+        (lambda: run_experiment(TREE, out="s3://"), "s3:// names no folder: write s3://bucket"),
+        (lambda: load("~nobody-of-that-name/run"), "~nobody-of-that-name/run cannot be found: "),
         (lambda: evaluate_runs("s3://bucket/run"), "s3://bucket/run is a URL: copy"),
     ],
 )

@@ -139,7 +139,7 @@ class Agent:
             raise RuntimeError(f"agent {self.spec.agent} cannot combine round {n}: out of order")
         began, inbox = self._now(), iter(messages)
         received = [
-            self.sent if l == self.spec.agent else next(inbox).to(self.device)
+            (self.sent if l == self.spec.agent else next(inbox)).to(self.device)
             for l in self.spec.neighbours
         ]
         weights, size = self.spec.weights, self.flat.w.numel()

@@ -8,12 +8,12 @@ class AgentError(RuntimeError):
 class AgentDied(AgentError):
     """An agent is gone: the others can go on with another in its place."""
 
-    def __init__(self, message: str, agent: int | None = None) -> None:
+    def __init__(self, message: str, *agents: int) -> None:
         """Say which.
 
         Args:
             message: one line.
-            agent: its number k; None if it is not known.
+            *agents: all that its process had, by their numbers k; none if they are not known.
         """
         super().__init__(message)
-        self.agent = agent
+        self.agents = agents

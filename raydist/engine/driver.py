@@ -16,6 +16,14 @@ from raydist.measure import masks, trained
 from raydist.record import Outcome, Record, images_frame
 
 
+class _TooFar(Exception):
+    """The run ended with a round that the agents have left behind them."""
+
+    def __init__(self, last: int) -> None:
+        """`last` is that round."""
+        self.last = last
+
+
 def train(
     pool: Pool,
     plan: Plan,
@@ -26,7 +34,8 @@ def train(
 
     After the death of an agent the run goes on from its last snapshot with another one in its
     place. Every draw is a function of (seed, agent, round), so the replayed rounds are what they
-    were, and only what is new is told.
+    were, and only what is new is told. Agents that were further than the round in which a run
+    diverged are brought back to it in the same way: its weights are those of its last round.
 
     Args:
         pool: agents at round 0.
@@ -38,12 +47,12 @@ def train(
         A record for each round from 0 on, or from the one after the snapshot that another process
         has left; the last one holds the outcome.
     """
-    keeper, told = keeper or Keeper(plan), -1
+    keeper, told, last = keeper or Keeper(plan), -1, plan.rounds
     while True:
         try:
-            start, watch = keeper.resume(pool)
+            start, watch = keeper.resume(pool, told)
             told = max(told, start or -1)
-            for record in _rounds(pool, plan, watch, keeper, start):
+            for record in _rounds(pool, plan, watch, keeper, start, last):
                 if record.outcome is not None:
                     keeper.finish(pool)
                     if ending is not None:
@@ -52,23 +61,32 @@ def train(
                     told = record.round
                     yield record
             return
+        except _TooFar as end:
+            last = end.last
         except AgentDied as death:
             keeper.survive(death, max(told, 0))
 
 
-def _rounds(pool: Pool, plan: Plan, watch: Watch, keeper: Keeper, start: int) -> Iterator[Record]:
+def _rounds(
+    pool: Pool, plan: Plan, watch: Watch, keeper: Keeper, start: int, last: int
+) -> Iterator[Record]:
     """The records from round `start` on, which is closed.
 
     Rounds are submitted in batches of `pool.batch`, and one batch more than the one that is being
     read is in flight, so that agents need not wait for the driver. Every `plan.every` rounds the
     state itself is measured, and no round is submitted until that is done: a rule that stops the
-    run sees exactly the state that it judges.
+    run sees exactly the state that it judges. Round `last` is where the run is expected to end:
+    those behind it are submitted one by one.
 
     Yields:
         A record for each round after `start`; for round 0 as well if it is the start.
+
+    Raises:
+        _TooFar: if the run ended with a round, and the agents had gone on.
     """
     theory, stop = plan.theory(), plan.config.stop
     each_round = bool(stop.fosc and stop.fosc.on == "train")  # is judged
+    ahead = pool.exchange != "memory"  # else rounds are done when they are submitted
     if start == 0:
         first = _measured(pool, plan, 0, [], theory)
         if plan.sensed(0):
@@ -80,12 +98,13 @@ def _rounds(pool: Pool, plan: Plan, watch: Watch, keeper: Keeper, start: int) ->
     for n in range(start + 1, plan.rounds + 1):
         keeper.look(n - 1)
         due, barrier = keeper.due(n), min(plan.next_barrier(n), keeper.next(n))
-        limit = n if due or each_round else barrier
-        while submitted < limit and (submitted < n or len(in_flight) < (1 if read else 2)):
-            last = min(limit, submitted + pool.batch)
-            noisy = [watch.noisy(m) for m in range(submitted + 1, last + 1)]
+        limit = n if due or each_round or n > last else min(barrier, last)
+        most = (1 if read else 2) if ahead else 0
+        while submitted < limit and (submitted < n or len(in_flight) < most):
+            upto = min(limit, submitted + pool.batch)
+            noisy = [watch.noisy(m) for m in range(submitted + 1, upto + 1)]
             in_flight.append(pool.step(submitted + 1, noisy))
-            submitted = last
+            submitted = upto
         if not read:
             read.extend(pool.collect(in_flight.popleft()))
         infos, kept = read.popleft(), due and n == submitted
@@ -101,8 +120,10 @@ def _rounds(pool: Pool, plan: Plan, watch: Watch, keeper: Keeper, start: int) ->
         if outcome is not None:
             for pending in in_flight:
                 pool.collect(pending)
+            if submitted > n:
+                raise _TooFar(n)
             if not closed:
-                pool.close(submitted)
+                pool.close(n)
             if not plan.measured(n) and outcome.status != "diverged":
                 record = _measured(pool, plan, n, infos, theory)
             yield _last(pool, plan, record, outcome, watch.summary(), theory)

@@ -112,24 +112,25 @@ class Keeper:
         if self._deaths > most:
             raise AgentError(f"{death} (death {self._deaths}, snapshot.recoveries is {most})")
 
-    def resume(self, pool: Pool) -> tuple[int, Watch]:
+    def resume(self, pool: Pool, told: int) -> tuple[int, Watch]:
         """Bring all agents to the round from which the run goes on.
 
         Args:
             pool: new agents; or some dead, the others at any round.
+            told: the last round that was told; -1 if none was.
 
         Returns:
             The round, and what was observed up to it.
         """
         began, watch = time.monotonic(), Watch(self._plan)
         earlier = self._folder is not None and self._folder.earlier is not None
-        if not self._open and not earlier:
+        if not self._open and not earlier and told < 0:
             return 0, watch
         if self._open:
             pool.revive()
-            if self._shelf is not None:  # those who live may have written all that was missing
-                pool.settle()
-                self._shelf.complete(self._history, self._table.keep, self._open[-1][1])
+        if self._shelf is not None:  # those who live may have written all that was missing
+            pool.settle()
+            self._shelf.complete(self._history, self._table.keep, told)
         found = self._restore(pool)
         if found is None:
             pool.reset(self._plan)
@@ -163,7 +164,7 @@ class Keeper:
         since = self._taken.setdefault(n, self._began)
         for i, (death, at) in enumerate(self._open):
             lost = now - since if i == len(self._open) - 1 else 0.0
-            self._tell(Event("agent died", str(death), at, death.agent, n, lost))
+            self._tell(Event("agent died", str(death), at, death.agents, n, lost))
         self._taken = {m: when for m, when in self._taken.items() if m <= n} | {n: now}
         self._open = []
 
@@ -179,7 +180,7 @@ class Keeper:
         now = time.monotonic()
         self._taken[n] = now
         lost = wasted + now - began
-        self._tell(Event("run resumed", earlier.reason, earlier.round, None, n, lost))
+        self._tell(Event("run resumed", earlier.reason, earlier.round, (), n, lost))
 
     def _history(self, n: int) -> bytes:
         assert self._folder is not None

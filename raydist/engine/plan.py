@@ -17,6 +17,7 @@ from raydist.config import Experiment, InputError
 from raydist.engine import excess
 from raydist.engine.checks import check_images, check_quadratic, checked, input_of, probe, probe_key
 from raydist.engine.spec import AgentSpec
+from raydist.engine.store import Store
 from raydist.engine.task import Split
 from raydist.learning import data as datasets
 from raydist.learning import partition
@@ -196,6 +197,8 @@ def make_plan(
     Raises:
         InputError: one line that says what cannot work and what to write instead.
     """
+    if config.snapshot.path is not None:
+        checked("snapshot.path", Store, config.snapshot.path)
     graph = checked("topology", _graph, config)
     A = checked("topology", weights.build, config.topology.weights, graph)
     checked("topology", weights.check, A, graph)

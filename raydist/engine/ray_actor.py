@@ -7,6 +7,7 @@ board, and then one call is many rounds.
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -129,6 +130,11 @@ class Actor(Group):
         if self._board is not None:
             self._board.leave()
         self._board = None
+
+    def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
+        """As `Group.restore`; what stands on the board is of other rounds."""
+        self.leave_board()
+        return super().restore(n, url, checksums)
 
     def run(self, n: int, noisy: list[bool]) -> tuple[float, list[list[Info]]]:
         """Rounds with a board.

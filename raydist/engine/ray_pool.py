@@ -40,6 +40,7 @@ class RayPool:
     exchange: str
     _messages: dict[int, Any]
     _closed: list[Any]
+    _running: list[Any]
 
     def __init__(self, plan: Plan, resources: Layout) -> None:
         """Start the actors of a plan, and wait until all are there.
@@ -56,11 +57,15 @@ class RayPool:
             ray.get(group.ready())
         self._group: PlacementGroup = group
         self._prepare(plan)
-        self._actors: list[Any] = [
-            *start(self._create, range(len(resources.groups)), resources.groups).values()
-        ]
-        self._choose_exchange()
-        self._log()
+        self._actors: list[Any] = []
+        try:
+            everyone = range(len(resources.groups))
+            self._actors += start(self._create, everyone, resources.groups).values()
+            self._choose_exchange()
+            self._log()
+        except BaseException:
+            self.shutdown()  # nothing stays reserved
+            raise
 
     def reset(self, plan: Plan) -> None:
         """As `Pool.reset`, in the same, warm, processes."""
@@ -86,7 +91,9 @@ class RayPool:
         """As `Pool.step`, one round without a board; returns references to what is measured."""
         if self.exchange == "board":
             self._join_board()
-            return [actor.run.remote(n, list(noisy)) for actor in self._actors]
+            pending = [actor.run.remote(n, list(noisy)) for actor in self._actors]
+            self._running += pending
+            return pending
         inboxes, self._messages = self._receive(), {}
         infos = []
         for actor, edges, inbox in zip(self._actors, self._edges, inboxes, strict=True):
@@ -101,6 +108,7 @@ class RayPool:
         found = self._get(pending)
         if self.exchange == "objects":
             return [list(chain(*found))]
+        del self._running[: len(pending)]
         seconds = max(taken for taken, _ in found)
         rounds = [list(chain(*infos)) for infos in zip(*(i for _, i in found), strict=True)]
         fitting = int(BATCH_SECONDS * len(rounds) / max(seconds, 1e-6))
@@ -178,7 +186,7 @@ class RayPool:
 
     def _forget(self) -> None:
         """The agents will all be at another round: what they are sending is worth nothing."""
-        self._messages, self._closed, self._on_board = {}, [], False
+        self._messages, self._closed, self._running, self._on_board = {}, [], [], False
 
     def _choose_exchange(self) -> None:
         """As configured; "auto" is a board if all actors are on one node."""
@@ -248,5 +256,6 @@ class RayPool:
         except RayError as error:
             ids = [actor._actor_id.hex() for actor in self._actors]
             groups = dict(zip(ids, self._layout.groups, strict=True))
-            raise agent_error(first_cause(error, references), groups) from error
+            told = [*references, *self._running]  # some actors are further than others
+            raise agent_error(first_cause(error, told), groups) from error
         return values

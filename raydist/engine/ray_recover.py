@@ -50,15 +50,14 @@ def agent_error(error: RayError, agents: Mapping[str, range]) -> AgentError:
             said = f"an agent ran out of memory: {SMALLER} ({said})"
         return AgentError(said)
     group = agents.get(getattr(cause, "actor_id", None) or "", range(0))
-    agent = group[0] if group else None
-    who = "an agent" if agent is None else f"agent {agent}"
+    who = f"agent {group[0]}" if group else "an agent"
     if len(group) > 1:
-        who = f"agents {agent} to {group[-1]}, of one actor,"
+        who = f"agents {group[0]} to {group[-1]}, of one actor,"
     if isinstance(cause, OutOfMemoryError) or "low on memory" in str(cause):
-        return AgentDied(f"{who} died, its node was out of memory: {SMALLER}", agent)
+        return AgentDied(f"{who} died, its node was out of memory: {SMALLER}", *group)
     if isinstance(cause, RayActorError) and cause.actor_init_failed:
         return AgentError(f"{who} could not start: {text[-1]}")
-    return AgentDied(f"{who} died: {' '.join(text)[:300]}", agent)
+    return AgentDied(f"{who} died: {' '.join(text)[:300]}", *group)
 
 
 def first_cause(error: RayError, references: Sequence[Any]) -> RayError:
@@ -71,7 +70,7 @@ def first_cause(error: RayError, references: Sequence[Any]) -> RayError:
     Returns:
         Another error of theirs if there is one, else the same.
     """
-    waiting = list(references)
+    waiting = list(dict.fromkeys(references))  # Ray waits for each but once
     while waiting and isinstance(getattr(error, "cause", None), Aborted):
         (reference, *_), waiting = ray.wait(waiting, num_returns=1, fetch_local=False)
         try:

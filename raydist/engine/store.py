@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, in a folder of this machine or at any fsspec URL."""
 
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -8,9 +9,29 @@ from raydist.config import InputError
 
 
 def locate(path: str | os.PathLike[str]) -> str:
-    """Where something lies: a URL as it is, of a path of this machine the absolute one."""
-    text = os.fspath(path).removeprefix("file://")
-    return text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
+    """Where something lies: a URL as it is, of a path of this machine the absolute one.
+
+    Args:
+        path: a path, or a URL; those of "file" are paths of this machine.
+
+    Returns:
+        The URL or the path.
+
+    Raises:
+        InputError: if it names no folder.
+
+    Example:
+        >>> locate("s3://bucket/runs/"), locate("file:///runs"), locate("file://localhost/runs")
+        ('s3://bucket/runs', '/runs', '/runs')
+    """
+    text = re.sub(r"^(file|local):(//(localhost(?=/))?|(?=/))", "", os.fspath(path))
+    kind, url, rest = text.partition("://")
+    if url and not rest.strip("/"):
+        raise InputError(f"{text} names no folder: write {kind}://bucket/runs")
+    try:
+        return text.rstrip("/") if url else str(Path(text).expanduser().absolute())
+    except RuntimeError as error:  # ~ of somebody who is not known here
+        raise InputError(f"{text} cannot be found: {error}") from error
 
 
 class Store:

@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from raydist.config import InputError
+from raydist.engine.store import locate
 from raydist.evaluation import pictures
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request
@@ -121,10 +122,11 @@ def _subjects(
 ) -> list[Subject]:
     """The trials that can be evaluated; of the others one line says why not."""
     found, why = [], []
-    for path in paths:
-        if "://" in str(path):
-            raise InputError(f"{path} is a URL: copy that folder to this machine, and evaluate it")
-    for folder in trials(Path(path) for path in paths):
+    places = [locate(path) for path in paths]
+    for place in places:
+        if "://" in place:
+            raise InputError(f"{place} is a URL: copy that folder to this machine, and evaluate it")
+    for folder in trials(map(Path, places)):
         try:
             subject = open_subject(folder)
             request.threat(subject.config)

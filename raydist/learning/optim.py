@@ -143,9 +143,7 @@ def build(
         ValueError: the name is unknown, or momentum is given to another one than sgd.
     """
     if name == "sgd":
-        return _SGD(
-            params, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
-        )
+        return _SGD(params, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     if name not in ("adam", "deat"):
         raise ValueError(f'optim.name is "{name}", expected one of sgd, adam, deat: write "sgd"')
     if momentum or nesterov:
