@@ -95,7 +95,14 @@ def quick(model, x, y, **options):
 # --- agreement with the package
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.08), ("l2", 0.5), ("l1", 0.7)])
+@pytest.mark.parametrize(
+    ("norm", "eps"),
+    [
+        ("linf", 0.08),
+        pytest.param("l2", 0.5, marks=pytest.mark.long),
+        pytest.param("l1", 0.7, marks=pytest.mark.long),
+    ],
+)
 def test_final_verdict_equals_the_packages_own_standard_run(net, held_out, norm, eps, monkeypatch):
     x, y = held_out
     if norm != "linf":  # one query is slow there: fewer of them, on both sides

@@ -99,7 +99,9 @@ def test_of_a_point_model_the_prediction_is_that_of_the_theory(strategy):
 def regressions(agents=3):
     """Agents with unequal Hessians: linear regression, whose risk is exactly quadratic."""
     draw = torch.Generator().manual_seed(1)
-    model = nn.Linear(3, 2).double()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Linear(3, 2).double()
     shares = []
     for _ in range(agents):
         x = torch.randn(7, 3, generator=draw, dtype=torch.float64) + torch.arange(3.0)

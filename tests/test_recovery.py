@@ -225,7 +225,7 @@ def test_a_killed_trial_is_started_again_and_goes_on(ray_cluster, tmp_path, pool
 
 STUDY = """
 name = "killed"
-rounds = 400
+rounds = 200
 topology = { kind = "ring", agents = 4 }
 data = { set = "digits", batch = 8 }
 model = { name = "linear" }
@@ -254,7 +254,7 @@ def test_a_killed_command_resumes_from_its_snapshot(tmp_path, command):
     )
     assert resumed.returncode == 0, resumed.stderr
     (event,) = went_on(out)
-    assert event["replayed_from"] >= max(kept) >= 20 and event["replayed_from"] < 400
+    assert event["replayed_from"] >= max(kept) >= 20 and event["replayed_from"] < 200
     (tmp_path / "plain").mkdir()
     plain = run_experiment(tmp_path / "study.toml")
     (row,) = load(out).to_dict("records")
