@@ -17,7 +17,7 @@ from test_ray import EVERYTHING, experiment
 
 from raydist.config import validate
 from raydist.engine import board
-from raydist.engine.board import PREFIX, Aborted, Board, Size, remove_leftovers
+from raydist.engine.board import PREFIX, Aborted, Board, Size, remove_leftovers, room_for
 from raydist.engine.edges import edges_between
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
@@ -194,6 +194,7 @@ def test_a_board_that_finds_no_room_is_refused_in_one_line(monkeypatch):
     monkeypatch.setattr(board.shutil, "disk_usage", lambda folder: type("", (), {"free": 100}))
     with pytest.raises(OSError, match=r'^no room .* write exchange = "objects"$'):
         Board.create(Size(2, 4, 1000, torch.float32))
+    assert room_for(Size(2, 4, 1000, torch.float32)) is None
     assert not boards()
 
 

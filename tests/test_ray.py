@@ -1,11 +1,13 @@
 """The Ray pool against the local one; trials, resources and failures under Ray Tune."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,6 +68,10 @@ def wait_for(condition, seconds=30.0):
     return False
 
 
+def _fill_the_disks(actor):
+    shutil.disk_usage = lambda folder: SimpleNamespace(free=0)
+
+
 def test_ray_agents_equal_local_ones_bit_for_bit_and_stay_warm(ray_cluster):
     _agree(ray_cluster, {}, ("objects", "auto"), actors=4)
 
@@ -104,6 +110,10 @@ def _agree(cluster, agent, exchanges, actors):
         local.shutdown()
     assert len({tuple(each) for each in pids}) == 1 and len(set(pids[0])) == actors
     assert not list(Path("/dev/shm").glob("*raydist-board-*"))
+    if exchanges[-1] == "auto":
+        ray.get(pool._actors[0].__ray_call__.remote(_fill_the_disks))
+        pool._choose_exchange()
+        assert pool.exchange == "objects"
     pool.shutdown()
     assert wait_for(lambda: free_resources()[0] == cluster["CPU"])
 

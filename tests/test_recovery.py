@@ -187,6 +187,14 @@ def test_want_of_memory_is_told_with_what_to_change():
     assert str(plain) == "ValueError: b"
 
 
+def test_what_an_agent_raises_is_told_with_its_name():
+    raised = "ray::Actor.step() (pid=7, ip=10.0.0.1, actor_id=ab, repr=agents 4 to 7)\nTraceback"
+    inner = RayTaskError("step", raised, ValueError("b"))
+    behind = RayTaskError("step", f"{raised}, and (pid=8, repr=agent 3)\nTraceback", inner)
+    assert str(agent_error(inner, {})) == "agents 4 to 7: ValueError: b"
+    assert str(agent_error(behind, {})) == "agent 3: ValueError: b"
+
+
 def test_the_death_of_an_actor_names_all_its_agents():
     told = agent_error(RayActorError("ab", "gone"), {"aa": range(4), "ab": range(4, 7)})
     assert isinstance(told, AgentDied) and told.agents == (4, 5, 6)

@@ -350,7 +350,7 @@ def targets(quick: bool) -> Iterator[Row]:
         yield from against_published(narrow, batch, repeats)
         yield from share_of_convolutions(wide, 16, repeats)
         yield from fosc(narrow, batch, repeats)
-        yield from engine(wide, 16 if quick else 64, repeats)
+        yield from engine(wide, 16, repeats)
 
 
 def measure(quick: bool) -> list[Row]:

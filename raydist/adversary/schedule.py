@@ -141,8 +141,9 @@ _EPS: Mapping[str, Schedule] = {"constant": _constant, "linear": _linear, "cosin
 
 
 @cache
-def _signature(schedule: Schedule) -> inspect.Signature:
-    return inspect.signature(schedule)
+def _check_parameters(schedule: Schedule, names: tuple[str, ...]) -> None:
+    """TypeError unless a schedule has exactly such parameters; asked in every round."""
+    inspect.signature(schedule).bind(None, None, **dict.fromkeys(names))
 
 
 def _evaluate(
@@ -157,10 +158,10 @@ def _evaluate(
         raise ValueError(f"{what} schedule is {name!r}, expected one of: {', '.join(schedules)}")
     if not 0 <= progress <= 1:
         raise ValueError(f"progress is {progress}, expected a fraction in [0, 1]: round / rounds")
-    signature = _signature(schedules[name])
+    schedule = schedules[name]
     try:
-        arguments = signature.bind(progress, target, **params)
+        _check_parameters(schedule, tuple(params))
     except TypeError as error:
-        known = ", ".join(list(signature.parameters)[2:]) or "none"
+        known = ", ".join(list(inspect.signature(schedule).parameters)[2:]) or "none"
         raise ValueError(f"{what} schedule {name!r}: {error}; its parameters: {known}") from error
-    return schedules[name](*arguments.args, **arguments.kwargs)
+    return schedule(progress, target, **params)

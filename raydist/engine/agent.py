@@ -293,11 +293,12 @@ class Agent:
         """
         vectors = [self.flat.statistics] if self.config.combine_buffers else []
         vectors += self.local.state() if self._momentum else []
-        ends = np.cumsum([self.flat.w.numel(), *(v.numel() for v in vectors)]).tolist()
-        return [
-            (slice(begin, end), vector)
-            for begin, end, vector in zip(ends, ends[1:], vectors, strict=False)
-        ]
+        found, end = [], self.flat.w.numel()
+        for vector in vectors:
+            begin, end = end, end + vector.numel()
+            if end > begin:
+                found.append((slice(begin, end), vector))
+        return found
 
     def _state_or(self, centroid: Message | None = None) -> Tensor:
         return self.flat.state() if centroid is None else self._tensor(centroid)

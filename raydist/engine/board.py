@@ -86,7 +86,8 @@ class Board:
         row = size.row()
         count, offset = 2 * size.agents * row, size.header()
         numbers = torch.frombuffer(shared, dtype=size.dtype, count=count, offset=offset)
-        self._slots = numbers.view(2, size.agents, row)[:, :, : size.numbers]
+        slots = numbers.view(2, size.agents, row)[:, :, : size.numbers]
+        self._slots: list[tuple[Tensor, ...]] = [half.unbind() for half in slots]
         self._fence = Lock()
 
     @classmethod
@@ -102,10 +103,7 @@ class Board:
         Raises:
             OSError: if the node has no room for it.
         """
-        for folder in folders():
-            remove_leftovers(folder)
-        needed = size.bytes()
-        room = next((f for f in folders() if shutil.disk_usage(f).free > needed), None)
+        needed, room = size.bytes(), room_for(size)
         if room is None:
             raise OSError(
                 f"no room for a board of {needed / 1e6:,.0f} MB in "
@@ -137,7 +135,7 @@ class Board:
 
     def slot(self, agent: int, n: int) -> Tensor:
         """Where the message of an agent in round n stands, (S,)."""
-        return self._slots[n % 2, agent]
+        return self._slots[n % 2][agent]
 
     def publish(self, n: int) -> None:
         """This group's messages of round n stand in their slots, and it has read those before."""
@@ -214,6 +212,20 @@ class Board:
 def folders() -> list[Path]:
     """Where a board may lie: in memory, else where temporary files do."""
     return [f for f in (Path("/dev/shm"), Path(tempfile.gettempdir())) if os.access(f, os.W_OK)]
+
+
+def room_for(size: Size) -> Path | None:
+    """Where a board can lie, once what dead processes have left is removed.
+
+    Args:
+        size: of the board.
+
+    Returns:
+        The folder, None if there is no room.
+    """
+    for folder in folders():
+        remove_leftovers(folder)
+    return next((f for f in folders() if shutil.disk_usage(f).free > size.bytes()), None)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -67,16 +67,55 @@ def train(
             keeper.survive(death, max(told, 0))
 
 
+class _Flight:
+    """Rounds that are submitted and not yet read.
+
+    They go out in batches of `pool.batch`, one batch more than the one that is being read, so that
+    agents need not wait for the driver.
+
+    Attributes:
+        submitted: the last round that was.
+    """
+
+    def __init__(self, pool: Pool, watch: Watch, start: int) -> None:
+        """Nothing is on its way after round `start`."""
+        self._pool, self._watch, self.submitted = pool, watch, start
+        self._pending: deque[Pending] = deque()
+        self._read: deque[list[Info]] = deque()
+        self._ahead = pool.exchange != "memory"  # else rounds are done when they are submitted
+
+    def land(self, n: int, limit: int) -> list[Info]:
+        """What the agents tell of round n, the next one; up to round `limit` others may go out."""
+        most = (1 if self._read else 2) if self._ahead else 0
+        while self.submitted < limit and (self.submitted < n or len(self._pending) < most):
+            upto = min(limit, self.submitted + self._pool.batch)
+            noisy = [self._watch.noisy(m) for m in range(self.submitted + 1, upto + 1)]
+            self._pending.append(self._pool.step(self.submitted + 1, noisy))
+            self.submitted = upto
+        if not self._read:
+            self._read.extend(self._pool.collect(self._pending.popleft()))
+        return self._read.popleft()
+
+    def end(self, n: int) -> None:
+        """Round n was the last one: wait for what goes on behind it.
+
+        Raises:
+            _TooFar: if the agents are further.
+        """
+        for pending in self._pending:
+            self._pool.collect(pending)
+        if self.submitted > n:
+            raise _TooFar(n)
+
+
 def _rounds(
     pool: Pool, plan: Plan, watch: Watch, keeper: Keeper, start: int, last: int
 ) -> Iterator[Record]:
     """The records from round `start` on, which is closed.
 
-    Rounds are submitted in batches of `pool.batch`, and one batch more than the one that is being
-    read is in flight, so that agents need not wait for the driver. Every `plan.every` rounds the
-    state itself is measured, and no round is submitted until that is done: a rule that stops the
-    run sees exactly the state that it judges. Round `last` is where the run is expected to end:
-    those behind it are submitted one by one.
+    Every `plan.every` rounds the state itself is measured, and no round is submitted until that is
+    done: a rule that stops the run sees exactly the state that it judges. Round `last` is where the
+    run is expected to end: those behind it are submitted one by one.
 
     Yields:
         A record for each round after `start`; for round 0 as well if it is the start.
@@ -86,42 +125,27 @@ def _rounds(
     """
     theory, stop = plan.theory(), plan.config.stop
     each_round = bool(stop.fosc and stop.fosc.on == "train")  # is judged
-    ahead = pool.exchange != "memory"  # else rounds are done when they are submitted
+    flight = _Flight(pool, watch, start)
     if start == 0:
         first = _measured(pool, plan, 0, [], theory)
         if plan.sensed(0):
             pool.learn_sensitivity(0)
         yield first
-    in_flight: deque[Pending] = deque()
-    read: deque[list[Info]] = deque()
-    submitted = start
     for n in range(start + 1, plan.rounds + 1):
         keeper.look(n - 1)
-        due, barrier = keeper.due(n), min(plan.next_barrier(n), keeper.next(n))
-        limit = n if due or each_round or n > last else min(barrier, last)
-        most = (1 if read else 2) if ahead else 0
-        while submitted < limit and (submitted < n or len(in_flight) < most):
-            upto = min(limit, submitted + pool.batch)
-            noisy = [watch.noisy(m) for m in range(submitted + 1, upto + 1)]
-            in_flight.append(pool.step(submitted + 1, noisy))
-            submitted = upto
-        if not read:
-            read.extend(pool.collect(in_flight.popleft()))
-        infos, kept = read.popleft(), due and n == submitted
-        record = Record(n, infos)
-        closed = kept or n == plan.next_barrier(n)
+        due, barrier = keeper.due(n), plan.next_barrier(n)
+        alone = due or each_round or n > last
+        infos = flight.land(n, n if alone else min(barrier, keeper.next(n), last))
+        kept = due and n == flight.submitted
+        closed = kept or n == barrier
         if closed:
             pool.close(n)
-        if plan.measured(n):
-            record = _measured(pool, plan, n, infos, theory)
+        record = _measured(pool, plan, n, infos, theory) if plan.measured(n) else Record(n, infos)
         if plan.sensed(n):
             pool.learn_sensitivity(n)
         outcome = watch.observe(record)
         if outcome is not None:
-            for pending in in_flight:
-                pool.collect(pending)
-            if submitted > n:
-                raise _TooFar(n)
+            flight.end(n)
             if not closed:
                 pool.close(n)
             if not plan.measured(n) and outcome.status != "diverged":

@@ -15,7 +15,7 @@ import torch
 from ray.util import get_node_ip_address
 
 from raydist.engine.agent import Info, Message
-from raydist.engine.board import Board, Size
+from raydist.engine.board import Board, Size, room_for
 from raydist.engine.edges import Edges
 from raydist.engine.group import Group
 from raydist.engine.spec import AgentSpec
@@ -96,6 +96,10 @@ class Actor(Group):
             self._board.wait(self._edges.senders, n)
             self.combine(n, {l: self._board.slot(l, n) for l in self._edges.into})
 
+    def has_room(self, groups: int, agents: int) -> bool:
+        """Whether `make_board` finds room for a board on this node."""
+        return room_for(self._board_size(groups, agents)) is not None
+
     def make_board(self, groups: int, agents: int) -> tuple[str, Size]:
         """A board for the actors of this node, joined by this one, which is the first.
 
@@ -107,11 +111,14 @@ class Actor(Group):
             Where it lies, and its size.
         """
         self.leave_board()
-        first = self.agents[0]
-        size = Size(groups, agents, first.message_size(), first.sent.dtype)
+        size = self._board_size(groups, agents)
         self._board = Board.create(size)
-        self._board.publish(first.round)
+        self._board.publish(self.agents[0].round)
         return self._board.path, size
+
+    def _board_size(self, groups: int, agents: int) -> Size:
+        first = self.agents[0]
+        return Size(groups, agents, first.message_size(), first.sent.dtype)
 
     def join_board(self, made: tuple[str, Size], mine: int) -> None:
         """Use the board that `make_board` made, as actor `mine`."""

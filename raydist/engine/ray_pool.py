@@ -189,11 +189,13 @@ class RayPool:
         self._messages, self._closed, self._running, self._on_board = {}, [], [], False
 
     def _choose_exchange(self) -> None:
-        """As configured; "auto" is a board if all actors are on one node."""
+        """As configured; "auto" is a board if all actors are on one node that has room for it."""
         self.exchange = self._plan.config.exchange
         if self.exchange == "auto":
             nodes = set(self._wait([actor.node.remote() for actor in self._actors]))
-            self.exchange = "board" if len(nodes) == 1 else "objects"
+            room = self._actors[0].has_room.remote(len(self._actors), self._plan.agents)
+            fits = len(nodes) == 1 and all(self._wait([room]))
+            self.exchange = "board" if fits else "objects"
 
     def _join_board(self) -> None:
         if self._on_board:

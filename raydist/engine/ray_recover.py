@@ -1,5 +1,6 @@
 """What Ray's errors mean for a run, and which actors are still there."""
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -45,7 +46,8 @@ def agent_error(error: RayError, agents: Mapping[str, range]) -> AgentError:
         cause = cause.cause
     text = [line.strip() for line in str(cause).strip().splitlines()]
     if not isinstance(cause, DEATHS):
-        said = f"{type(cause).__name__}: {text[-1] if text else ''}"
+        names = re.findall(r"repr=(agents? [\d to]+)\)", str(error))  # the last one raised it
+        said = ": ".join([*names[-1:], type(cause).__name__, text[-1] if text else ""])
         if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in said:
             said = f"an agent ran out of memory: {SMALLER} ({said})"
         return AgentError(said)
