@@ -48,11 +48,11 @@ def below(root):
 
 
 class Node:
-    """One node: `ray start --block` and what it starts."""
+    """One node: `ray start --block` and what it starts; `within` is a command to put before it."""
 
-    def __init__(self, folder, environment, arguments):
+    def __init__(self, folder, environment, arguments, within=()):
         self.folder, self.environment = folder, environment
-        self.command = [str(Path(sys.executable).with_name("ray")), "start", "--block"]
+        self.command = [*within, str(Path(sys.executable).with_name("ray")), "start", "--block"]
         self.command += ["--disable-usage-stats", "--min-worker-port=0", "--max-worker-port=0"]
         self.command += [*arguments, *(f"--{name}-port={free_port()}" for name in PORTS)]
         self.start()
@@ -88,18 +88,18 @@ class Node:
 class Cluster:
     """A head and other nodes; a context manager that ends them all."""
 
-    def __init__(self, cpus=1):
+    def __init__(self, cpus=1, ip="127.0.0.1", **settings):
         self.folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # socket names are short
         self.token = self.folder / "token"
         self.token.write_text(secrets.token_hex(32))
         port = free_port()
-        self.address = f"127.0.0.1:{port}"
+        self.address = f"{ip}:{port}"
         # nothing of this process's own: no path to our code, no address of another cluster
         kept = {k: os.environ[k] for k in ("PATH", "HOME", "TMPDIR") if k in os.environ}
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
         accelerators = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-        self.environment = kept | own | accelerators
-        arguments = ["--head", f"--port={port}", f"--num-cpus={cpus}"]
+        self.environment = kept | own | accelerators | settings
+        arguments = ["--head", f"--port={port}", f"--num-cpus={cpus}", f"--node-ip-address={ip}"]
         arguments += ["--include-dashboard=false", f"--temp-dir={self.folder}"]
         arguments += [f"--object-store-memory={200 * 2**20}"]
         self.nodes = [Node(self.folder, self.environment, arguments)]
@@ -112,12 +112,13 @@ class Cluster:
             node.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def add(self, cpus):
+    def add(self, cpus, ip=None, within=()):
         """One more node, which is there after `wait`; two at a time take each other's names."""
         self.wait()
         arguments = [f"--address={self.address}", f"--num-cpus={cpus}"]
         arguments += [f"--object-store-memory={200 * 2**20}"]
-        self.nodes.append(Node(self.folder, self.environment, arguments))
+        arguments += [f"--node-ip-address={ip}"] if ip else []
+        self.nodes.append(Node(self.folder, self.environment, arguments, within))
         return self.nodes[-1]
 
     def wait(self, tries=20):

@@ -1,7 +1,7 @@
 """AutoAttack as it is run here, against the package pyautoattack alone, on the same model.
 
 CPU seconds of one thread, ABBA in one run; images that pass the model are counted. The model is a
-small network on digits, trained by two agents; the images are those it is tested on.
+small network on digits, trained by two agents; the images are of those it is tested on.
 """
 
 import copy
@@ -144,11 +144,11 @@ def targets(quick: bool) -> Iterator[Row]:
     with one_thread():
         model, x, y = trained()
         model = copy.deepcopy(model)  # its parameters are its own, and want gradients
-        images = 64 if quick else len(x)
+        images = 64 if quick else 128
         x, y = x[:images], y[:images]
         yield from survivors(model, x, y)
         yield from balance(model, x, y)
-        yield from cost(model, x, y, 2 if quick else 6)
+        yield from cost(model, x, y, 2 if quick else 3)
 
 
 def measure(quick: bool) -> list[Row]:

@@ -1,9 +1,11 @@
 """How the cost of a round grows with agents, edges and parameters, and what an agent's memory is.
 
 Agents in one process that do not learn (`mute`): what is measured is the engine's own work, the
-message and the sum of the neighbours'. Beside it the driver's work for each agent of a whole run.
+message and the sum of the neighbours'. Beside it the driver's work for each agent of a whole run,
+and whole runs of many agents that do learn, through Ray.
 """
 
+import logging
 import multiprocessing
 import os
 import time
@@ -16,8 +18,11 @@ from targets import Row, row, tell
 
 from raydist.config import validate
 from raydist.engine.driver import train
+from raydist.engine.layout import layout
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
+from raydist.engine.ray_pool import RayPool
+from raydist.engine.ray_session import cluster_resources
 
 PARAMETERS = [10_000, 100_000, 1_000_000, 10_000_000, 45_000_000]
 AGENTS = [4, 16, 64, 256]
@@ -67,6 +72,51 @@ def run_seconds(agents: int, rounds: int) -> float:
     pool.shutdown()
     assert last == rounds
     return taken / (agents * rounds)
+
+
+def small_network(agents: int, rounds: int) -> dict[str, Any]:
+    """Adversarial training of small networks on digits, measured in its last round only."""
+    return tree(agents, 0, model={"name": "small-cnn"}, rounds=rounds) | {
+        "data": {"set": "digits", "batch": 4, "validation": 0.25},
+        "threat": {"eps": 0.1},
+        "attack": {"steps": 2},
+        "evaluate": {"every": rounds, "images": agents, "test": "all", "autoattack": 0}
+        | {"pgd": [2]},
+    }
+
+
+def through_ray(tree: dict[str, Any], per_actor: int) -> tuple[float, int]:
+    """A whole run by actors: wall seconds of a round, and of how many parameters."""
+    plan = make_plan(validate(tree | {"agent": {"per_actor": per_actor, "cpus": 0.02}}))
+    pool = RayPool(plan, layout(plan.config, cluster_resources()))
+    records = train(pool, plan)
+    assert next(records).round == 0  # all are there
+    began = time.perf_counter()
+    last = [record.round for record in records][-1]
+    taken = time.perf_counter() - began
+    size = len(pool.states()[0])
+    pool.shutdown()
+    assert last == plan.rounds
+    return taken / last, size
+
+
+def by_ray(counts: dict[int, int]) -> list[Row]:
+    """Whole runs by actors of so many agents, by K."""
+    import ray
+
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    rows = []
+    for agents, per_actor in counts.items():
+        for what, run in (
+            ("quadratic", quadratic(agents, 40)),
+            ("small-cnn", small_network(agents, 10)),
+        ):
+            taken, size = through_ray(run, per_actor)
+            name = f"6 {agents} agents through Ray, {what}"
+            note = f"{agents // per_actor} actors, {size:,} parameters, start and end measured"
+            rows.append(row(name, 1e3 * taken, "ms per round", limit=None, note=note))
+    ray.shutdown()
+    return rows
 
 
 def vectors_held(size: int, momentum: float) -> float:
@@ -142,7 +192,7 @@ def measure(quick: bool) -> list[Row]:
         note = "weights, gradient, start, message" + (", momentum" if momentum else "")
         name = f"6 memory of an agent, momentum {momentum:g}"
         rows.append(row(name, held, "vectors of its parameters", limit=limit, note=note))
-    return rows
+    return rows + by_ray({16: 4} if quick else {16: 1, 64: 4, 256: 32})
 
 
 if __name__ == "__main__":

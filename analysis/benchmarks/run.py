@@ -100,6 +100,16 @@ def run(name: str, quick: bool, folder: Path = HERE) -> dict[str, Any]:
         return found | {"failed": (said or [f"it ended with code {code}"])[-1]}
 
 
+def keep(results: dict[str, Any], file: Path) -> None:
+    """Write results and their picture; what they lack keeps the entry that it has there."""
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    everything = dict(sorted((kept | results).items()))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(everything, indent=1) + "\n")
+    rows = [each for found in everything.values() for each in found.get("targets", [])]
+    picture(rows).savefig(file.with_suffix(".png"), dpi=150)
+
+
 def main(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Rough; writes only to --out.")] = False,
@@ -127,25 +137,21 @@ def main(
             raise typer.Exit(2)
     out = out if out is not None or quick else folder
     file = None if out is None else out / "results.json"
-    kept = json.loads(file.read_text()) if file is not None and file.exists() else {}
     results: dict[str, Any] = {}
     for name in names:
         console.print(f"{name} ...", highlight=False)
         results[name] = found = run(name, quick, folder)
         if "failed" in found:
             console.print(f"{name} failed: {found['failed']}", markup=False, highlight=False)
-    console.print(table(each for r in results.values() for each in r.get("targets", [])))
-    failed = [name for name, found in results.items() if "failed" in found]
+        if file is not None:
+            keep(results, file)
     targets = [each for found in results.values() for each in found.get("targets", [])]
+    console.print(table(targets))
     judged = [each["met"] for each in targets if each["met"] is not None]
     console.print(f"{sum(judged)} of {len(judged)} targets met")
     if file is not None:
-        everything = dict(sorted((kept | results).items()))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(everything, indent=1) + "\n")
-        rows = [each for found in everything.values() for each in found.get("targets", [])]
-        picture(rows).savefig(file.with_suffix(".png"), dpi=150)
         console.print(f"{file}, {file.with_suffix('.png').name}", highlight=False)
+    failed = [name for name, found in results.items() if "failed" in found]
     raise typer.Exit(1 if failed else 0)
 
 
