@@ -116,7 +116,8 @@ def test_the_trivial_task_only_averages_and_averages_exactly(peers):
     ours, serve = importlib.import_module("ours"), importlib.import_module("serve")
     plan = ours.plan_of(parameters=40, rounds=9, per_actor=1)
     assert all(sorted(plan.graph[k]) == sorted(serve.lattice(k)) for k in range(16))
-    found = ours.timed(LocalPool(plan), plan)
+    pool = LocalPool(plan)
+    found = ours.timed(pool, plan, lambda: importlib.import_module("mute").mute(pool._group))
     assert found["error"] < 1e-6 and found["seconds"] > 0
 
 

@@ -203,7 +203,7 @@ def test_the_death_of_an_actor_names_all_its_agents():
     assert row["agents"] == [4, 5, 6]
 
 
-@pytest.mark.parametrize("pool", ["local", "ray"])
+@pytest.mark.parametrize("pool", [pytest.param("local", marks=pytest.mark.long), "ray"])
 def test_a_killed_trial_is_started_again_and_goes_on(ray_cluster, tmp_path, pool):
     """The process that drives its agents; in the local pool they live in it."""
     out = tmp_path / "study"
@@ -244,7 +244,7 @@ snapshot = { every = 20 }
 """
 
 
-@pytest.mark.parametrize("command", ["run", "sweep"])
+@pytest.mark.parametrize("command", [pytest.param("run", marks=pytest.mark.long), "sweep"])
 def test_a_killed_command_resumes_from_its_snapshot(tmp_path, command):
     (tmp_path / "study.toml").write_text(STUDY)
     start = [sys.executable, "-m", f"raydist.{command}"]

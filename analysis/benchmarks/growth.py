@@ -87,7 +87,8 @@ def small_network(agents: int, rounds: int) -> dict[str, Any]:
 
 def through_ray(tree: dict[str, Any], per_actor: int) -> tuple[float, int]:
     """A whole run by actors: wall seconds of a round, and of how many parameters."""
-    plan = make_plan(validate(tree | {"agent": {"per_actor": per_actor, "cpus": 0.02}}))
+    share = {"per_actor": per_actor, "cpus": 1 / tree["topology"]["agents"]}
+    plan = make_plan(validate(tree | {"agent": share}))
     pool = RayPool(plan, layout(plan.config, cluster_resources()))
     records = train(pool, plan)
     assert next(records).round == 0  # all are there

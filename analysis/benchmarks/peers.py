@@ -3,10 +3,10 @@
 python analysis/benchmarks/peers.py [--quick] [--envs DIR]
 
 Each contestant is a process (and its actors or ranks) in an environment of its own, made in DIR at
-the first call (default ~/.cache/raydist-peers). All start first, then they are measured in turn,
-several times over, so that all meet the same load; a figure is the median of its turns. 16 agents,
-a ring lattice of degree 4 where the peer has graphs, weights that are returned as they are. Each
-contestant compares what it averaged with NumPy's result.
+the first call (default ~/.cache/raydist-peers). Those of a heat start first, then they are measured
+in turn, several times over, so that all meet the same load; a figure is the median of its turns.
+16 agents, a ring lattice of degree 4 where the peer has graphs, weights that are returned as they
+are. Each contestant compares what it averaged with NumPy's result.
 """
 
 import json
@@ -64,6 +64,9 @@ CONTESTANTS = {
 }
 
 
+HEATS = ((OBJECTS, FLOWER), (PACKED, DECENT, "gossipy", "fluke"))  # all at once need 25 GB
+
+
 def python_for(contestant: Contestant, envs: Path) -> str:
     """The interpreter of a contestant's environment, which is made if it is not there.
 
@@ -118,7 +121,7 @@ class Running:
         environment |= {"RAY_TMPDIR": str(scratch), "FLWR_HOME": str(scratch)}
         environment |= {"FLWR_TELEMETRY_ENABLED": "0"}
         if not contestant.package:
-            paths = (str(HERE.parents[1]), str(HERE / "peer"))
+            paths = (str(HERE.parents[1]), str(HERE / "peer"), str(HERE))
             environment["PYTHONPATH"] = os.pathsep.join(paths)
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -186,7 +189,7 @@ class Running:
 def compete(
     turns: dict[str, tuple[int, int]], envs: Path
 ) -> tuple[dict[tuple[str, str], float], dict[str, str]]:
-    """Measure all contestants in turn.
+    """Measure all contestants, in turn with those of their heat.
 
     Args:
         turns: of each size: how many, of how many rounds.
@@ -195,30 +198,32 @@ def compete(
     Returns:
         Milliseconds of a round by (size, contestant); and why others have none.
     """
-    running: dict[str, Running] = {}
     failed: dict[str, str] = {}
     times: dict[tuple[str, str], list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="peers") as scratch:
-        try:
-            for number, (name, contestant) in enumerate(CONTESTANTS.items()):
-                folder = Path(scratch, str(number))
-                folder.mkdir()
-                try:
-                    python = python_for(contestant, envs)
-                    running[name] = Running(contestant, python, folder)
-                    running[name].answer()  # one after the other: a start costs much
-                except RuntimeError as error:
-                    failed[name] = str(error)
-            for size, (count, rounds) in turns.items():
-                for _ in range(count):
-                    for name, each in running.items():
-                        found = attempt(failed, name, each.ask, SIZES[size], rounds)
+    for names in HEATS:
+        running: dict[str, Running] = {}
+        with tempfile.TemporaryDirectory(prefix="peers") as scratch:
+            try:
+                for name in filter(CONTESTANTS.__contains__, names):
+                    attempt(failed, name, start, name, running, envs, Path(scratch))
+                for size, (count, rounds) in turns.items():
+                    for name in list(running) * count:
+                        found = attempt(failed, name, running[name].ask, SIZES[size], rounds)
                         if found is not None:
                             times.setdefault((size, name), []).append(found)
-        finally:
-            for each in running.values():
-                each.stop()
+            finally:
+                for each in running.values():
+                    each.stop()
     return {key: statistics.median(found) for key, found in times.items()}, failed
+
+
+def start(name: str, running: dict[str, Running], envs: Path, scratch: Path) -> None:
+    """Start a contestant and wait until it is there: one after the other, for it costs much."""
+    folder = scratch / str(len(running))
+    folder.mkdir()
+    contestant = CONTESTANTS[name]
+    running[name] = Running(contestant, python_for(contestant, envs), folder)
+    running[name].answer()
 
 
 def attempt(failed: dict[str, str], name: str, act: Any, *arguments: Any) -> Any:

@@ -2,16 +2,19 @@
 
 python ours.py [agents per actor]
 
-A round is everything that the product does in one: batch, (empty) attack, gradient, optimiser's
-step, message, exchange along the edges of the graph, combination, and the driver's record of it.
-Only the closed last round, whose state is measured, is not timed.
+A round is everything that the product does in one but learning (`mute`): message, exchange along
+the edges of the graph, combination, and the driver's record of it. The first rounds, which give the
+agents their values, and the closed last one, whose state is measured, are not timed.
 """
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import ray
+from mute import mute
 from serve import AGENTS, DEGREE, serve
 
 from raydist.config import validate
@@ -45,8 +48,20 @@ def plan_of(parameters: int, rounds: int, per_actor: int) -> Plan:
     return make_plan(validate(config))
 
 
-def timed(pool: Pool, plan: Plan) -> dict[str, Any]:
-    """Run a plan; seconds of a round, and how far the weights are from (A')^N v."""
+def timed(pool: Pool, plan: Plan, silence: Callable[[], None]) -> dict[str, Any]:
+    """Run a plan; seconds of a round, and how far the weights are from (A')^N v.
+
+    Args:
+        pool: its agents.
+        plan: the run.
+        silence: called when the agents have got their values, so that they learn no more.
+
+    Returns:
+        As `serve.serve` wants it.
+
+    Raises:
+        RuntimeError: if the agents are as far from each other as they were.
+    """
     moments: list[float] = []
     values: list[float] = []
     states: list[Any] = []
@@ -58,6 +73,7 @@ def timed(pool: Pool, plan: Plan) -> dict[str, Any]:
         moments.append(time.perf_counter())
         if record.round == 1:
             values = [info["loss"] for info in record.agents]
+            silence()
     last = plan.rounds - 1
     expected = np.linalg.matrix_power(plan.A.T, plan.rounds) @ np.array(values)
     error = max(np.abs(w - e).max() for w, e in zip(states, expected, strict=True))
@@ -76,11 +92,14 @@ def main(per_actor: int) -> None:
     with ray_session("local"):
         pool = RayPool(small, layout(small.config, cluster_resources()))
 
+        def silence() -> None:
+            ray.get([actor.__ray_call__.remote(mute) for actor in pool._actors])
+
         def run(parameters: int, rounds: int) -> dict[str, Any]:
             plan = plan_of(parameters, WARM + rounds + 1, per_actor)
             pool.reset(plan)
             try:
-                return timed(pool, plan)
+                return timed(pool, plan, silence)
             finally:
                 pool.reset(small)
 
