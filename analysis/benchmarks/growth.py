@@ -120,31 +120,28 @@ def by_ray(counts: dict[int, int]) -> list[Row]:
     return rows
 
 
-def vectors_held(size: int, momentum: float) -> float:
-    """Memory that one more agent of a process takes, in vectors of P numbers."""
+def held(agents: int, size: int, momentum: float) -> int:
+    """Bytes that agents after a few rounds add to this process."""
 
     def resident() -> int:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    def measured() -> None:
-        found = []
-        for agents in (4, 8):
-            before = resident()
-            optim = {"lr": 0.1, "momentum": momentum}
-            pool = LocalPool(make_plan(validate(tree(agents, size, optim=optim))))
-            pool.step(1, [False] * 3)
-            found.append(resident() - before)
-            pool.shutdown()
-            del pool
-        there.send((found[1] - found[0]) / 4)
+    optim = {"lr": 0.1, "momentum": momentum}
+    plan = make_plan(validate(tree(agents, size, optim=optim)))
+    before = resident()
+    pool = LocalPool(plan)
+    pool.step(1, [False] * 3)
+    return resident() - before
 
-    here, there = multiprocessing.Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=measured)
-    child.start()
-    extra: float = here.recv()
-    child.join()
-    return extra / (4 * size)
+
+def vectors_held(size: int, momentum: float) -> float:
+    """Memory that one more agent of a process takes, in vectors of P numbers."""
+    found = []  # each in a process of its own, or what others have freed is used again
+    for agents in (4, 8):
+        with multiprocessing.get_context("spawn").Pool(1) as alone:
+            found.append(alone.apply(held, (agents, size, momentum)))
+    return (found[1] - found[0]) / (4 * 4 * size)
 
 
 def measure(quick: bool) -> list[Row]:
@@ -189,10 +186,10 @@ def measure(quick: bool) -> list[Row]:
     rows.append(row(name, many, unit, reference=few, limit=1.5, note="the quadratic task"))
     size = 2_000_000
     for momentum, limit in ((0.0, 5.0), (0.9, 6.0)):
-        held = vectors_held(size, momentum)
+        vectors = vectors_held(size, momentum)
         note = "weights, gradient, start, message" + (", momentum" if momentum else "")
         name = f"6 memory of an agent, momentum {momentum:g}"
-        rows.append(row(name, held, "vectors of its parameters", limit=limit, note=note))
+        rows.append(row(name, vectors, "vectors of its parameters", limit=limit, note=note))
     return rows + by_ray({16: 4} if quick else {16: 1, 64: 4, 256: 32})
 
 
