@@ -215,10 +215,10 @@ def pace(samples: list[dict[str, float]]) -> float:
     """The driver's CPU time per trial in the last quarter of them over that in the second one."""
     import numpy as np
 
-    ended = np.array([each["trials_ended"] for each in samples])
-    at = np.interp(
-        ended[-1] * np.array([0.25, 0.5, 0.75, 1.0]), ended, _column(samples, "driver_cpu")
-    )
+    ended = np.array(_column(samples, "trials_ended"))
+    during = ended < ended[-1]  # then the table and the picture are made
+    quarters = ended[-1] * np.array([0.25, 0.5, 0.75, 1.0])
+    at = np.interp(quarters, ended[during], np.array(_column(samples, "driver_cpu"))[during])
     return float((at[3] - at[2]) / (at[1] - at[0]))
 
 
