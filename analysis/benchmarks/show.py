@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from targets import Row, used
 
+LEAST = 0.02
 MET, MISSED = "#0072B2", "#D55E00"  # told apart by every kind of eye, and by hatching and words
 
 
@@ -23,7 +24,7 @@ def table(rows: Iterable[Row]) -> Table:
 
 
 def picture(rows: Iterable[Row]) -> Figure:
-    """How much of its limit each target uses, on a logarithmic axis, the limit at 1.
+    """How much of its limit each target uses, on a logarithmic axis that begins at LEAST.
 
     Args:
         rows: those without a limit are left out.
@@ -38,11 +39,13 @@ def picture(rows: Iterable[Row]) -> Figure:
         colour, hatch = (MET, "") if each["met"] else (MISSED, "///")
         ax.barh(place, share, color="white" if hatch else colour, edgecolor=colour, hatch=hatch)
         said = f" {share:.2g}" if each["met"] else f" {share:.2g} not met"
-        ax.text(share, place, said, va="center", fontsize=8)
+        paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        ax.text(max(1.03 * share, LEAST), place, said, va="center", fontsize=8, bbox=paper)
     ax.axvline(1, color="black", linewidth=1.5)
     ax.set_xscale("log")
+    ax.set_xlim(LEAST, 3 * max(2.0, *(share for _, share in drawn), 0.0))
     ax.set_yticks(range(len(drawn)), [each["target"] for each, _ in drawn], fontsize=8)
     ax.invert_yaxis()
-    ax.margins(x=0.12)
+    ax.margins(y=0.01)
     ax.set_xlabel("share of the limit that is used (at most 1 is met)")
     return figure
