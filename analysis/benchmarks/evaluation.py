@@ -1,7 +1,7 @@
 """AutoAttack as it is run here, against the package pyautoattack alone, on the same model.
 
 CPU seconds of one thread, ABBA in one run; images that pass the model are counted. The model is a
-small network on digits, trained by two agents; the images are of those it is tested on.
+small network on digits, trained by two agents; the images are the first that it is tested on.
 """
 
 import copy

@@ -156,16 +156,14 @@ def measure(quick: bool) -> list[Row]:
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     rows = []
     for (way, size), (ours, reference) in measured(quick).items():
-        target, note = (
-            f"3 {way}, K = 16, {size} parameters",
-            f"two plain processes {reference:.1f} ms",
-        )
         limit = LIMITS.get((way, size))
+        target = f"3 {way}, K = 16, {size} parameters"
         told = partial(row, target, ours, "ms per round", limit=limit)
         if limit is not None and limit < 2:
             rows.append(told(reference=reference))
         else:
-            rows.append(told(note=f"{note}, {ours / reference:.2f} times as long"))
+            beside = f"two plain processes {reference:.1f} ms"
+            rows.append(told(note=f"{beside}, {ours / reference:.2f} times as long"))
     ray.shutdown()
     return rows
 

@@ -43,7 +43,7 @@ def picture(rows: Iterable[Row]) -> Figure:
         ax.text(max(1.03 * share, LEAST), place, said, va="center", fontsize=8, bbox=paper)
     ax.axvline(1, color="black", linewidth=1.5)
     ax.set_xscale("log")
-    ax.set_xlim(LEAST, 3 * max(2.0, *(share for _, share in drawn), 0.0))
+    ax.set_xlim(LEAST, 3 * max([2.0, *(share for _, share in drawn)]))
     ax.set_yticks(range(len(drawn)), [each["target"] for each, _ in drawn], fontsize=8)
     ax.invert_yaxis()
     ax.margins(y=0.01)
