@@ -88,18 +88,19 @@ class Node:
 class Cluster:
     """A head and other nodes; a context manager that ends them all."""
 
-    def __init__(self, cpus=1, ip="127.0.0.1", **settings):
+    def __init__(self, cpus=1, ip=None, **settings):
         self.folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # socket names are short
         self.token = self.folder / "token"
         self.token.write_text(secrets.token_hex(32))
         port = free_port()
-        self.address = f"{ip}:{port}"
+        self.address = f"{ip or '127.0.0.1'}:{port}"
         # nothing of this process's own: no path to our code, no address of another cluster
         kept = {k: os.environ[k] for k in ("PATH", "HOME", "TMPDIR") if k in os.environ}
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
         accelerators = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         self.environment = kept | own | accelerators | settings
-        arguments = ["--head", f"--port={port}", f"--num-cpus={cpus}", f"--node-ip-address={ip}"]
+        arguments = ["--head", f"--port={port}", f"--num-cpus={cpus}"]
+        arguments += [f"--node-ip-address={ip}"] if ip else []
         arguments += ["--include-dashboard=false", f"--temp-dir={self.folder}"]
         arguments += [f"--object-store-memory={200 * 2**20}"]
         self.nodes = [Node(self.folder, self.environment, arguments)]
