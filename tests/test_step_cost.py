@@ -82,7 +82,7 @@ def test_options_cost_no_pass():
 
 def test_fosc_and_all_else_that_an_agent_does_cost_no_pass():
     whole, infos = agent("pgd_at"), []
-    spent = units(whole.local, lambda: infos.append(whole.adapt(1)[1]))
+    spent = units(whole.local, lambda: infos.append(whole.adapt(1)[1]()))
     assert "fosc" in infos[0] and spent <= 2 * STEPS + 3
 
 

@@ -84,12 +84,12 @@ def seconds_a_round(pool: Any, first: int, rounds: int) -> float:
     return (time.perf_counter() - began) / rounds
 
 
-def plan_of(size: int, exchange: str, per_actor: int) -> Any:
-    """A run of agents that will not learn."""
+def plan_of(size: int, exchange: str, per_actor: int, gpus: float = 0) -> Any:
+    """A run of agents that will not learn; each has so much of a GPU."""
     from raydist.config import validate
     from raydist.engine.plan import make_plan
 
-    agent = {"per_actor": per_actor, "cpus": 0.02}
+    agent = {"per_actor": per_actor, "cpus": 0.02, "gpus": gpus}
     return make_plan(validate(tree(AGENTS, size, exchange=exchange, agent=agent)))
 
 

@@ -17,7 +17,7 @@ from targets import Row, row, tell
 from raydist.engine.driver import train
 from raydist.engine.pool import LocalPool
 
-FAST: dict[str, Any] = {"precision": "bf16", "channels_last": True}
+FAST: dict[str, Any] = {"precision": "bf16", "channels_last": True, "cuda_graphs": True}
 PACKED = "6.7 images per second: 16 packed agents against one process"
 PUBLISHED = "6.7 PGD-10 against the published loop"
 EXCHANGE = "6.7 exchange and engine in a round of 16 agents"

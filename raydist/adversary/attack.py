@@ -21,7 +21,7 @@ from raydist.adversary.threat import ThreatModel, rows
 Start = Literal["uniform", "zero", "normal"]
 PerSample = Callable[[Tensor, Tensor], Tensor]
 AttackLoss = Literal["ce", "kl"] | PerSample
-Objective = Callable[[Tensor], Tensor]
+Gradient = Callable[[nn.Module, PerSample, Tensor, Tensor], Tensor]
 _Run = tuple[Tensor, ...]  # x_adv, x_last, grad
 
 NORMAL_START = 0.001  # standard deviation of the "normal" start, as in the code of TRADES
@@ -73,24 +73,29 @@ def input_gradient(
         Gradients, (N, ...): of the sum over samples, so independent of the batch size.
     """
     with frozen(model):
-        return _gradient(lambda points: loss(model(points), y), x)
+        return by_autograd(model, loss, x, y)
 
 
-def _gradient(objective: Objective, x: Tensor) -> Tensor:
+def by_autograd(model: nn.Module, loss: PerSample, x: Tensor, target: Tensor) -> Tensor:
+    """∇_x ℓ(f(x_i), target_i) for each sample i, of a model that is frozen already."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
-        total = objective(x).sum()
+        total = loss(model(x), target).sum()
     return torch.autograd.grad(total, x)[0]
 
 
-def _objective(model: nn.Module, x: Tensor, y: Tensor, loss: AttackLoss) -> Objective:
-    """The function of x' that is ascended, one value per sample."""
+def _objective(
+    model: nn.Module, x: Tensor, y: Tensor, loss: AttackLoss
+) -> tuple[PerSample, Tensor]:
+    """What of f(x') is ascended, one value per sample, and what it is compared with."""
     if loss == "kl":
         with torch.no_grad():
-            clean = model(x)
-        return lambda x_adv: kl_divergences(clean, model(x_adv))
-    each = loss if callable(loss) else cross_entropies
-    return lambda x_adv: each(model(x_adv), y)
+            return _divergences, model(x)
+    return (loss if callable(loss) else cross_entropies), y
+
+
+def _divergences(outputs: Tensor, clean: Tensor) -> Tensor:
+    return kl_divergences(clean, outputs)
 
 
 def _begin(x: Tensor, threat: ThreatModel, start: Start, generator: torch.Generator) -> Tensor:
@@ -127,6 +132,7 @@ def ascend(
     restarts: int = 1,
     loss: AttackLoss = "ce",
     generator: torch.Generator | None = None,
+    gradient: Gradient = by_autograd,
 ) -> Ascent:
     """The attack of `pgd`, with its last gradient.
 
@@ -141,6 +147,7 @@ def ascend(
         restarts: number of runs ≥ 1; each sample keeps its run of highest final loss.
         loss: "ce", "kl" for KL(p(x) ‖ p(x')), or a function `(outputs, y) -> (N,)`.
         generator: source of the random start; None is a fresh one with seed 0, the same each call.
+        gradient: how the gradient of the frozen model is computed.
 
     Returns:
         The last iterate, the one before it and the gradient there. With steps = 0 or eps = 0 the
@@ -153,28 +160,31 @@ def ascend(
     source = torch.Generator(x.device).manual_seed(0) if generator is None else generator
 
     with frozen(model):
-        objective = _objective(model, x, y, loss)
+        each, target = _objective(model, x, y, loss)
 
         def run() -> _Run:
             x_adv = _begin(x, threat, start, source)
             for _ in range(steps):
-                x_last, grad = x_adv, _gradient(objective, x_adv)
+                x_last, grad = x_adv, gradient(model, each, x_adv, target)
                 x_adv = threat.project(x_last + alpha * threat.steepest(grad, x_last), x)
             return x_adv, x_last, grad
 
-        found = run() if restarts == 1 else _best(objective, (run() for _ in range(restarts)))
+        def value(x_adv: Tensor) -> Tensor:
+            return each(model(x_adv), target)
+
+        found = run() if restarts == 1 else _best(value, (run() for _ in range(restarts)))
     return Ascent(*found)
 
 
-def _best(objective: Objective, runs: Iterator[_Run]) -> _Run:
-    """Per sample the run of highest final objective."""
+def _best(value: Callable[[Tensor], Tensor], runs: Iterator[_Run]) -> _Run:
+    """Per sample the run of highest final value."""
     best = next(runs)
     with torch.no_grad():
-        highest = objective(best[0])
+        highest = value(best[0])
         for run in runs:
-            value = objective(run[0])
-            higher = (value > highest).unsqueeze(1)
-            highest = torch.maximum(value, highest)
+            found = value(run[0])
+            higher = (found > highest).unsqueeze(1)
+            highest = torch.maximum(found, highest)
             best = tuple(
                 torch.where(higher, rows(new), rows(old)).view(old.shape)
                 for new, old in zip(run, best, strict=True)

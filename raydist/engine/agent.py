@@ -6,7 +6,7 @@ of order, it refuses to work.
 """
 
 import copy
-import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from raydist.engine.clock import Clock
 from raydist.engine.flat import FlatModel
 from raydist.engine.local_step import LocalStep
 from raydist.engine.measurer import Measurer
@@ -70,7 +71,7 @@ class Agent:
         self.local = LocalStep(self.config, spec.agent, spec.rounds, spec.epoch, task, self.flat)
         self.round, self.open = 0, False
         self.sent = self.flat.w.new_empty(self.message_size())
-        self.seconds_combine = 0.0
+        self.combining: Clock | float = 0.0  # of the round before
         self.shards = Shards(self)
 
     def message_size(self) -> int:
@@ -80,7 +81,7 @@ class Agent:
             size += self.flat.statistics.numel()
         return size + self._momentum * self.local.vectors() * self.flat.w.numel()
 
-    def adapt(self, n: int, noisy: bool = False) -> tuple[Tensor, Info]:
+    def adapt(self, n: int, noisy: bool = False) -> tuple[Tensor, Callable[[], Info]]:
         """Attack a fresh batch, take the gradient there, make the local step φ = w − μ ∇̂J(w).
 
         Args:
@@ -88,17 +89,17 @@ class Agent:
             noisy: whether the inputs get Gaussian noise first (`stop.remedy`).
 
         Returns:
-            The message m_k(n), a buffer that the next call writes again; and what was measured:
-            loss, grad_norm, fosc, lr, eps, times, bytes.
+            The message m_k(n), a buffer that the next call writes again; and what tells what was
+            measured, once the device is done with it: loss, grad_norm, fosc, lr, eps, times, bytes.
 
         Raises:
             RuntimeError: if n is not the next round.
         """
         if self.open or n != self.round + 1:
             raise RuntimeError(f"agent {self.spec.agent} is at round {self.round}, not before {n}")
-        clock = [self._now()]
+        clock = Clock(self.device)
         batch = self.local.attack(n, noisy)
-        clock.append(self._now())
+        clock.mark()
         sent = strategy.sent(self.config.strategy)
         if sent == "w":
             self._send(self.flat.w)
@@ -111,19 +112,25 @@ class Agent:
         if sent != "w":
             self._send(self.flat.grad if sent == "gradient" else self.flat.w)
         self._send_companions()
-        clock.append(self._now())
+        clock.mark()
         self.round, self.open = n, True
-        info = dict(zip(measured, torch.stack(list(measured.values())).tolist(), strict=True))
-        if self.local.upsilon:
-            info["sensitivity"] = self.local.upsilon
-        return self.sent, info | {
-            "lr": self.local.lr(n),
-            "eps": batch.threat.eps,
-            "seconds_attack": clock[1] - clock[0],
-            "seconds_adapt": clock[2] - clock[1],
-            "seconds_combine": self.seconds_combine,
-            "bytes_sent": float(self.sent.nbytes * (len(self.spec.neighbours) - 1)),
-        }
+        values, combining = torch.stack(list(measured.values())), self.combining
+        known = {"sensitivity": self.local.upsilon} if self.local.upsilon else {}
+        known |= {"lr": self.local.lr(n), "eps": batch.threat.eps}
+        size = float(self.sent.nbytes * (len(self.spec.neighbours) - 1))
+
+        def tell() -> Info:
+            attack, adapt = clock.seconds()
+            return {
+                **dict(zip(measured, values.tolist(), strict=True)),
+                **known,
+                "seconds_attack": attack,
+                "seconds_adapt": adapt,
+                "seconds_combine": _seconds(combining),
+                "bytes_sent": size,
+            }
+
+        return self.sent, tell
 
     def combine(self, n: int, *messages: Tensor) -> None:
         """w⁺ = Σ_l a_lk m_l + (φ − m): the end of round n.
@@ -137,7 +144,7 @@ class Agent:
         """
         if not self.open or n != self.round or len(messages) != len(self.spec.neighbours) - 1:
             raise RuntimeError(f"agent {self.spec.agent} cannot combine round {n}: out of order")
-        began, inbox = self._now(), iter(messages)
+        clock, inbox = Clock(self.device), iter(messages)
         received = [
             (self.sent if l == self.spec.agent else next(inbox)).to(self.device)
             for l in self.spec.neighbours
@@ -156,7 +163,8 @@ class Agent:
                 strategy.combine(weights, [m[part] for m in received], out=companion)
         self._remember(n)
         self.open = False
-        self.seconds_combine = self._now() - began
+        clock.mark()
+        self.combining = clock
 
     def state(self, which: str = "now") -> Message:
         """One vector: parameters and running statistics.
@@ -306,7 +314,6 @@ class Agent:
     def _tensor(self, message: Message) -> Tensor:
         return torch.from_numpy(message).to(self.device)
 
-    def _now(self) -> float:
-        if self.spec.cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
+
+def _seconds(piece: Clock | float) -> float:
+    return piece if isinstance(piece, float) else sum(piece.seconds())

@@ -43,11 +43,11 @@ class Group:
 
     def adapt(self, n: int, noisy: bool) -> list[Info]:
         """Round n of every agent, up to what it sends; as `Agent.adapt`."""
-        infos = []
+        told = []
         for agent in self.agents:
-            self._sent[agent.spec.agent], info = agent.adapt(n, noisy)
-            infos.append(info)
-        return infos
+            self._sent[agent.spec.agent], tell = agent.adapt(n, noisy)
+            told.append(tell)
+        return [tell() for tell in told]  # none waits for the device before all have their work
 
     def combine(self, n: int, received: Mapping[int, Tensor]) -> None:
         """Finish round n at every agent, as `Agent.combine`.

@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from raydist.adversary import awp, telemetry, wasserstein
-from raydist.adversary.attack import Ascent
+from raydist.adversary.attack import Ascent, Gradient, by_autograd
 from raydist.adversary.fosc import first_order_gap
 from raydist.adversary.instability import add_gaussian
 from raydist.adversary.schedule import eps_at, local_progress, lr_at
@@ -21,6 +22,7 @@ from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.engine.flat import FlatModel
 from raydist.engine.precision import computed, tf32
+from raydist.engine.replay import Replay
 from raydist.engine.task import Task
 from raydist.learning import optim
 from raydist.seeding import Purpose, torch_generator
@@ -68,6 +70,11 @@ class LocalStep:
         self.model = computed(flat.module, config)
         self.upsilon = 0.0  # Υ, the network's sensitivity (wasserstein)
         self.optimiser = self._optimiser(flat.w)
+        self._ascent: Gradient = by_autograd
+        self._descent: Callable[..., Tensor] | None = None
+        if config.cuda_graphs and self._device.type == "cuda":
+            self._ascent = _replayed_ascent()
+            self._descent = Replay(self._backward, self.model.buffers)
 
     def attack(self, n: int, noisy: bool) -> Attacked:
         """The batch of round n, attacked.
@@ -88,7 +95,8 @@ class LocalStep:
         with tf32(self.config.precision == "tf32"):
             if self.config.loss.name == "wasserstein":
                 return Attacked(x, y, self._distributional(x, y, threat, draw), threat)
-            return Attacked(x, y, self.task.attack(self.model, x, y, threat, draw), threat)
+            points = self.task.attack(self.model, x, y, threat, draw, self._ascent)
+            return Attacked(x, y, points, threat)
 
     def _distributional(
         self, x: Tensor, y: Tensor, threat: ThreatModel, draw: torch.Generator
@@ -120,7 +128,7 @@ class LocalStep:
         )
         if not table.gamma:
             return Ascent(points, x, None)
-        pointwise = self.task.attack(model, x, y, threat, draw)
+        pointwise = self.task.attack(model, x, y, threat, draw, self._ascent)
         return pointwise._replace(x_adv=torch.cat([points, pointwise.x_adv]))
 
     def power(self, n: int) -> Tensor:
@@ -156,21 +164,26 @@ class LocalStep:
         """
         model, loss = self.model.train(), self.task.loss
         x, x_adv, y = batch.x, batch.points.x_adv, batch.y
-        self.flat.grad.zero_()
         with tf32(self.config.precision == "tf32"), ExitStack() as weights:
             if self.config.loss.awp:
                 v = awp.perturbation(model, loss, x, x_adv, y, self.config.loss.awp)
                 weights.enter_context(awp.perturbed(model, v))
-            value = loss(model, x, x_adv, y)
-            torch.autograd.backward(value)
+            value = (self._descent or self._backward)(x, x_adv, y)
         found = {
-            "loss": value.detach(),
+            "loss": value,
             "grad_norm": torch.linalg.vector_norm(self.flat.grad),
         }
         if batch.points.grad is not None:
             gap = first_order_gap(x, batch.points.x_last, batch.points.grad, batch.threat)
             found["fosc"] = gap.mean()
         return found
+
+    def _backward(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        """The loss of the attacked batch; its gradient becomes the flat one."""
+        self.flat.grad.zero_()
+        value = self.task.loss(self.model, x, x_adv, y)
+        torch.autograd.backward(value)
+        return value.detach()
 
     def look_closer(self, batch: Attacked, n: int) -> Callable[[], dict[str, Tensor]]:
         """Telemetry of arXiv:2410.07675 on a batch, in two parts: before the own step and after.
@@ -265,6 +278,12 @@ class LocalStep:
 
     def _draw(self, purpose: Purpose, n: int) -> torch.Generator:
         return torch_generator(purpose, self.config.seed, self.agent, n, self._device)
+
+
+def _replayed_ascent() -> Gradient:
+    """`by_autograd`, replayed for the model and the loss that an attack asks for."""
+    replay = cache(lambda model, loss: Replay(partial(by_autograd, model, loss)))
+    return lambda model, loss, x, target: replay(model, loss)(x, target)
 
 
 def _vectors(optimiser: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> list[Tensor]:

@@ -60,7 +60,8 @@ class ParallelPool(LocalPool):
         total = torch.zeros_like(first.sent)
         for agent in self.agents:
             agent.flat.statistics.copy_(statistics)  # every agent begins with these
-            sent, info = agent.adapt(n, noisy)
+            sent, tell = agent.adapt(n, noisy)
+            info = tell()
             del info["bytes_sent"]  # what an all-reduce sends is its library's affair
             total += sent
             infos.append(info)
@@ -68,7 +69,7 @@ class ParallelPool(LocalPool):
         torch.div(self._sum(total), self._plan.agents, out=first.sent)
         first.combine(n)  # alone with the mean gradient: it steps with that
         for agent in self.agents:
-            agent.open, agent.seconds_combine = False, time.perf_counter() - began
+            agent.open, agent.combining = False, time.perf_counter() - began
         return self._gather(infos)
 
     def close(self, n: int) -> None:

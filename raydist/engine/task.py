@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydist.adversary import loss as losses
-from raydist.adversary.attack import Ascent, AttackLoss, ascend
+from raydist.adversary.attack import Ascent, AttackLoss, Gradient, ascend, by_autograd
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.learning import checkpoint
@@ -26,7 +26,6 @@ from raydist.learning.transform import transformed
 from raydist.plugin import resolve
 from raydist.seeding import Purpose, numpy_rng, torch_generator
 
-Attack = Callable[[nn.Module, Tensor, Tensor, ThreatModel, torch.Generator], Ascent]
 Split = tuple[NDArray[Any], NDArray[np.int64]]
 
 # Each loss and the attack that its paper trains with (None: no attack).
@@ -72,13 +71,28 @@ def build_model(config: Experiment, shape: tuple[int, ...], classes: int) -> nn.
     return model.to(DTYPES[config.dtype])
 
 
+class Attack(Protocol):
+    """The attack of a configuration; its step follows the threat's budget."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        draw: torch.Generator,
+        gradient: Gradient = by_autograd,
+    ) -> Ascent:
+        """As `ascend`."""
+
+
 @dataclass(frozen=True)
 class Task:
     """The parts of a local step.
 
     Attributes:
         batch: round n ≥ 1 -> (x, y) of this agent.
-        attack: (model, x, y, threat, generator) -> adversarial points and the last gradient.
+        attack: adversarial points and the last gradient.
         loss: (model, x, x_adv, y) -> scalar.
         threat: this agent's set of allowed perturbations, at its full budget.
         sample: (fraction, round n) -> a random fraction of its images, not augmented.
@@ -131,8 +145,7 @@ def attack_named(config: Experiment, usual: str | None, each: AttackLoss = "ce")
         each: the per-sample function that pgd and fgsm ascend.
 
     Returns:
-        A function (model, x, y, threat, generator) -> Ascent. Its step follows the threat: α is
-        scaled by eps / config.threat.eps (arXiv:2006.08403).
+        The attack; α is scaled by threat.eps / config.threat.eps (arXiv:2006.08403).
     """
     table, eps = config.attack, config.threat.eps
     name = table.name or usual
@@ -157,10 +170,15 @@ def attack_named(config: Experiment, usual: str | None, each: AttackLoss = "ce")
     }[name]
 
     def attack(
-        model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, draw: torch.Generator
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        draw: torch.Generator,
+        gradient: Gradient = by_autograd,
     ) -> Ascent:
         scaled = alpha * threat.eps / eps if eps else alpha
-        return steps(model, x, y, threat, alpha=scaled, generator=draw)
+        return steps(model, x, y, threat, alpha=scaled, generator=draw, gradient=gradient)
 
     return attack
 
@@ -194,7 +212,9 @@ def image_task(
 
     def batch(n: int) -> tuple[Tensor, Tensor]:
         chosen = datasets.batch_indices(len(y_all), config.data.batch, config.seed, agent, n)
-        index = torch.as_tensor(chosen, device=device)
+        index = torch.from_numpy(chosen)
+        if device.type == "cuda":  # out of pinned memory, so that nothing waits for the device
+            index = index.pin_memory().to(device, non_blocking=True)
         x = images(index)
         if kind != "none":
             draw = torch_generator(Purpose.AUGMENT, config.seed, agent, n, device)
