@@ -48,6 +48,7 @@ class Experiment(Table):
     dtype: Literal["float32", "float64"] = "float32"
     precision: Literal["float32", "tf32", "bf16"] = "float32"  # of training's matrix products
     channels_last: bool = False  # memory format of images in training
+    compile: bool = False  # torch.compile for the passes of training
     cuda_graphs: bool = False  # on a GPU: record the passes of training once, then replay them
     combine_buffers: bool = True  # running statistics of BatchNorm travel with the weights
     data: Data = Data()

@@ -115,6 +115,7 @@ CHANGED = {
     "dtype": "float64",
     "precision": "bf16",
     "channels_last": True,
+    "compile": True,
     "cuda_graphs": True,
     "combine_buffers": False,
     "data.set": "mnist",

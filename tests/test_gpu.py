@@ -100,6 +100,15 @@ def test_a_gpu_starts_as_the_cpu_does():
 
 @pytest.mark.gpu
 @needs_gpu
+def test_compiled_passes_learn_the_same():
+    start = {"attack": {"steps": 2, "start": "zero"}, "cuda_graphs": True}
+    plain, fused = locally(**start), locally(compile=True, **start)
+    np.testing.assert_allclose(fused[1][0], plain[1][0], rtol=1e-4)
+    np.testing.assert_allclose(fused[1], plain[1], rtol=0.2)
+
+
+@pytest.mark.gpu
+@needs_gpu
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("exchange", "per_actor"), [("objects", 1), ("objects", 2), ("objects", 4), ("board", 1)]
@@ -125,5 +134,6 @@ def test_without_a_gpu_nothing_is_recorded():
 def test_the_quadratic_task_has_no_passes_to_record():
     from test_engine import quadratic
 
-    with pytest.raises(InputError, match=r'^cuda_graphs is for images, not for data.set = "quad'):
-        make_plan(validate(quadratic(cuda_graphs=True)))
+    for how in ("cuda_graphs", "compile"):
+        with pytest.raises(InputError, match=f'^{how} is for images, not for data.set = "quad'):
+            make_plan(validate(quadratic(**{how: True})))

@@ -53,7 +53,8 @@ class Agent:
         self.spec, self.config = spec, spec.config
         self.device = torch.device("cuda" if spec.cuda else "cpu")
         self.flat = flat or FlatModel(
-            build_model(self.config, spec.shape, spec.classes).to(self.device)
+            build_model(self.config, spec.shape, spec.classes).to(self.device),
+            self.config.channels_last,
         )
         self.measurer = Measurer(
             self.config, spec.agent, share, held, spec.scale, spec.classes, self.device
@@ -270,7 +271,10 @@ class Agent:
             centroid: the centroid's vector, to write that instead.
         """
         with self.flat.holding(self._state_or(centroid)) as model:
-            tensors = {name: value.clone() for name, value in model.state_dict().items()}
+            tensors = {
+                name: value.clone(memory_format=torch.contiguous_format)
+                for name, value in model.state_dict().items()
+            }
         Store(folder).write(name, save_tensors(tensors))
 
     def _remember(self, n: int) -> None:

@@ -102,6 +102,7 @@ def check_quadratic(config: Experiment) -> None:
         "attack.name": config.attack.name == "kl_pgd",
         "precision": config.precision != "float32",
         "channels_last": config.channels_last,
+        "compile": config.compile,
         "cuda_graphs": config.cuda_graphs,
         "evaluate.excess_risk": config.evaluate.excess_risk > 0,  # it is reported anyway
         "evaluate.subspace": config.evaluate.subspace > 0,

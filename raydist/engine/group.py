@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from raydist.engine.agent import Agent, Info, Message
+from raydist.engine.lanes import Lanes
 from raydist.engine.spec import AgentSpec, agent_file
 from raydist.engine.task import Split
 from raydist.measure.masks import Masks
@@ -35,6 +36,7 @@ class Group:
             flat = self.agents[0].flat if one_model and self.agents else None
             self.agents.append(Agent(spec, share, held, flat))
         self._sent: dict[int, Tensor] = {}
+        self._lanes = Lanes(self.agents[0].device)
 
     @property
     def open(self) -> bool:
@@ -44,9 +46,11 @@ class Group:
     def adapt(self, n: int, noisy: bool) -> list[Info]:
         """Round n of every agent, up to what it sends; as `Agent.adapt`."""
         told = []
-        for agent in self.agents:
-            self._sent[agent.spec.agent], tell = agent.adapt(n, noisy)
+        for i, agent in enumerate(self.agents):
+            with self._lanes.lane(i):
+                self._sent[agent.spec.agent], tell = agent.adapt(n, noisy)
             told.append(tell)
+        self._lanes.join()
         return [tell() for tell in told]  # none waits for the device before all have their work
 
     def combine(self, n: int, received: Mapping[int, Tensor]) -> None:
@@ -73,8 +77,9 @@ class Group:
         return total
 
     def states(self) -> list[Message]:
-        """The state of every agent."""
-        return [agent.state() for agent in self.agents]
+        """The state of every agent, in the order of its model's tensors."""
+        flats = [agent.flat for agent in self.agents]
+        return [flat.in_order(flat.state()).cpu().numpy() for flat in flats]
 
     def powers(self, n: int) -> list[Message]:
         """As `Agent.power`, of every agent."""

@@ -198,7 +198,7 @@ class LocalStep:
             before and after the agent's own step (centralized agents make none).
         """
         model, x, x_adv, y = self.model, batch.x, batch.points.x_adv, batch.y
-        before = self.flat.grad.clone()
+        before = self.flat.in_order(self.flat.grad)
         found = dict(
             zip(
                 ("train_clean_acc", "train_adv_acc"),

@@ -98,7 +98,7 @@ class ParallelPool(LocalPool):
 
     def states(self) -> list[Message]:
         """As `Pool.states`."""
-        return [self._centroid()] * self._plan.agents
+        return self._group.states()[:1] * self._plan.agents
 
     def _centroid(self, which: str = "now") -> Message:
         """What every agent holds."""

@@ -83,7 +83,7 @@ class Pool(Protocol):
         """Put new agents, at round 0, in the place of dead ones; forget the open round."""
 
     def states(self) -> list[Message]:
-        """w_k and running statistics of every agent."""
+        """w_k and running statistics of every agent, in the order of its model's tensors."""
 
     def shutdown(self) -> None:
         """Give everything back."""

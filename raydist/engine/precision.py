@@ -1,7 +1,8 @@
 """How an agent's passes are computed. What is stored, summed up and sent stays in the dtype.
 
 bf16 holds for the network's passes alone: losses, projections, weights and the optimiser's state
-are float32. TF32 is a mode of GPUs for products of float32 matrices.
+are float32. TF32 is a mode of GPUs for products of float32 matrices. Compiled, what lies between
+products is computed in one go, and rounded once.
 """
 
 from collections.abc import Generator
@@ -40,6 +41,9 @@ class Passes(nn.Module):
 def computed(network: nn.Module, config: Experiment) -> nn.Module:
     """The network as an experiment computes it in training: itself, if nothing is asked for."""
     bf16 = config.precision == "bf16"
+    if config.compile:
+        compiled: Any = torch.compile(network, dynamic=False)  # still a module
+        network = compiled
     return Passes(network, bf16, config.channels_last) if bf16 or config.channels_last else network
 
 

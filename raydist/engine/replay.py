@@ -65,14 +65,14 @@ class Replay:
             for each, value in kept:
                 each.copy_(value)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=_memory().pool()):
+        with torch.cuda.graph(graph, pool=_memory(here).pool()):
             result = self._function(*inputs)
         return _Recording(graph, inputs, result)
 
 
 @cache
-def _memory() -> torch.cuda.CUDAGraph:
-    """Of a graph that stays: what all of this process compute in, one after the other."""
+def _memory(stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+    """Of a graph that stays: what those of this queue compute in, one after the other."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         torch.zeros(1, device="cuda")
