@@ -290,6 +290,11 @@ CASES = {
         {"dtype": '"float64"', "precision": '"bf16"', "evaluate.autoattack": "0"},
         'precision is "bf16", which computes with less than dtype = "float64": remove one',
     ),
+    "TF32 in channels_last": (
+        {"precision": '"tf32"', "channels_last": "true", "evaluate.autoattack": "0"},
+        'precision is "tf32", which fails on GPUs with channels_last = true (cuDNN, seen on '
+        "an H200): remove one",
+    ),
     "precision": (
         {"precision": '"bfloat16"'},
         'precision is "bfloat16", expected one of float32, tf32, bf16: write "bf16"',

@@ -4,7 +4,7 @@ python analysis/benchmarks/run.py [--quick] [--only step,exchange] [--out DIR]
 
 Runs the benchmarks in this folder, each in a process of its own, prints their targets and writes
 results.json (what was measured, on what, when, with which versions) and results.png. What was not
-run now keeps the entry that it has. The machine should do nothing else meanwhile: its load average
+run now, failed, or found no GPU, keeps the entry that it has. The machine should do nothing else meanwhile: its load average
 stands beside the figures.
 """
 
@@ -100,10 +100,16 @@ def run(name: str, quick: bool, folder: Path = HERE) -> dict[str, Any]:
         return found | {"failed": (said or [f"it ended with code {code}"])[-1]}
 
 
+def figures(found: dict[str, Any]) -> bool:
+    """Whether anything was measured."""
+    return any(each["measured"] is not None for each in found.get("targets", []))
+
+
 def keep(results: dict[str, Any], file: Path) -> None:
-    """Write results and their picture; what they lack keeps the entry that it has there."""
+    """Write results and their picture; where they lack figures, the entry that is there stays."""
     kept = json.loads(file.read_text()) if file.exists() else {}
-    everything = dict(sorted((kept | results).items()))
+    new = {name: found for name, found in results.items() if name not in kept or figures(found)}
+    everything = dict(sorted((kept | new).items()))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(everything, indent=1) + "\n")
     rows = [each for found in everything.values() for each in found.get("targets", [])]
