@@ -83,8 +83,8 @@ class Experiment(Table):
             )
         if self.precision == "tf32" and self.channels_last:
             raise ValueError(
-                'precision is "tf32", which fails on GPUs with channels_last = true (cuDNN, seen on '
-                "an H200): remove one"
+                'precision is "tf32", which fails on GPUs with channels_last = true (cuDNN, seen '
+                "on an H200): remove one"
             )
         check_budget("attack.alpha", self.attack.alpha or 0.0, self.threat.norm)
         if self.attack.steps == 0 and (self.attack.alpha or 0.0) > self.threat.eps:

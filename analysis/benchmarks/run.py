@@ -4,8 +4,8 @@ python analysis/benchmarks/run.py [--quick] [--only step,exchange] [--out DIR]
 
 Runs the benchmarks in this folder, each in a process of its own, prints their targets and writes
 results.json (what was measured, on what, when, with which versions) and results.png. What was not
-run now, failed, or found no GPU, keeps the entry that it has. The machine should do nothing else meanwhile: its load average
-stands beside the figures.
+run now, failed, or found no GPU, keeps the entry that it has. The machine should do nothing else
+meanwhile: its load average stands beside the figures.
 """
 
 import importlib.metadata
