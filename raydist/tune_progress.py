@@ -68,9 +68,11 @@ class TuneProgress(tune.Callback):
         kept = {k: last[k] for k in ("clean_acc", "pgd20_acc", "autoattack_acc") if k in last}
         self._end(str(trial), f"{last.get('status', 'ended')} {numbers(kept)}")
         # Tune keeps every trial for good, and writes all of them again and again. Nobody will read
-        # the ten windows of each number that it reported, 90 kB, and its name is made: 13 kB.
+        # the ten windows of each number that it reported, 90 kB, its name is made, 13 kB, and the
+        # first thing that its process told is an object of Ray's.
         trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps = {}, {}
         trial.trial_name_creator = trial.trial_dirname_creator = None
+        trial._default_result_or_future = None
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune when a trial has failed."""

@@ -303,7 +303,7 @@ def test_trap_global_random_state_of_the_gpu_is_left_alone(held_out):
     )
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4, 6])
+@pytest.mark.parametrize("classes", [2, 3, pytest.param(4, marks=pytest.mark.long), 6])
 def test_trap_fewer_than_ten_classes(classes):
     x, y = digits(classes)
     verdict = autoattack(

@@ -283,9 +283,9 @@ def test_all_strategies_see_the_same_samples_and_the_same_draws():
         for agent in pool.agents:
             task = agent.local.task
 
-            def attack(model, x, y, threat, draw, task=task, stream=stream):
+            def attack(model, x, y, threat, draw, gradient, task=task, stream=stream):
                 stream.append((x.clone(), y.clone(), draw.initial_seed()))
-                return task.attack(model, x, y, threat, draw)
+                return task.attack(model, x, y, threat, draw, gradient)
 
             agent.local.task = replace(task, attack=attack)
         for n in range(1, 4):

@@ -235,8 +235,8 @@ def test_everything_at_once_leaves_every_number_and_picture(copy):
     request = Request(
         parts=("robustness", "masking", "w2", "hessian", "landscape", "similarity"),
         attacks=("pgd10", "val_pgd10", "apgd-dlr", "square50", "fab-t"),
-        images=16,
-        subset=24,
+        images=8,
+        subset=12,
         probes=3,
         top=3,
         grid=3,
@@ -385,14 +385,14 @@ def test_the_trace_at_the_end_of_a_trial_is_that_of_all_its_images():
     from raydist.measure.curvature import attacked, hessian_trace
     from raydist.measure.masks import PROBES
 
-    tree = TRIAL | {"rounds": 4, "evaluate": TRIAL["evaluate"] | {"hessian": 22, "autoattack": 0}}
+    tree = TRIAL | {"rounds": 4, "evaluate": TRIAL["evaluate"] | {"hessian": 10, "autoattack": 0}}
     plan = make_plan(validate(tree))
     pool = LocalPool(plan)
     final = list(train(pool, plan))[-1].final
     batches = []
     for k in range(4):
         x, y = plan.share(k)
-        count = 22 // 4 + (k < 22 % 4)
+        count = 10 // 4 + (k < 10 % 4)
         batches.append((torch.tensor(x[:count] / 16.0).float(), torch.tensor(y[:count])))
     center = torch.from_numpy(np.mean(pool.states(), axis=0))
     threat = ThreatModel("linf", EPS)

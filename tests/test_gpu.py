@@ -127,7 +127,8 @@ def test_actors_that_share_a_gpu_are_the_local_agents(exchange, per_actor, ray_c
 
 
 def test_without_a_gpu_nothing_is_recorded():
-    plain, graphs = (locally(agent={"gpus": 0}, cuda_graphs=how) for how in (False, True))
+    small = {"agent": {"gpus": 0}, "model": {"name": "linear"}}
+    plain, graphs = (locally(cuda_graphs=how, **small) for how in (False, True))
     np.testing.assert_array_equal(plain[0], graphs[0])
 
 

@@ -91,13 +91,13 @@ def lay(pool, k, moment, n):
     ("traps", "least"),
     [
         ([(0, "attack", 1)], 0),
-        ([(2, "attack", 8)], 3),
+        pytest.param([(2, "attack", 8)], 3, marks=pytest.mark.long),
         ([(1, "exchange", 7), (3, "exchange", 7)], 3),
-        ([(3, "measurement", 8)], 3),
-        ([(1, "snapshot", 6)], 3),
+        pytest.param([(3, "measurement", 8)], 3, marks=pytest.mark.long),
+        pytest.param([(1, "snapshot", 6)], 3, marks=pytest.mark.long),
         ([(2, "writing", 6)], 3),
         ([(1, "evaluation", None)], 6),
-        ([(0, "weights", None)], 6),
+        pytest.param([(0, "weights", None)], 6, marks=pytest.mark.long),
     ],
     ids=lambda value: "+".join(f"{t[1]}-{t[2]}" for t in value) if isinstance(value, list) else "",
 )
@@ -134,6 +134,7 @@ def test_a_death_on_the_board_changes_nothing(warm, undisturbed, tmp_path):
     assert event["what"] == "agent died" and event["detail"].startswith("agent 2 died")
 
 
+@pytest.mark.long
 def test_who_is_behind_when_another_dies_tells_of_that_death(ray_cluster):
     """Agent 1 dies in the second call, and 0 sees it, while 4, not waiting, is in the first one."""
     path = {"topology": {"kind": "path", "agents": 5}, "agent": {"cpus": 0.2}}
@@ -203,7 +204,7 @@ def test_the_death_of_an_actor_names_all_its_agents():
     assert row["agents"] == [4, 5, 6]
 
 
-@pytest.mark.parametrize("pool", [pytest.param("local", marks=pytest.mark.long), "ray"])
+@pytest.mark.parametrize("pool", ["local", pytest.param("ray", marks=pytest.mark.long)])
 def test_a_killed_trial_is_started_again_and_goes_on(ray_cluster, tmp_path, pool):
     """The process that drives its agents; in the local pool they live in it."""
     out = tmp_path / "study"
@@ -233,7 +234,7 @@ def test_a_killed_trial_is_started_again_and_goes_on(ray_cluster, tmp_path, pool
 
 STUDY = """
 name = "killed"
-rounds = 200
+rounds = 120
 topology = { kind = "ring", agents = 4 }
 data = { set = "digits", batch = 8 }
 model = { name = "linear" }
@@ -262,7 +263,7 @@ def test_a_killed_command_resumes_from_its_snapshot(tmp_path, command):
     )
     assert resumed.returncode == 0, resumed.stderr
     (event,) = went_on(out)
-    assert event["replayed_from"] >= max(kept) >= 20 and event["replayed_from"] < 200
+    assert event["replayed_from"] >= max(kept) >= 20 and event["replayed_from"] < 120
     (tmp_path / "plain").mkdir()
     plain = run_experiment(tmp_path / "study.toml")
     (row,) = load(out).to_dict("records")

@@ -268,6 +268,7 @@ def test_a_trial_that_a_scheduler_ends_leaves_a_whole_folder_and_is_not_resumed(
     assert again["status"].tolist() == frame["status"].tolist()
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_the_fosc_rule_works_beside_a_scheduler(ray_cluster, tmp_path):
     tree = {

@@ -184,10 +184,10 @@ def measure(quick: bool) -> list[Row]:
     name = f"6 whole run, driver included: {counts[-1]} agents against 16"
     unit = "us of CPU per agent and round"
     rows.append(row(name, many, unit, reference=few, limit=1.5, note="the quadratic task"))
-    size = 2_000_000
+    size = 10_000_000  # vectors so large that the allocator keeps none of them when they are freed
     for momentum, limit in ((0.0, 5.0), (0.9, 6.0)):
         vectors = vectors_held(size, momentum)
-        note = "weights, gradient, start, message" + (", momentum" if momentum else "")
+        note = "weights, gradient, message, what is under way" + (", momentum" if momentum else "")
         name = f"6 memory of an agent, momentum {momentum:g}"
         rows.append(row(name, vectors, "vectors of its parameters", limit=limit, note=note))
     return rows + by_ray({16: 4} if quick else {16: 1, 64: 4, 256: 32})

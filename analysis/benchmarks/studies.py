@@ -179,12 +179,12 @@ def _start(pid: int) -> str:
 
 
 def _own_memory(pid: int) -> int:
-    """USS in bytes: what would be free if the process ended."""
+    """Its anonymous memory, in bytes: whose the libraries' pages are depends on who else runs."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
 
 def _unused(names: set[str]) -> set[str]:

@@ -35,6 +35,7 @@ class Group:
         for spec, share in zip(specs, shares, strict=True):
             flat = self.agents[0].flat if one_model and self.agents else None
             self.agents.append(Agent(spec, share, held, flat))
+            self.agents[-1].start = self.agents[0].start  # all begin there
         self._sent: dict[int, Tensor] = {}
         self._lanes = Lanes(self.agents[0].device)
 
