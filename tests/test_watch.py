@@ -134,7 +134,7 @@ def test_distributional_points_keep_the_budget_and_pointwise_ones_follow(norm, o
     part, pointwise = batch.points.x_adv.split(len(batch.x))
     size = local.task.threat.norm_of(part - batch.x)
     power = sensitivity(local.flat.module, batch.x, batch.y, norm, "redlr")
-    budget = 0.05 if order == "inf" else 0.05 * power / local.upsilon
+    budget = 0.05 if order == "inf" else 0.05 * power / local.distributional.upsilon
     spent = size.max() if order == "inf" else size.square().mean().sqrt()
     assert 0 < spent <= budget * (1 + 1e-4)
     assert local.task.threat.norm_of(pointwise - batch.x).max() <= 0.1 + 1e-5

@@ -116,7 +116,8 @@ class Agent:
         clock.mark()
         self.round, self.open = n, True
         values, combining = torch.stack(list(measured.values())), self.combining
-        known = {"sensitivity": self.local.upsilon} if self.local.upsilon else {}
+        upsilon = self.local.distributional.upsilon
+        known = {"sensitivity": upsilon} if upsilon else {}
         known |= {"lr": self.local.lr(n), "eps": batch.threat.eps}
         size = float(self.sent.nbytes * (len(self.spec.neighbours) - 1))
 
@@ -255,12 +256,12 @@ class Agent:
             return self.measurer.judge(model, shared=bool(centroids))
 
     def power(self, n: int) -> Message:
-        """This agent's part of the network's sensitivity after round n (`LocalStep.power`)."""
-        return self.local.power(n).cpu().numpy()
+        """This agent's part of the network's sensitivity after round n (`Distributional.power`)."""
+        return self.local.distributional.power(n).cpu().numpy()
 
     def learn_sensitivity(self, power: Message) -> None:
         """Take in the network's sensitivity."""
-        self.local.learn_sensitivity(self._tensor(power))
+        self.local.distributional.learn(self._tensor(power))
 
     def save(self, folder: str, name: str, centroid: Message | None = None) -> None:
         """Write the model (or the centroid, given its state) as safetensors, whole or not at all.

@@ -4,7 +4,6 @@ The equations stand in `raydist.adversary` and `raydist.learning`; here they mee
 number decides every draw, the budget and the learning rate.
 """
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,22 +12,20 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from raydist.adversary import awp, telemetry, wasserstein
+from raydist.adversary import awp, telemetry
 from raydist.adversary.attack import Ascent, Gradient, by_autograd
 from raydist.adversary.fosc import first_order_gap
 from raydist.adversary.instability import add_gaussian
 from raydist.adversary.schedule import eps_at, local_progress, lr_at
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
+from raydist.engine.distributional import Distributional
 from raydist.engine.flat import FlatModel
 from raydist.engine.precision import computed, tf32
 from raydist.engine.replay import Replay
 from raydist.engine.task import Task
 from raydist.learning import optim
 from raydist.seeding import Purpose, torch_generator
-
-WASSERSTEIN_ATTACK: wasserstein.Loss = "redlr"  # what W-PGD ascends, and Υ is measured with
-TENTH = 0.1  # of an agent's share, for Υ (arXiv:2502.09352)
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class LocalStep:
         self._rounds, self._epoch = rounds, epoch
         self._device = flat.w.device
         self.model = computed(flat.module, config)
-        self.upsilon = 0.0  # Υ, the network's sensitivity (wasserstein)
+        self.distributional = Distributional(config, self.model, task)
         self.optimiser = self._optimiser(flat.w)
         self._ascent: Gradient = by_autograd
         self._descent: Callable[..., Tensor] | None = None
@@ -93,65 +90,13 @@ class LocalStep:
             x = add_gaussian(x, remedy.amount, remedy.how, generator=draw, bounds=threat.bounds)
         draw = self._draw(Purpose.ATTACK, n)
         with tf32(self.config.precision == "tf32"):
-            if self.config.loss.name == "wasserstein":
-                return Attacked(x, y, self._distributional(x, y, threat, draw), threat)
-            points = self.task.attack(self.model, x, y, threat, draw, self._ascent)
-            return Attacked(x, y, points, threat)
-
-    def _distributional(
-        self, x: Tensor, y: Tensor, threat: ThreatModel, draw: torch.Generator
-    ) -> Ascent:
-        """W-PGD with this batch's part of the budget; behind it pointwise points if γ > 0.
-
-        (arXiv:2502.09352, algorithm 1: δ_B = δ Υ_B / Υ, attack with ReDLR.)
-
-        Returns:
-            The points; the gradient of the pointwise attack, if there was one.
-        """
-        table, model = self.config.loss, self.model
-        full = self.config.threat.eps if table.delta is None else table.delta
-        order = math.inf if table.order == "inf" else 2.0
-        if table.order != "inf":
-            batch = wasserstein.sensitivity(model, x, y, threat.norm, WASSERSTEIN_ATTACK)
-            full = wasserstein.batch_budget(full, batch, self.upsilon)
-        points = wasserstein.w_pgd(
-            model,
-            x,
-            y,
-            full,
-            steps=self.config.attack.steps,
-            norm=threat.norm,
-            loss=WASSERSTEIN_ATTACK,
-            order=order,
-            bounds=threat.bounds,
-            best=False,
-        )
-        if not table.gamma:
-            return Ascent(points, x, None)
-        pointwise = self.task.attack(model, x, y, threat, draw, self._ascent)
-        return pointwise._replace(x_adv=torch.cat([points, pointwise.x_adv]))
-
-    def power(self, n: int) -> Tensor:
-        """(Σ ‖∇_x J_i‖², N) over a random tenth of this agent's share, for the network's Υ.
-
-        Args:
-            n: the round after which it is taken.
-
-        Returns:
-            Two numbers, to be added up over the agents.
-        """
-        assert self.task.sample is not None  # the quadratic task has no such loss
-        x, y = self.task.sample(TENTH, n)
-        each = wasserstein.gradient_power(
-            self.model, x, y, self.task.threat.norm, WASSERSTEIN_ATTACK
-        )
-        return torch.stack([each.double().square().sum(), each.new_tensor(len(y)).double()])
-
-    def learn_sensitivity(self, power: Tensor) -> None:
-        """Υ ← Υ + η (Υ̂ − Υ), Υ̂ the root of the network's mean (the first one: Υ̂ itself)."""
-        estimate = float((power[0] / power[1]).sqrt())
-        eta = 1.0 if self.upsilon == 0 else self.config.loss.eta or 1.0
-        self.upsilon = wasserstein.moving(self.upsilon, estimate, eta)
+            pointwise = partial(self.task.attack, self.model, x, y, threat, draw, self._ascent)
+            points = (
+                self.distributional.attack(x, y, threat, pointwise)
+                if self.config.loss.name == "wasserstein"
+                else pointwise()
+            )
+        return Attacked(x, y, points, threat)
 
     def gradient(self, batch: Attacked) -> dict[str, Tensor]:
         """∇̂J(w) into the flat gradient, model in train mode.

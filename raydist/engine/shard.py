@@ -44,7 +44,7 @@ def capture(agent: "Agent") -> Shard:
         "round": agent.round,
         "agent": agent.spec.agent,
         "config": agent.config.digest(),
-        "upsilon": agent.local.upsilon,
+        "upsilon": agent.local.distributional.upsilon,
         "periods": len(agent.snapshots),
         # in their order, which is that in which they are combined
         "optim": [(name, None if isinstance(v, Tensor) else v) for name, v in optimiser.items()],
@@ -82,7 +82,7 @@ def apply(agent: "Agent", shard: Shard) -> None:
     agent.local.optimiser.load_state_dict(
         {"state": {0: state} if state else {}, "param_groups": groups}
     )
-    agent.local.upsilon = numbers["upsilon"]
+    agent.local.distributional.upsilon = numbers["upsilon"]
     agent.snapshots = [here[f"period.{i}"] for i in range(numbers["periods"])]
     if agent.average is not None:
         agent.average.value, agent.average.count = here["average"], numbers["averaged"]
