@@ -153,3 +153,11 @@ def test_points_have_neither(how):
     tree = quadratic(dtype="float32", **how)
     with pytest.raises(InputError, match=rf'^{key} is for images, not for data.set = "quadratic"'):
         make_plan(validate(tree))
+
+
+@pytest.mark.long
+def test_compiled_passes_learn_the_same():
+    launched, fused = (trained(compile=how) for how in (False, True))
+    np.testing.assert_allclose(fused[1][0], launched[1][0], rtol=1e-5)
+    np.testing.assert_allclose(fused[1], launched[1], rtol=0.02)
+    assert not np.array_equal(fused[0], launched[0])
