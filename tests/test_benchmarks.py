@@ -69,6 +69,16 @@ def test_the_table_and_the_picture_tell_what_is_not_met_without_colour(modules):
     assert ["not met" in text.get_text() for text in ax.texts] == [False, True]
 
 
+def test_a_run_without_figures_replaces_none(modules, tmp_path):
+    run, targets, _ = modules
+    file, none = tmp_path / "results.json", targets.row("g", None, "", limit=None)
+    known = {"gpu": {"targets": [targets.row("g", 1.0, "ms", limit=3.0)]}}
+    run.keep(known, file)
+    run.keep({"gpu": {"targets": [none]}, "new": {"targets": [none]}}, file)
+    run.keep({"gpu": {"failed": "no such wheel"}}, file)
+    assert json.loads(file.read_text()) == {**known, "new": {"targets": [none]}}
+
+
 def test_a_failing_benchmark_is_told_in_a_line_and_the_others_go_on(modules, tmp_path, capsys):
     run = modules[0]
     (tmp_path / "helper.py").write_text("def other():\n    pass\n")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_engine import digits
 
-from raydist.config import InputError, validate
+from raydist.config import validate
 from raydist.engine.driver import train
 from raydist.engine.layout import layout
 from raydist.engine.plan import make_plan
@@ -130,11 +130,3 @@ def test_without_a_gpu_nothing_is_recorded():
     small = {"agent": {"gpus": 0}, "model": {"name": "linear"}}
     plain, graphs = (locally(cuda_graphs=how, **small) for how in (False, True))
     np.testing.assert_array_equal(plain[0], graphs[0])
-
-
-def test_the_quadratic_task_has_no_passes_to_record():
-    from test_engine import quadratic
-
-    for how in ("cuda_graphs", "compile"):
-        with pytest.raises(InputError, match=f'^{how} is for images, not for data.set = "quad'):
-            make_plan(validate(quadratic(**{how: True})))

@@ -147,8 +147,11 @@ def test_channels_last_is_refused_where_its_gradients_are_not_safe(width, safe):
     assert make_plan(validate(digits(model=model))).parameters > 0
 
 
-@pytest.mark.parametrize("how", [{"precision": "bf16"}, {"channels_last": True}])
-def test_points_have_neither(how):
+@pytest.mark.parametrize(
+    "how",
+    [{"precision": "bf16"}, {"channels_last": True}, {"compile": True}, {"cuda_graphs": True}],
+)
+def test_points_have_none_of_it(how):
     (key,) = how
     tree = quadratic(dtype="float32", **how)
     with pytest.raises(InputError, match=rf'^{key} is for images, not for data.set = "quadratic"'):

@@ -73,6 +73,11 @@ def _fill_the_disks(actor):
 
 
 def test_ray_agents_equal_local_ones_bit_for_bit_and_stay_warm(ray_cluster):
+    _agree(ray_cluster, {}, ("objects", "auto"), actors=4, whole=False)
+
+
+@pytest.mark.long
+def test_ray_agents_equal_local_ones_in_every_way(ray_cluster):
     _agree(ray_cluster, {}, ("objects", "auto"), actors=4)
 
 
@@ -82,7 +87,8 @@ def test_packed_agents_equal_local_ones_bit_for_bit(ray_cluster):
     _agree(ray_cluster, {"per_actor": 3}, ("objects", "board"), actors=2)
 
 
-def _agree(cluster, agent, exchanges, actors):
+def _agree(cluster, agent, exchanges, actors, whole=True):
+    """Every recipe by every exchange, or by turns."""
     pool, pids = None, []
     bf16 = {"precision": "bf16", "model": {"name": "linear"}}  # slow where the CPU has none
     every = [*({"strategy": each} for each in STRATEGIES), bf16, EVERYTHING]
@@ -90,7 +96,7 @@ def _agree(cluster, agent, exchanges, actors):
         plan = make_plan(validate(experiment(**tables)))
         local = LocalPool(plan)
         expected = list(train(local, plan))
-        for exchange in exchanges if tables is EVERYTHING else [exchanges[i % 2]]:
+        for exchange in exchanges if whole or tables is EVERYTHING else [exchanges[i % 2]]:
             table = {"agent": {"cpus": 0.5, **agent}, "exchange": exchange}
             plan = make_plan(validate(experiment(**tables, **table)))
             if pool is None:

@@ -72,7 +72,7 @@ class Agent:
         self.local = LocalStep(self.config, spec.agent, spec.rounds, spec.epoch, task, self.flat)
         self.round, self.open = 0, False
         self.sent = self.flat.w.new_empty(self.message_size())
-        self.combining: Clock | float = 0.0  # of the round before
+        self.seconds_combine: Callable[[], float] = float  # of the round before; 0.0 at first
         self.shards = Shards(self)
 
     def message_size(self) -> int:
@@ -115,7 +115,7 @@ class Agent:
         self._send_companions()
         clock.mark()
         self.round, self.open = n, True
-        values, combining = torch.stack(list(measured.values())), self.combining
+        values, combining = torch.stack(list(measured.values())), self.seconds_combine
         upsilon = self.local.distributional.upsilon
         known = {"sensitivity": upsilon} if upsilon else {}
         known |= {"lr": self.local.lr(n), "eps": batch.threat.eps}
@@ -128,7 +128,7 @@ class Agent:
                 **known,
                 "seconds_attack": attack,
                 "seconds_adapt": adapt,
-                "seconds_combine": _seconds(combining),
+                "seconds_combine": combining(),
                 "bytes_sent": size,
             }
 
@@ -166,7 +166,7 @@ class Agent:
         self._remember(n)
         self.open = False
         clock.mark()
-        self.combining = clock
+        self.seconds_combine = clock.total
 
     def state(self, which: str = "now") -> Message:
         """One vector: parameters and running statistics.
@@ -318,7 +318,3 @@ class Agent:
 
     def _tensor(self, message: Message) -> Tensor:
         return torch.from_numpy(message).to(self.device)
-
-
-def _seconds(piece: Clock | float) -> float:
-    return piece if isinstance(piece, float) else sum(piece.seconds())

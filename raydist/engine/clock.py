@@ -32,6 +32,10 @@ class Clock:
         """How long each piece took, once all are done."""
         return [_between(*ends) for ends in pairwise(self._marks)]
 
+    def total(self) -> float:
+        """From the first moment to the last one, in seconds, once all is done."""
+        return sum(self.seconds())
+
 
 def _between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
     if isinstance(start, torch.cuda.Event):

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -13,10 +14,7 @@ class Lanes:
 
     def __init__(self, device: torch.device) -> None:
         """The queues of a device."""
-        self._streams: list[torch.cuda.Stream] = []
-        if device.type == "cuda":
-            stream = torch.cuda.Stream
-            self._streams = [stream(device) for _ in range(LANES)]  # type: ignore[no-untyped-call]
+        self._streams = _streams(device) if device.type == "cuda" else []
 
     @contextmanager
     def lane(self, i: int) -> Generator[None]:
@@ -40,3 +38,9 @@ class Lanes:
         """What is asked from now on is done after all that was asked in any lane."""
         for stream in self._streams:
             torch.cuda.current_stream().wait_stream(stream)
+
+
+@cache
+def _streams(device: torch.device) -> list[torch.cuda.Stream]:
+    """The same ones in every run of a process: what is recorded in one keeps memory for it."""
+    return [torch.cuda.Stream(device) for _ in range(LANES)]  # type: ignore[no-untyped-call]

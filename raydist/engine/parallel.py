@@ -68,8 +68,9 @@ class ParallelPool(LocalPool):
         began = time.perf_counter()
         torch.div(self._sum(total), self._plan.agents, out=first.sent)
         first.combine(n)  # alone with the mean gradient: it steps with that
+        taken = time.perf_counter() - began
         for agent in self.agents:
-            agent.open, agent.combining = False, time.perf_counter() - began
+            agent.open, agent.seconds_combine = False, lambda: taken
         return self._gather(infos)
 
     def close(self, n: int) -> None:

@@ -7,7 +7,7 @@ products is computed in one go, and rounded once.
 
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +42,7 @@ def computed(network: nn.Module, config: Experiment) -> nn.Module:
     """The network as an experiment computes it in training: itself, if nothing is asked for."""
     bf16 = config.precision == "bf16"
     if config.compile:
-        compiled: Any = torch.compile(network, dynamic=False)  # still a module
-        network = compiled
+        network = cast(nn.Module, torch.compile(network, dynamic=False))
     return Passes(network, bf16, config.channels_last) if bf16 or config.channels_last else network
 
 

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from raydist.learning.transform import transformed
 from raydist.plugin import resolve
 from raydist.seeding import Purpose, numpy_rng, torch_generator
 
+Attack = Callable[..., Ascent]
 Split = tuple[NDArray[Any], NDArray[np.int64]]
 
 # Each loss and the attack that its paper trains with (None: no attack).
@@ -71,28 +72,14 @@ def build_model(config: Experiment, shape: tuple[int, ...], classes: int) -> nn.
     return model.to(DTYPES[config.dtype])
 
 
-class Attack(Protocol):
-    """The attack of a configuration; its step follows the threat's budget."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: ThreatModel,
-        draw: torch.Generator,
-        gradient: Gradient = by_autograd,
-    ) -> Ascent:
-        """As `ascend`."""
-
-
 @dataclass(frozen=True)
 class Task:
     """The parts of a local step.
 
     Attributes:
         batch: round n ≥ 1 -> (x, y) of this agent.
-        attack: adversarial points and the last gradient.
+        attack: (model, x, y, threat, generator, gradient by autograd unless given) -> adversarial
+            points and the last gradient.
         loss: (model, x, x_adv, y) -> scalar.
         threat: this agent's set of allowed perturbations, at its full budget.
         sample: (fraction, round n) -> a random fraction of its images, not augmented.
@@ -145,7 +132,8 @@ def attack_named(config: Experiment, usual: str | None, each: AttackLoss = "ce")
         each: the per-sample function that pgd and fgsm ascend.
 
     Returns:
-        The attack; α is scaled by threat.eps / config.threat.eps (arXiv:2006.08403).
+        A function as `Task.attack`; α is scaled by threat.eps / config.threat.eps
+        (arXiv:2006.08403).
     """
     table, eps = config.attack, config.threat.eps
     name = table.name or usual
