@@ -13,7 +13,7 @@ import numpy as np
 import pyautoattack
 import torch
 from numpy.typing import NDArray
-from step import alternate
+from step import Step, alternate
 from targets import Row, row, tell
 from torch import Tensor, nn
 
@@ -32,6 +32,8 @@ EPS, CLASSES, BATCH, SEED = 0.1, 10, 128, 0
 TINY = 1e-6  # a budget that breaks nothing
 SHARDS = 4
 GRADIENTS = STANDARD[:-1]  # all but Square
+WHOLE = "6.5 AutoAttack: the adapter against the package alone"
+FROZEN = "6.5 its gradient attacks, parameters frozen, against the package alone"
 
 
 class Counted(nn.Module):
@@ -106,39 +108,34 @@ def package(
     return right
 
 
-def cost(model: nn.Module, x: Tensor, y: Tensor, repeats: int) -> Iterator[Row]:
-    """Seconds of the two, for the whole ensemble."""
-    spent = alternate(
-        {"ours": partial(ours, model, x, y), "alone": partial(package, model, x, y)}, repeats
-    )
-    yield row(
-        "6.5 AutoAttack: the adapter against the package alone",
-        spent["ours"],
-        "CPU s",
-        limit=1.0,
-        reference=spent["alone"],
-        note=f"{len(x)} images of digits, small-cnn, 1 thread",
-    )
+def cost(
+    target: str,
+    limit: float,
+    images: tuple[nn.Module, Tensor, Tensor],
+    how: tuple[Sequence[str] | None, float],
+    repeats: int,
+    about: str,
+) -> Row:
+    """Seconds of the two.
 
+    Args:
+        target: its name.
+        limit: on the ratio.
+        images: the model, images and labels.
+        how: the attacks and the budget.
+        repeats: of each.
+        about: what the images and the model are.
 
-def frozen(images: int, repeats: int) -> Iterator[Row]:
-    """Seconds of the two for the gradient attacks, on images that no attack breaks."""
-    model, x, y = deep(images)
-    spent = alternate(
-        {
-            "ours": partial(ours, model, x, y, GRADIENTS, TINY),
-            "alone": partial(package, model, x, y, GRADIENTS, TINY),
-        },
-        repeats,
-    )
-    yield row(
-        "6.5 its gradient attacks, parameters frozen, against the package alone",
-        spent["ours"],
-        "CPU s",
-        limit=0.85,
-        reference=spent["alone"],
-        note=f"{images} images of CIFAR-10, preact-resnet-18 of width 0.25, 1 thread",
-    )
+    Returns:
+        The row.
+    """
+    steps: dict[str, Step] = {
+        "ours": partial(ours, *images, *how),
+        "alone": partial(package, *images, *how),
+    }
+    spent = alternate(steps, repeats)
+    note = f"{len(images[1])} images of {about}, 1 thread"
+    return row(target, spent["ours"], "CPU s", limit=limit, reference=spent["alone"], note=note)
 
 
 def survivors(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Row]:
@@ -183,8 +180,10 @@ def targets(quick: bool) -> Iterator[Row]:
         x, y = x[:images], y[:images]
         yield from survivors(model, x, y)
         yield from balance(model, x, y)
-        yield from cost(model, x, y, 2 if quick else 4)
-        yield from frozen(2 if quick else 4, 1 if quick else 2)
+        yield cost(WHOLE, 1.0, (model, x, y), (None, EPS), 2 if quick else 4, "digits, small-cnn")
+        few = deep(2 if quick else 4)
+        about = "CIFAR-10, preact-resnet-18 of width 0.25"
+        yield cost(FROZEN, 0.85, few, (GRADIENTS, TINY), 1 if quick else 2, about)
 
 
 def measure(quick: bool) -> list[Row]:
