@@ -5,7 +5,6 @@ that it has not, one actor for each agent: Ray's own CUDA IPC transport, and a b
 whose slots every process maps (CUDA IPC), with counters of rounds in host memory.
 """
 
-import logging
 import os
 import tempfile
 import time
@@ -23,6 +22,7 @@ from targets import Row, row, tell
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
+from raydist.engine.ray_session import ray_session
 from raydist.network.strategy import combine
 
 AGENTS = 16
@@ -165,14 +165,13 @@ def targets(quick: bool) -> Iterator[Row]:
         yield row(TARGET.format("exchange", "11 M"), None, "", limit=None, note="no CUDA device")
         return
     os.environ["PYTHONPATH"] = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     note = torch.cuda.get_device_name()
-    for name, size in {"0.5 M": 500_000, "11 M": 11_000_000}.items():
-        for ways in (by_engine, by_members):
-            for way, spent in ways(size, 10 if quick else 30, 2 if quick else 4):
-                target = TARGET.format(way, name)
-                yield row(target, 1e3 * spent, "ms per round", limit=None, note=note)
-    ray.shutdown()
+    with ray_session("local"):
+        for name, size in {"0.5 M": 500_000, "11 M": 11_000_000}.items():
+            for ways in (by_engine, by_members):
+                for way, spent in ways(size, 10 if quick else 30, 2 if quick else 4):
+                    target = TARGET.format(way, name)
+                    yield row(target, 1e3 * spent, "ms per round", limit=None, note=note)
 
 
 def measure(quick: bool) -> list[Row]:

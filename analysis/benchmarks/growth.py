@@ -5,7 +5,6 @@ message and the sum of the neighbours'. Beside it the driver's work for each age
 and whole runs of many agents that do learn, through Ray.
 """
 
-import logging
 import multiprocessing
 import os
 import time
@@ -22,7 +21,7 @@ from raydist.engine.layout import layout
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
 from raydist.engine.ray_pool import RayPool
-from raydist.engine.ray_session import cluster_resources
+from raydist.engine.ray_session import cluster_resources, ray_session
 
 PARAMETERS = [10_000, 100_000, 1_000_000, 10_000_000, 45_000_000]
 AGENTS = [4, 16, 64, 256]
@@ -103,20 +102,17 @@ def through_ray(tree: dict[str, Any], per_actor: int) -> tuple[float, int]:
 
 def by_ray(counts: dict[int, int]) -> list[Row]:
     """Whole runs by actors of so many agents, by K."""
-    import ray
-
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     rows = []
-    for agents, per_actor in counts.items():
-        for what, run in (
-            ("quadratic", quadratic(agents, 40)),
-            ("small-cnn", small_network(agents, 10)),
-        ):
-            taken, size = through_ray(run, per_actor)
-            name = f"6 {agents} agents through Ray, {what}"
-            note = f"{agents // per_actor} actors, {size:,} parameters, start and end measured"
-            rows.append(row(name, 1e3 * taken, "ms per round", limit=None, note=note))
-    ray.shutdown()
+    with ray_session("local"):
+        for agents, per_actor in counts.items():
+            for what, run in (
+                ("quadratic", quadratic(agents, 40)),
+                ("small-cnn", small_network(agents, 10)),
+            ):
+                taken, size = through_ray(run, per_actor)
+                name = f"6 {agents} agents through Ray, {what}"
+                note = f"{agents // per_actor} actors, {size:,} parameters, start and end measured"
+                rows.append(row(name, 1e3 * taken, "ms per round", limit=None, note=note))
     return rows
 
 

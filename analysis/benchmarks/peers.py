@@ -32,7 +32,7 @@ ENVS = Path.home() / ".cache" / "raydist-peers"
 SECONDS = 600.0  # that a contestant may take to start, or for one turn
 ACCURATE = 1e-5  # float32 weights against the expected ones, over their spread
 SIZES = {"0.5 M": 500_000, "11 M": 11_000_000}
-TURNS = {"0.5 M": (5, 20), "11 M": (3, 3)}  # how many turns, of how many rounds
+TURNS = {"0.5 M": (4, 50), "11 M": (3, 6)}  # how many turns, of how many rounds
 QUICK = {"0.5 M": (2, 5), "11 M": (1, 2)}
 FLOWER, DECENT, OBJECTS, PACKED = "Flower", "Decent-DP", "one actor per agent", "packed 2 x 8"
 
@@ -55,8 +55,8 @@ class Contestant:
 
 
 CONTESTANTS = {
-    OBJECTS: Contestant("ours.py"),
-    PACKED: Contestant("ours.py", ("8",)),
+    OBJECTS: Contestant("ours.py", ("objects", "1")),
+    PACKED: Contestant("ours.py", ("auto", "8")),
     FLOWER: Contestant("flower.py", package="flwr[simulation]", shares=False),  # it pins its Ray
     DECENT: Contestant("decent.py", ("rows",), "decent-dp"),
     "gossipy": Contestant("gossip.py", package="gossipy-dfl"),

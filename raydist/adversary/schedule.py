@@ -83,6 +83,8 @@ def local_progress(progress: float, restarts: Sequence[float]) -> float:
         >>> local_progress(0.6, [0.5, 0.75]), local_progress(0.5, [0.5]), local_progress(0.3, [])
         (0.4, 0.0, 0.3)
     """
+    if not restarts:
+        return min(1.0, round(progress, 12))
     begin = max((r for r in restarts if r <= progress), default=0.0)
     end = min((r for r in restarts if r > progress), default=1.0)
     return min(1.0, round((progress - begin) / (end - begin), 12))

@@ -70,6 +70,7 @@ class Agent:
             else image_task(self.config, spec.agent, share, spec.scale, self.device)
         )
         self.local = LocalStep(self.config, spec.agent, spec.rounds, spec.epoch, task, self.flat)
+        self._place = spec.neighbours.index(spec.agent)  # its own, among those it hears
         self.round, self.open = 0, False
         self.sent = self.flat.w.new_empty(self.message_size())
         self.seconds_combine: Callable[[], float] = float  # of the round before; 0.0 at first
@@ -81,6 +82,16 @@ class Agent:
         if self.config.combine_buffers:
             size += self.flat.statistics.numel()
         return size + self._momentum * self.local.vectors() * self.flat.w.numel()
+
+    def send_its_own(self) -> None:
+        """Send the very vector that it learns with, not a copy, where a message is just that.
+
+        For one whose message is read before it combines. Consensus sends what its step changes.
+        """
+        kind, size = strategy.sent(self.config.strategy), self.sent.numel()
+        own = {"phi": self.flat.whole, "gradient": self.flat.grad, "w": self.sent}[kind]
+        if size <= own.numel():
+            self.sent = own[:size]
 
     def adapt(self, n: int, noisy: bool = False) -> tuple[Tensor, Callable[[], Info]]:
         """Attack a fresh batch, take the gradient there, make the local step φ = w − μ ∇̂J(w).
@@ -146,22 +157,21 @@ class Agent:
         """
         if not self.open or n != self.round or len(messages) != len(self.spec.neighbours) - 1:
             raise RuntimeError(f"agent {self.spec.agent} cannot combine round {n}: out of order")
-        clock, inbox = Clock(self.device), iter(messages)
-        received = [
-            (self.sent if l == self.spec.agent else next(inbox)).to(self.device)
-            for l in self.spec.neighbours
-        ]
-        weights, size = self.spec.weights, self.flat.w.numel()
-        heads = [m[:size] for m in received]
+        clock, weights = Clock(self.device), self.spec.weights
+        received = [*messages[: self._place], self.sent, *messages[self._place :]]
+        if self.spec.cuda:
+            received = [m.to(self.device) for m in received]
+        companions = self._companions()
+        heads = [m[: self.flat.w.numel()] for m in received] if companions else received
         with torch.no_grad():
             if self.config.strategy == "centralized":
                 strategy.combine(weights, heads, out=self.flat.grad)
                 self.local.step(n)
             else:
-                own = heads[self.spec.neighbours.index(self.spec.agent)]
                 late = strategy.sent(self.config.strategy) == "w"
-                strategy.update(weights, heads, self.flat.w, own if late else None)
-            for part, companion in self._companions():
+                own = heads[self._place] if late else None
+                strategy.update(weights, heads, self.flat.w, own)
+            for part, companion in companions:
                 strategy.combine(weights, [m[part] for m in received], out=companion)
         self._remember(n)
         self.open = False
@@ -292,11 +302,11 @@ class Agent:
         return self.config.optim.combine and self.config.strategy != "centralized"
 
     def _send(self, vector: Tensor) -> None:
-        self.sent[: vector.numel()].copy_(vector.detach())
+        _copy(vector.detach(), self.sent[: vector.numel()])
 
     def _send_companions(self) -> None:
         for part, companion in self._companions():
-            self.sent[part].copy_(companion)
+            _copy(companion, self.sent[part])
 
     def _companions(self) -> list[tuple[slice, Tensor]]:
         """What is combined besides the weights, if configured: running statistics, momentum.
@@ -304,9 +314,12 @@ class Agent:
         Returns:
             Where in a message each of these vectors stands, and the vector.
         """
+        found: list[tuple[slice, Tensor]] = []
+        end = self.flat.w.numel()
+        if self.sent.numel() == end:  # asked in every round
+            return found
         vectors = [self.flat.statistics] if self.config.combine_buffers else []
         vectors += self.local.state() if self._momentum else []
-        found, end = [], self.flat.w.numel()
         for vector in vectors:
             begin, end = end, end + vector.numel()
             if end > begin:
@@ -318,3 +331,9 @@ class Agent:
 
     def _tensor(self, message: Message) -> Tensor:
         return torch.from_numpy(message).to(self.device)
+
+
+def _copy(vector: Tensor, here: Tensor) -> None:
+    """Nothing to do if it is there."""
+    if vector.data_ptr() != here.data_ptr():
+        here.copy_(vector)

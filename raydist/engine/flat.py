@@ -32,6 +32,7 @@ class FlatModel:
     Attributes:
         module: the model itself.
         w: all parameters, (P,), with its gradient in `w.grad`.
+        whole: the state itself, parameters and statistics as they lie, (S,).
         statistics: the floating-point buffers that belong to the state (BatchNorm's running mean
             and variance; not a model's constants, which are not persistent), behind one another.
     """
@@ -56,12 +57,12 @@ class FlatModel:
             last = channels_last and t.ndim == 4
             self._places.append(_Place(slice(at, at + t.numel()), t.shape, last))
             at += t.numel()
-        self._whole = torch.empty(at, dtype=dtype, device=parameters[0].device)
-        self.w = nn.Parameter(self._whole[:size])
+        self.whole = torch.empty(at, dtype=dtype, device=parameters[0].device)
+        self.w = nn.Parameter(self.whole[:size])
         self.w.grad = torch.zeros_like(self.w)
-        self.statistics = self._whole[size:]
+        self.statistics = self.whole[size:]
         for place, t in zip(self._places, [*parameters, *buffers], strict=True):
-            t.data = place.seen(self._whole).copy_(t.detach())
+            t.data = place.seen(self.whole).copy_(t.detach())
         for place, p in zip(self._places, parameters, strict=False):
             p.grad = place.seen(self.w.grad)
 
@@ -78,11 +79,11 @@ class FlatModel:
 
     def state(self) -> Tensor:
         """Parameters and running statistics as they lie, a new tensor (S,)."""
-        return self._whole.clone()
+        return self.whole.clone()
 
     def load(self, state: Tensor) -> None:
         """Set parameters and running statistics from a state (S,)."""
-        self._whole.copy_(state)
+        self.whole.copy_(state)
 
     @contextmanager
     def holding(self, state: Tensor) -> Generator[nn.Module]:

@@ -64,6 +64,10 @@ class LocalStep:
         self.config, self.agent, self.task, self.flat = config, agent, task, flat
         self._rounds, self._epoch = rounds, epoch
         self._device = flat.w.device
+        rate, budget = config.optim.schedule, config.threat.schedule
+        self._lr = partial(lr_at, rate.name, lr=config.optim.lr, **rate.params())
+        params = budget.model_dump(include={"eps_max", "eps_min"}, exclude_none=True)
+        self._eps = partial(eps_at, budget.name, eps=config.threat.eps, **params)
         self.model = computed(flat.module, config)
         self.distributional = Distributional(config, self.model, task)
         self.optimiser = self._optimiser(flat.w)
@@ -182,15 +186,13 @@ class LocalStep:
 
     def lr(self, n: int) -> float:
         """The learning rate of round n."""
-        table = self.config.optim.schedule
-        return lr_at(table.name, self._progress(n - 1), self.config.optim.lr, **table.params())
+        return self._lr(progress=self._progress(n - 1))
 
     def eps(self, n: int) -> float:
         """This agent's budget in round n; all agents' follow the common schedule."""
         table, target = self.config.threat.schedule, self.config.threat.eps
         done = n - 1 if table.per == "round" else (n - 1) // self._epoch * self._epoch
-        params = table.model_dump(include={"eps_max", "eps_min"}, exclude_none=True)
-        now = eps_at(table.name, self._progress(done), target, **params)
+        now = self._eps(progress=self._progress(done))
         return self.task.threat.eps * (now / target if target else 1.0)
 
     def state(self) -> list[Tensor]:

@@ -43,6 +43,8 @@ class Actor(Group):
         # What arrives is a read-only view of the object store, and is only read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         super().__init__(specs, shares, held)
+        if len(self.agents) == 1:
+            self.agents[0].send_its_own()
         self._edges = edges
         self._board: Board | None = None
 

@@ -61,8 +61,7 @@ class RayPool:
         try:
             everyone = range(len(resources.groups))
             self._actors += start(self._create, everyone, resources.groups).values()
-            self._choose_exchange()
-            self._log()
+            self._get_ready()
         except BaseException:
             self.shutdown()  # nothing stays reserved
             raise
@@ -72,15 +71,13 @@ class RayPool:
         self._prepare(plan)
         self._replace_dead()
         self._wait([actor.reset.remote(*self._inputs(i)) for i, actor in enumerate(self._actors)])
-        self._choose_exchange()
-        self._log()
+        self._get_ready()
 
     def revive(self) -> None:
         """As `Pool.revive`."""
         self._forget()
         self._replace_dead()
-        self._choose_exchange()
-        self._log()
+        self._get_ready()
 
     @property
     def batch(self) -> int:
@@ -96,8 +93,8 @@ class RayPool:
             return pending
         inboxes, self._messages = self._receive(), {}
         infos = []
-        for actor, edges, inbox in zip(self._actors, self._edges, inboxes, strict=True):
-            replies = actor.step.options(num_returns=len(edges.out) + 1).remote(n, *noisy, *inbox)
+        for step, edges, inbox in zip(self._steps, self._edges, inboxes, strict=True):
+            replies = step.remote(n, *noisy, *inbox)
             *messages, info = replies if edges.out else [replies]
             self._messages |= zip(edges.out, messages, strict=True)
             infos.append(info)
@@ -187,6 +184,15 @@ class RayPool:
     def _forget(self) -> None:
         """The agents will all be at another round: what they are sending is worth nothing."""
         self._messages, self._closed, self._running, self._on_board = {}, [], [], False
+
+    def _get_ready(self) -> None:
+        """All actors are there, some of them new ones."""
+        self._steps = [
+            actor.step.options(num_returns=len(edges.out) + 1)
+            for actor, edges in zip(self._actors, self._edges, strict=True)
+        ]
+        self._choose_exchange()
+        self._log()
 
     def _choose_exchange(self) -> None:
         """As configured; "auto" is a board if all actors are on one node that has room for it."""

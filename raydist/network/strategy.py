@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 Strategy = Literal["centralized", "consensus", "diffusion", "local"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-BLOCK = 2**15  # numbers
+BLOCK = 2**17  # numbers, which the cache of a core keeps while the messages pass through it
 
 
 def combination_matrix(strategy: Strategy, A: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -65,13 +65,14 @@ def combine(
     Args:
         weights: the a_lk of the neighbourhood N_k (which includes k).
         messages: the m_l in the same order, each (P,).
-        out: where the combination goes, (P,); shares no memory with the messages.
+        out: where the combination goes, (P,); may be one of the messages.
 
     Returns:
         `out`.
     """
-    for here in _blocks(out):
-        _combine(weights, messages, here, out[here])
+    parts = zip(_split(out), *map(_split, messages), strict=True)
+    for here, *theirs in parts:
+        _combine(weights, theirs, here)
     return out
 
 
@@ -86,25 +87,28 @@ def update(
     Args:
         weights: as in `combine`.
         messages: as in `combine`.
-        phi: φ_k, (P,), becomes w_k⁺; shares no memory with the messages.
+        phi: φ_k, (P,), becomes w_k⁺; may be one of the messages.
         sent: m_k, (P,); None if that is φ_k.
     """
-    for here in _blocks(phi):
-        own = None if sent is None else phi[here] - sent[here]
-        _combine(weights, messages, here, phi[here])
-        if own is not None:
-            phi[here].add_(own)
+    if sent is None:
+        combine(weights, messages, phi)
+        return
+    parts = zip(_split(phi), _split(sent), *map(_split, messages), strict=True)
+    for here, mine, *theirs in parts:
+        own = here - mine
+        _combine(weights, theirs, here)
+        here.add_(own)
 
 
-def _combine(
-    weights: Sequence[float], messages: Sequence[torch.Tensor], here: slice, out: torch.Tensor
-) -> None:
-    torch.mul(messages[0][here], weights[0], out=out)
-    for a_lk, m_l in zip(weights[1:], messages[1:], strict=True):
-        out.add_(m_l[here], alpha=a_lk)
+def _combine(weights: Sequence[float], messages: Sequence[torch.Tensor], out: torch.Tensor) -> None:
+    first, *others = [m.clone() if m.data_ptr() == out.data_ptr() else m for m in messages]
+    torch.mul(first, weights[0], out=out)
+    for a_lk, m_l in zip(weights[1:], others, strict=True):
+        out.add_(m_l, alpha=a_lk)
 
 
-def _blocks(vector: torch.Tensor) -> list[slice]:
+def _split(vector: torch.Tensor) -> Sequence[torch.Tensor]:
     """Parts of a vector that a CPU sums up within its cache; elsewhere the whole vector."""
-    size = BLOCK if vector.device.type == "cpu" else max(1, vector.numel())
-    return [slice(at, at + size) for at in range(0, vector.numel(), size)]
+    if vector.numel() <= BLOCK or vector.device.type != "cpu":
+        return (vector,)
+    return vector.split(BLOCK)  # type: ignore[no-untyped-call,no-any-return]

@@ -1,6 +1,6 @@
 """raydist itself: its driver over a pool of Ray actors, no learning.
 
-python ours.py [agents per actor]
+python ours.py EXCHANGE AGENTS_PER_ACTOR
 
 A round is everything that the product does in one but learning (`mute`): message, exchange along
 the edges of the graph, combination, and the driver's record of it. The first rounds, which give the
@@ -19,6 +19,7 @@ from serve import AGENTS, DEGREE, serve
 
 from raydist.config import validate
 from raydist.engine.driver import train
+from raydist.engine.group import Group
 from raydist.engine.layout import layout
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool import Pool
@@ -28,7 +29,7 @@ from raydist.engine.ray_session import cluster_resources, ray_session
 WARM, SMALL = 3, 100  # rounds that are not timed; parameters while others are measured
 
 
-def plan_of(parameters: int, rounds: int, per_actor: int) -> Plan:
+def plan_of(parameters: int, rounds: int, exchange: str, per_actor: int) -> Plan:
     """The experiment."""
     lattice = {"kind": "watts-strogatz", "agents": AGENTS, "neighbours": DEGREE, "p": 0.0}
     config = {
@@ -43,18 +44,20 @@ def plan_of(parameters: int, rounds: int, per_actor: int) -> Plan:
         "optim": {"lr": 1.0, "momentum": 0.0},
         "evaluate": {"every": rounds, "images": AGENTS, "test": AGENTS, "pgd": [], "autoattack": 0},
         "snapshot": {"every": 0},
+        "exchange": exchange,
         "agent": {"per_actor": per_actor},
     }
     return make_plan(validate(config))
 
 
-def timed(pool: Pool, plan: Plan, silence: Callable[[], None]) -> dict[str, Any]:
+def timed(pool: Pool, plan: Plan, rest: Callable[[], int]) -> dict[str, Any]:
     """Run a plan; seconds of a round, and how far the weights are from (A')^N v.
 
     Args:
         pool: its agents.
         plan: the run.
-        silence: called when the agents have got their values, so that they learn no more.
+        rest: called when the agents have got their values: they learn no more from then on, and
+            have done all that they were told; returns which round that is.
 
     Returns:
         As `serve.serve` wants it.
@@ -63,6 +66,7 @@ def timed(pool: Pool, plan: Plan, silence: Callable[[], None]) -> dict[str, Any]
         RuntimeError: if the agents are as far from each other as they were.
     """
     moments: list[float] = []
+    began, first = 0.0, 0
     values: list[float] = []
     states: list[Any] = []
 
@@ -73,7 +77,9 @@ def timed(pool: Pool, plan: Plan, silence: Callable[[], None]) -> dict[str, Any]
         moments.append(time.perf_counter())
         if record.round == 1:
             values = [info["loss"] for info in record.agents]
-            silence()
+            rest()
+        if record.round == WARM:
+            first, began = rest(), time.perf_counter()
     last = plan.rounds - 1
     expected = np.linalg.matrix_power(plan.A.T, plan.rounds) @ np.array(values)
     error = max(np.abs(w - e).max() for w, e in zip(states, expected, strict=True))
@@ -81,25 +87,31 @@ def timed(pool: Pool, plan: Plan, silence: Callable[[], None]) -> dict[str, Any]
     if not np.ptp(expected) < 0.9 * spread:
         raise RuntimeError("nothing was averaged")
     return {
-        "seconds": (moments[last] - moments[WARM]) / (last - WARM),
+        "seconds": (moments[last] - began) / (last - first),
         "error": float(error / spread),
     }
 
 
-def main(per_actor: int) -> None:
+def reached(group: Group) -> int:
+    """The last round that a group has begun."""
+    return group.agents[0].round
+
+
+def main(exchange: str, per_actor: int) -> None:
     """Answer until the input ends."""
-    small = plan_of(SMALL, 1, per_actor)
+    small = plan_of(SMALL, 1, exchange, per_actor)
     with ray_session("local"):
         pool = RayPool(small, layout(small.config, cluster_resources()))
 
-        def silence() -> None:
+        def rest() -> int:
             ray.get([actor.__ray_call__.remote(mute) for actor in pool._actors])
+            return int(ray.get(pool._actors[0].__ray_call__.remote(reached)))
 
         def run(parameters: int, rounds: int) -> dict[str, Any]:
-            plan = plan_of(parameters, WARM + rounds + 1, per_actor)
+            plan = plan_of(parameters, WARM + rounds + 1, exchange, per_actor)
             pool.reset(plan)
             try:
-                return timed(pool, plan, silence)
+                return timed(pool, plan, rest)
             finally:
                 pool.reset(small)
 
@@ -108,4 +120,4 @@ def main(per_actor: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,42 @@
+"""The combination itself: block by block, in place, with the bits of the plain sum in order."""
+
+import pytest
+import torch
+
+from raydist.network import strategy
+
+WEIGHTS = [0.1, 0.2, 0.4, 0.3]
+SIZE = 2 * strategy.BLOCK + 3
+
+
+def vectors():
+    generator = torch.Generator().manual_seed(5)
+    return list(torch.randn(len(WEIGHTS), SIZE, generator=generator))
+
+
+def plain(messages):
+    total = messages[0] * WEIGHTS[0]
+    for weight, message in zip(WEIGHTS[1:], messages[1:], strict=True):
+        total = torch.add(total, message, alpha=weight)
+    return total
+
+
+def test_blocks_sum_in_the_order_given():
+    messages = vectors()
+    assert torch.equal(strategy.combine(WEIGHTS, messages, torch.empty(SIZE)), plain(messages))
+
+
+@pytest.mark.parametrize("place", range(len(WEIGHTS)))
+def test_the_result_may_take_the_place_of_a_message(place):
+    messages, expected = vectors(), plain(vectors())
+    assert torch.equal(strategy.combine(WEIGHTS, messages, messages[place]), expected)
+    messages = vectors()
+    strategy.update(WEIGHTS, messages, messages[place], None)
+    assert torch.equal(messages[place], expected)
+
+
+def test_what_was_not_sent_is_added_behind_the_sum():
+    messages, phi = vectors(), torch.linspace(-1, 1, SIZE)
+    sent, expected = messages[1], plain(messages) + (phi - messages[1])
+    strategy.update(WEIGHTS, messages, phi, sent)
+    assert torch.equal(phi, expected)
