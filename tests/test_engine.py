@@ -163,12 +163,9 @@ def test_stochastic_example_of_16_agents_within_four_standard_errors():
         assert abs(risks.mean() - predicted) < 4 * error, strategy
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("strategy", "predicted"),
-    [
-        ("diffusion", 0.0256674),
-        pytest.param("consensus", 0.0276180, marks=pytest.mark.long),
-    ],
+    ("strategy", "predicted"), [("diffusion", 0.0256674), ("consensus", 0.0276180)]
 )
 def test_adversarial_example_at_eps_02_within_two_percent(strategy, predicted):
     tree = quadratic(

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ray
+from helpers_for_ray import BAD_EPS
 
 from raydist import load, load_rounds, run_experiment, run_sweep
 from raydist.config import InputError, validate
@@ -88,10 +89,10 @@ def test_packed_agents_equal_local_ones_bit_for_bit(ray_cluster):
 
 
 def _agree(cluster, agent, exchanges, actors, whole=True):
-    """Every recipe by every exchange, or by turns."""
+    """Every recipe by every exchange, or most of them by turns."""
     pool, pids = None, []
     bf16 = {"precision": "bf16", "model": {"name": "linear"}}  # slow where the CPU has none
-    every = [*({"strategy": each} for each in STRATEGIES), bf16, EVERYTHING]
+    every = [*({"strategy": each} for each in STRATEGIES), *([bf16] if whole else []), EVERYTHING]
     for i, tables in enumerate(every):
         plan = make_plan(validate(experiment(**tables)))
         local = LocalPool(plan)
@@ -168,35 +169,30 @@ def test_failing_trials_take_no_other_down_and_everything_is_given_back(ray_clus
     bad = "helpers_for_ray:raising", "helpers_for_ray:killed"
     out = tmp_path / "study"
     small = {"topology": {"kind": "ring", "agents": 2}, "model": {"name": "linear"}}
+    small |= {"threat": {"eps": BAD_EPS}}
     frame = run_sweep(
         {
             "base": experiment(**small, snapshot={"recoveries": 1}),
-            "axes": {"threat.eps": [0.07, 0.1], "loss.name": [*bad]},
+            "axes": {"loss.name": [*bad, "standard"]},
         },
         out=out,
-    )
-    cursed = {(0.07, loss) for loss in bad}
-    status = {(row["threat.eps"], row["loss.name"]): row["status"] for _, row in frame.iterrows()}
-    assert status == {
-        (eps, loss): "failed" if (eps, loss) in cursed else "completed"
-        for eps in (0.07, 0.1)
-        for loss in bad
+    ).set_index("loss.name")
+    assert frame["status"].to_dict() == {
+        bad[0]: "failed",
+        bad[1]: "failed",
+        "standard": "completed",
     }
-    failed = frame[frame["status"] == "failed"].set_index("loss.name")
+    failed, good = frame.loc[[*bad]], frame.loc["standard"]
     assert "this budget is cursed" in failed.loc[bad[0], "error"]
     assert "died" in failed.loc[bad[1], "error"]
     assert "snapshot.recoveries is 1" in failed.loc[bad[1], "error"]
     assert failed["recoveries"].fillna(0).to_dict() == {bad[0]: 0, bad[1]: 1}
     assert all(Path(log).exists() for log in failed["log"])
-    done = frame[frame["status"] == "completed"]
-    assert done["clean_acc"].between(0, 1).all()
     assert (out / "summary.png").stat().st_size > 10_000
     assert wait_for(lambda: free_resources()[0] == ray_cluster["CPU"])
-    # the same experiments without Tune and without Ray give the same numbers
-    for _, row in done.iterrows():
-        tables = {"threat": {"eps": row["threat.eps"]}, "loss": {"name": row["loss.name"]}}
-        tree = experiment(**small, **tables)
-        assert run_experiment(tree).final["val_loss"] == row["val_loss"]
+    # the same experiment without Tune and without Ray gives the same numbers
+    alone = run_experiment(experiment(**small, loss={"name": "standard"}))
+    assert alone.final["val_loss"] == good["val_loss"]
 
 
 @pytest.mark.long

@@ -15,7 +15,7 @@ A = 11ᵀ/K; consensus with that A is something else. (arXiv:2509.11337; Sayed, 
 Learning, and Optimization over Networks", 2014, chapters 5 and 7.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -70,8 +70,7 @@ def combine(
     Returns:
         `out`.
     """
-    parts = zip(_split(out), *map(_split, messages), strict=True)
-    for here, *theirs in parts:
+    for here, *theirs in _blocks(out, *messages):
         _combine(weights, theirs, here)
     return out
 
@@ -93,8 +92,7 @@ def update(
     if sent is None:
         combine(weights, messages, phi)
         return
-    parts = zip(_split(phi), _split(sent), *map(_split, messages), strict=True)
-    for here, mine, *theirs in parts:
+    for here, mine, *theirs in _blocks(phi, sent, *messages):
         own = here - mine
         _combine(weights, theirs, here)
         here.add_(own)
@@ -107,8 +105,9 @@ def _combine(weights: Sequence[float], messages: Sequence[torch.Tensor], out: to
         out.add_(m_l, alpha=a_lk)
 
 
-def _split(vector: torch.Tensor) -> Sequence[torch.Tensor]:
-    """Parts of a vector that a CPU sums up within its cache; elsewhere the whole vector."""
-    if vector.numel() <= BLOCK or vector.device.type != "cpu":
-        return (vector,)
-    return vector.split(BLOCK)  # type: ignore[no-untyped-call,no-any-return]
+def _blocks(*vectors: torch.Tensor) -> Iterable[Sequence[torch.Tensor]]:
+    """Vectors part by part, which a CPU sums up within its cache; elsewhere as they are."""
+    if vectors[0].numel() <= BLOCK or vectors[0].device.type != "cpu":
+        return [vectors]
+    parts = [vector.split(BLOCK) for vector in vectors]  # type: ignore[no-untyped-call]
+    return zip(*parts, strict=True)
