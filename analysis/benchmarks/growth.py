@@ -8,6 +8,7 @@ and whole runs of many agents that do learn, through Ray.
 import multiprocessing
 import os
 import time
+from itertools import count
 from statistics import median
 from typing import Any
 
@@ -25,6 +26,7 @@ from raydist.engine.ray_session import cluster_resources, ray_session
 
 PARAMETERS = [10_000, 100_000, 1_000_000, 10_000_000, 45_000_000]
 AGENTS = [4, 16, 64, 256]
+WARM = 2  # rounds before the clock runs
 MEMORY = 8e9  # bytes that the agents of one measurement may take
 
 
@@ -35,15 +37,18 @@ def pool_of(agents: int, size: int) -> LocalPool:
     return pool
 
 
-def seconds_a_round(agents: int, size: int, rounds: int) -> float:
-    """CPU time of a round, the median of some."""
+def seconds_a_round(agents: int, size: int) -> float:
+    """CPU time of a round, the median of at least five and of half a second of them."""
     pool, found = pool_of(agents, size), []
-    for n in range(1, rounds + 3):
+    for n in count(1):
         began = time.process_time()
         pool.step(n)
-        found.append(time.process_time() - began)
+        if n > WARM:
+            found.append(time.process_time() - began)
+        if len(found) >= 5 and sum(found) > 0.5:
+            break
     pool.shutdown()
-    return median(found[2:])
+    return median(found)
 
 
 def quadratic(agents: int, rounds: int) -> dict[str, Any]:
@@ -154,7 +159,7 @@ def measure(quick: bool) -> list[Row]:
     rows = []
     base: float | None = None
     for size in sizes:
-        each = seconds_a_round(16, size, 5) / (16 * 5 * size) * 1e9
+        each = seconds_a_round(16, size) / (16 * 5 * size) * 1e9
         base = each if size == 1_000_000 else base
         rows.append(
             row(f"6 K = 16, {size:,} parameters", each, "ns per edge and parameter", limit=None)
@@ -170,7 +175,7 @@ def measure(quick: bool) -> list[Row]:
             if agents * size * 16 > MEMORY:
                 continue
             degree = min(4, agents - 1)
-            found[agents] = seconds_a_round(agents, size, 5) / (agents * (degree + 1)) * 1e6
+            found[agents] = seconds_a_round(agents, size) / (agents * (degree + 1)) * 1e6
             name = f"6 {agents} agents, {size:,} parameters"
             rows.append(row(name, found[agents], "us per edge", limit=None))
         most = max(found)
