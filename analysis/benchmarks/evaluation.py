@@ -32,8 +32,8 @@ EPS, CLASSES, BATCH, SEED = 0.1, 10, 128, 0
 TINY = 1e-6  # a budget that breaks nothing
 SHARDS = 4
 GRADIENTS = STANDARD[:-1]  # all but Square
-WHOLE = "6.5 AutoAttack: the adapter against the package alone"
-FROZEN = "6.5 its gradient attacks, parameters frozen, against the package alone"
+WHOLE = "AutoAttack: the adapter against the package alone"
+FROZEN = "AutoAttack's gradient attacks, parameters frozen, against the package alone"
 
 
 class Counted(nn.Module):
@@ -145,7 +145,7 @@ def survivors(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Row]:
     same = int((verdict.robust == right).sum())
     left = ", ".join(f"{name} {int(mask.sum())}" for name, mask in verdict.left_by.items())
     yield row(
-        "6.5 images that pass the model in AutoAttack",
+        "images that pass the model in AutoAttack",
         here.images,
         "images",
         limit=1.01,
@@ -162,7 +162,7 @@ def balance(model: nn.Module, x: Tensor, y: Tensor) -> Iterator[Row]:
         ours(counted, x[shard::SHARDS], y[shard::SHARDS])
         passed.append(counted.images)
     yield row(
-        "6.5 the busiest agent in AutoAttack against the mean",
+        "the busiest agent in AutoAttack against the mean",
         max(passed),
         "images that pass the model",
         limit=1.25,

@@ -162,7 +162,7 @@ def measure(quick: bool) -> list[Row]:
     rows = []
     for (way, size), (ours, reference) in found.items():
         limit = LIMITS.get((way, size))
-        target = f"3 {way}, K = 16, {size} parameters"
+        target = f"{way}, K = 16, {size} parameters"
         told = partial(row, target, ours, "ms per round", limit=limit)
         if limit is not None and limit < 2:
             rows.append(told(reference=reference))

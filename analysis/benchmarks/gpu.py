@@ -25,10 +25,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "the same with graphs": FAST,
     "the same with graphs, compiled": FAST | {"compile": True},
 }
-PACKED = "6.7 images per second: 16 packed agents of batch {} against one process"
-PUBLISHED = "6.7 PGD-10 against the published loop, {}"
-EXCHANGE = "6.7 exchange of 16 x 11 M weights in a round of batch {}"
-WAITS = "6.7 operations of attack, gradient and optimiser that wait for the device"
+PACKED = "GPU: images per second: 16 packed agents of batch {} against one process"
+PUBLISHED = "GPU: PGD-10 against the published loop, {}"
+EXCHANGE = "GPU: exchange of 16 x 11 M weights in a round of batch {}"
+WAITS = "GPU: operations of attack, gradient and optimiser that wait for the device"
 
 
 def synchronised(step: Step) -> float:

@@ -28,7 +28,7 @@ from raydist.network.strategy import combine
 AGENTS = 16
 NEIGHBOURS = (-2, -1, 0, 1, 2)
 HERE = Path(__file__).resolve().parent
-TARGET = "6.7 {}, 16 agents on a GPU, {} parameters"
+TARGET = "{}, 16 agents on a GPU, {} parameters"
 
 
 class Member:

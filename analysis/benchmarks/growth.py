@@ -25,7 +25,7 @@ from raydist.engine.ray_pool import RayPool
 from raydist.engine.ray_session import cluster_resources, ray_session
 
 PARAMETERS = [10_000, 100_000, 1_000_000, 10_000_000, 45_000_000]
-AGENTS = [4, 16, 64, 256]
+AGENTS = [4, 16, 64, 256, 700]
 WARM = 2  # rounds before the clock runs
 MEMORY = 8e9  # bytes that the agents of one measurement may take
 
@@ -115,7 +115,7 @@ def by_ray(counts: dict[int, int]) -> list[Row]:
                 ("small-cnn", small_network(agents, 10)),
             ):
                 taken, size = through_ray(run, per_actor)
-                name = f"6 {agents} agents through Ray, {what}"
+                name = f"{agents} agents through Ray, {what}"
                 note = f"{agents // per_actor} actors, {size:,} parameters, start and end measured"
                 rows.append(row(name, 1e3 * taken, "ms per round", limit=None, note=note))
     return rows
@@ -145,6 +145,55 @@ def vectors_held(size: int, momentum: float) -> float:
     return (found[1] - found[0]) / (4 * 4 * size)
 
 
+def by_parameters(sizes: list[int]) -> list[Row]:
+    """Of 16 agents with so many parameters: CPU time of a round."""
+    each = {size: seconds_a_round(16, size) / (16 * 5 * size) * 1e9 for size in sizes}
+    unit, base = "ns per edge and parameter", 1_000_000
+    rows = [row(f"K = 16, {size:,} parameters", each[size], unit, limit=None) for size in sizes]
+    for size in sizes:
+        if size > base:
+            name = f"linear in parameters: {size:,} against {base:,}"
+            rows.append(row(name, each[size], unit, reference=each[base], limit=1.5))
+    return rows
+
+
+def by_edges(size: int, counts: list[int], most: int) -> list[Row]:
+    """Of so many agents with so many parameters: CPU time of a round.
+
+    Args:
+        size: P.
+        counts: K; those for which there is no memory are left out.
+        most: the K that is compared with 16, and with which the largest is compared: what 16 small
+            agents have may lie in a core's cache.
+
+    Returns:
+        The rows.
+    """
+    each, unit = {}, "us per edge"
+    for agents in counts:
+        if agents * size * 16 <= MEMORY:
+            degree = min(4, agents - 1)
+            each[agents] = seconds_a_round(agents, size) / (agents * (degree + 1)) * 1e6
+    names = {agents: f"{agents} agents, {size:,} parameters" for agents in each}
+    rows = [row(names[agents], each[agents], unit, limit=None) for agents in each]
+    for few, many in ((16, most), (most, AGENTS[-1])):
+        if many in each:
+            name = f"linear in edges: {many} agents against {few}, {size:,} parameters"
+            rows.append(row(name, each[many], unit, reference=each[few], limit=1.5))
+    return rows
+
+
+def by_memory(size: int) -> list[Row]:
+    """Of an agent in a process with others: what it takes."""
+    rows = []
+    for momentum, limit in ((0.0, 5.0), (0.9, 6.0)):
+        vectors = vectors_held(size, momentum)
+        note = "weights, gradient, message, what is under way" + (", momentum" if momentum else "")
+        name = f"memory of an agent, momentum {momentum:g}"
+        rows.append(row(name, vectors, "vectors of its parameters", limit=limit, note=note))
+    return rows
+
+
 def measure(quick: bool) -> list[Row]:
     """The targets of growth.
 
@@ -156,41 +205,15 @@ def measure(quick: bool) -> list[Row]:
     """
     torch.set_num_threads(1)
     sizes, counts = (PARAMETERS[:3], AGENTS[:3]) if quick else (PARAMETERS, AGENTS)
-    rows = []
-    base: float | None = None
-    for size in sizes:
-        each = seconds_a_round(16, size) / (16 * 5 * size) * 1e9
-        base = each if size == 1_000_000 else base
-        rows.append(
-            row(f"6 K = 16, {size:,} parameters", each, "ns per edge and parameter", limit=None)
-        )
-    for size in sizes:
-        if size > 1_000_000 and base is not None:
-            each = next(r["measured"] for r in rows if f" {size:,} " in r["target"])
-            name = f"6 linear in parameters: {size:,} against 1,000,000"
-            rows.append(row(name, each, "ns per edge and parameter", reference=base, limit=1.5))
+    most = 64 if quick else 256
+    rows = by_parameters(sizes)
     for size in (10_000, 1_000_000):
-        found = {}
-        for agents in counts:
-            if agents * size * 16 > MEMORY:
-                continue
-            degree = min(4, agents - 1)
-            found[agents] = seconds_a_round(agents, size) / (agents * (degree + 1)) * 1e6
-            name = f"6 {agents} agents, {size:,} parameters"
-            rows.append(row(name, found[agents], "us per edge", limit=None))
-        most = max(found)
-        name = f"6 linear in edges: {most} agents against 16, {size:,} parameters"
-        rows.append(row(name, found[most], "us per edge", reference=found[16], limit=1.5))
-    few, many = run_seconds(16, 60) * 1e6, run_seconds(counts[-1], 60) * 1e6
-    name = f"6 whole run, driver included: {counts[-1]} agents against 16"
+        rows += by_edges(size, counts, most)
+    few, many = run_seconds(16, 60) * 1e6, run_seconds(most, 60) * 1e6
+    name = f"whole run, driver included: {most} agents against 16"
     unit = "us of CPU per agent and round"
     rows.append(row(name, many, unit, reference=few, limit=1.5, note="the quadratic task"))
-    size = 10_000_000  # vectors so large that the allocator keeps none of them when they are freed
-    for momentum, limit in ((0.0, 5.0), (0.9, 6.0)):
-        vectors = vectors_held(size, momentum)
-        note = "weights, gradient, message, what is under way" + (", momentum" if momentum else "")
-        name = f"6 memory of an agent, momentum {momentum:g}"
-        rows.append(row(name, vectors, "vectors of its parameters", limit=limit, note=note))
+    rows += by_memory(10_000_000)  # so large that the allocator keeps no vector that is freed
     return rows + by_ray({16: 4} if quick else {16: 1, 64: 4, 256: 32})
 
 

@@ -47,7 +47,7 @@ def tree(agents: int, size: int, **tables: Any) -> dict[str, Any]:
     return {
         "topology": {"kind": "complete", "agents": agents} if agents < 6 else ring,
         "rounds": 10**6,
-        "data": {"set": "digits", "batch": 1, "validation": 0.25},
+        "data": {"set": "digits", "batch": 1, "validation": 0.5},
         "model": {"name": "mute:Vector", "params": {"size": size}},
         "loss": {"name": "standard"},
         "threat": {"eps": 0.0},

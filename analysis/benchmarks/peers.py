@@ -257,7 +257,7 @@ def rows(times: dict[tuple[str, str], float], failed: dict[str, str]) -> list[Ro
     found: list[Row] = []
     for size, name, peer, limit, note in bounds:
         ours, theirs = times.get((size, name)), times.get((size, peer))
-        label = f"6.2 round at {size}, {name} / {peer}"
+        label = f"round at {size}, {name} / {peer}"
         if ours is not None and theirs is not None:
             found.append(row(label, ours, "ms", reference=theirs, limit=limit, note=note))
         else:
@@ -266,7 +266,7 @@ def rows(times: dict[tuple[str, str], float], failed: dict[str, str]) -> list[Ro
             found.append(row(label, None, "ms", limit=limit, note=note))
     for size in SIZES:
         for name in CONTESTANTS:
-            label, note = f"6.2 round at {size}, {name}", ""
+            label, note = f"round at {size}, {name}", ""
             if (size, name) not in times:
                 note = f"did not run: {failed.get(name, 'not asked')}"
             found.append(row(label, times.get((size, name)), "ms", limit=None, note=note))

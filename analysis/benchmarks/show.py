@@ -38,7 +38,7 @@ def picture(rows: Iterable[Row]) -> Figure:
     for place, (each, share) in enumerate(drawn):
         colour, hatch = (MET, "") if each["met"] else (MISSED, "///")
         ax.barh(place, share, color="white" if hatch else colour, edgecolor=colour, hatch=hatch)
-        said = f" {share:.2g}" if each["met"] else f" {share:.2g} not met"
+        said = f" {share:.3g}" if each["met"] else f" {share:.3g} not met"
         paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
         ax.text(max(1.03 * share, LEAST), place, said, va="center", fontsize=8, bbox=paper)
     ax.axvline(1, color="black", linewidth=1.5)

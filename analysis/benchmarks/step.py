@@ -182,7 +182,7 @@ def units(width: float, batch: int) -> list[Row]:
         published = flops(published_step(plan_of(width, batch, loss={"name": loss})))
         rows.append(
             row(
-                f"6.1 {name}-10 forward units",
+                f"{name}-10 forward units",
                 round(flops(step) / forward, 2),
                 "forwards of the batch",
                 limit=limit,
@@ -208,7 +208,7 @@ def against_published(width: float, batch: int, repeats: int) -> list[Row]:
                 steps[name] = agent_step(plan_of(width, batch, **wanted, **tables))[1]
         found = alternate(steps, repeats)
         for name, (_, limit) in options.items():
-            target = f"6.1 {title} against the published loop, {name}"
+            target = f"{title} against the published loop, {name}"
             if name not in found:
                 note = f"this CPU has no bf16 instructions; limit where it has: {limit}"
                 rows.append(row(target, None, "times as fast", limit=None, note=note))
@@ -272,7 +272,7 @@ def share_of_convolutions(width: float, batch: int, repeats: int) -> list[Row]:
         found = alternate({"step": step, "alone": alone}, repeats)
         rows.append(
             row(
-                f"6.1 FLOP/s of a PGD-10 step against its convolutions alone, {name}",
+                f"FLOP/s of a PGD-10 step against its convolutions alone, {name}",
                 work / found["step"] / 1e9,
                 "GFLOP/s",
                 limit=0.75,
@@ -294,7 +294,7 @@ def fosc(width: float, batch: int, repeats: int) -> list[Row]:
     spent = alternate({"step": step, "gap": gap}, repeats)
     return [
         row(
-            "6.1 FOSC on top of a PGD-10 step",
+            "FOSC on top of a PGD-10 step",
             spent["gap"],
             "CPU s",
             limit=0.05,
@@ -316,7 +316,7 @@ def engine(width: float, batch: int, repeats: int) -> list[Row]:
     )
     return [
         row(
-            "6.2 the engine's own work in a round of PreAct ResNet-18",
+            "the engine's own work in a round of PreAct ResNet-18",
             spent["round"] / AGENTS,
             "CPU s a step",
             limit=1.03,

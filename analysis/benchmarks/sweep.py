@@ -52,7 +52,7 @@ def measure(quick: bool) -> list[Row]:
         One row for each target.
     """
     found = [
-        row(f"6.4 raydist.{name} --help", help_seconds(name), "CPU seconds", limit=HELP)
+        row(f"raydist.{name} --help", help_seconds(name), "CPU seconds", limit=HELP)
         for name in ("sweep", "run", "evaluate")
     ]
     with tempfile.TemporaryDirectory() as folder:
@@ -63,15 +63,15 @@ def measure(quick: bool) -> list[Row]:
     return [
         *found,
         row(
-            "6.4 quickstart: learning and evaluation",
+            "quickstart: learning and evaluation",
             parts["learning and evaluation"] / line.end,
             "of its time",
             limit=None if quick else LEARNING,
             at_least=True,
             note="; ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.items()),
         ),
-        row("6.4 from one trial to the next, at most", max(gaps), "seconds", limit=GAP),
-        row("6.4 agents' processes of all trials", agents, "processes", limit=AGENTS),
+        row("from one trial to the next, at most", max(gaps), "seconds", limit=GAP),
+        row("agents' processes of all trials", agents, "processes", limit=AGENTS),
     ]
 
 

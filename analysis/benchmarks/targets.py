@@ -28,7 +28,7 @@ def row(
     """One target.
 
     Args:
-        target: its number and name.
+        target: its name.
         measured: the figure, in `unit`; None if there is none, which meets no limit.
         unit: of `measured` and `reference`.
         limit: of the ratio measured / reference if there is a reference, else of `measured`.
