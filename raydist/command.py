@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raydist.config import InputError
+from raydist.config import Experiment, InputError
 from raydist.engine.store import Store
 from raydist.show import errors
 
@@ -66,6 +66,23 @@ def check_shared(folder: Store) -> None:
     """
     if folder.url.startswith("memory:"):
         raise InputError(f"{folder.url} lives in one process: write --out with a folder or a URL")
+
+
+def check_snapshots(experiment: Experiment) -> None:
+    """Many processes can leave snapshots where `snapshot.path` says.
+
+    Args:
+        experiment: the experiment.
+
+    Raises:
+        InputError: if each of them would have a folder of its own.
+    """
+    path = experiment.snapshot.path
+    if path is not None and path.startswith("memory:"):
+        raise InputError(
+            f'snapshot.path = "{path}" lives in one process: write path = "/shared/snapshots" or '
+            '"s3://bucket/snapshots"'
+        )
 
 
 def run(main: Callable[..., Any]) -> None:

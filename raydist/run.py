@@ -77,8 +77,10 @@ def run_experiment(
     if experiment.engine == "train":
         _check_train(pool, resume)
     folder = None if out is None else Folder(out)
-    if pool == "ray" and folder is not None:
-        command.check_shared(folder.store)
+    if pool == "ray":
+        command.check_snapshots(experiment)
+        if folder is not None:
+            command.check_shared(folder.store)
     if resume:
         _check_unfinished(folder, experiment)
     elif folder is not None:

@@ -123,6 +123,7 @@ def _experiments(study: Study) -> list[tuple[Point, Experiment]]:
     for point in study.corners():
         with _told_at(point):
             found.append((point, study.experiment(point)))
+            command.check_snapshots(found[-1][1])
     return found
 
 

@@ -22,6 +22,7 @@ from raydist.config import InputError
 from raydist.engine.store import Store, locate
 
 TREE = QUADRATIC | {"snapshot": {"every": 4}}
+IN_MEMORY = QUADRATIC | {"snapshot": {"path": "memory://snaps"}}
 URL = "memory://bucket/runs/one"
 WEIGHTS = ["agent-000", "agent-001", "agent-002", "centroid"]
 
@@ -105,6 +106,8 @@ def test_snapshots_at_no_place_are_refused_before_anything_is_written(tmp_path, 
         (lambda: run_experiment(TREE, out="memory://full"), "exists: .* --resume memory://full"),
         (lambda: run_sweep({"base": TREE}, out=URL), "memory://.* lives in one process: write"),
         (lambda: run_experiment(TREE, "ray", out=URL), "memory://.* lives in one process: write"),
+        (lambda: run_experiment(IN_MEMORY, "ray"), '"memory://snaps" lives in one .*: write path'),
+        (lambda: run_sweep({"base": IN_MEMORY}), '"memory://snaps" lives in one .*: write path'),
         (lambda: run_experiment(TREE, out="s3://"), "s3:// names no folder: write s3://bucket"),
         (lambda: load("~nobody-of-that-name/run"), "~nobody-of-that-name/run cannot be found: "),
         (lambda: evaluate_runs("s3://bucket/run"), "s3://bucket/run is a URL: copy"),
