@@ -374,7 +374,7 @@ def test_a_model_is_loaded_once_for_all_its_units(trained):
     assert isinstance(subject, Subject)
 
 
-def test_the_trace_at_the_end_of_a_trial_is_that_of_all_its_images():
+def test_the_trace_at_the_end_of_a_trial_is_that_of_all_its_images(monkeypatch):
     from torch.nn.functional import cross_entropy
 
     from raydist.adversary.attack import pgd
@@ -382,9 +382,10 @@ def test_the_trace_at_the_end_of_a_trial_is_that_of_all_its_images():
     from raydist.engine.driver import train
     from raydist.engine.plan import make_plan
     from raydist.engine.pool import LocalPool
+    from raydist.measure import masks
     from raydist.measure.curvature import attacked, hessian_trace
-    from raydist.measure.masks import PROBES
 
+    monkeypatch.setattr(masks, "PROBES", 5)
     tree = TRIAL | {"rounds": 4, "evaluate": TRIAL["evaluate"] | {"hessian": 10, "autoattack": 0}}
     plan = make_plan(validate(tree))
     pool = LocalPool(plan)
@@ -401,7 +402,7 @@ def test_the_trace_at_the_end_of_a_trial_is_that_of_all_its_images():
         points = [
             pair for batch in batches for pair in attacked(model, [batch], attack, plan.config.seed)
         ]
-        mean, error = hessian_trace(model, cross_entropy, points, PROBES, plan.config.seed)
+        mean, error = hessian_trace(model, cross_entropy, points, 5, plan.config.seed)
     pool.shutdown()
     assert final["hessian_trace"] == pytest.approx(mean, rel=1e-4)
     assert final["hessian_trace_error"] == pytest.approx(error, rel=1e-3)
