@@ -55,34 +55,24 @@ def check_new_folder(folder: Store) -> None:
         raise InputError(f"{folder.url} cannot be written: {above} is not a writable folder")
 
 
-def check_shared(folder: Store) -> None:
-    """Many processes can leave results there.
+def check_shared(url: str, instead: str = "--out with a folder or a URL") -> None:
+    """Many processes can leave there what they have.
 
     Args:
-        folder: the folder.
-
-    Raises:
-        InputError: if each of them would have one of its own.
-    """
-    if folder.url.startswith("memory:"):
-        raise InputError(f"{folder.url} lives in one process: write --out with a folder or a URL")
-
-
-def check_snapshots(experiment: Experiment) -> None:
-    """Many processes can leave snapshots where `snapshot.path` says.
-
-    Args:
-        experiment: the experiment.
+        url: of the folder.
+        instead: how another one is named.
 
     Raises:
         InputError: if each of them would have a folder of its own.
     """
-    path = experiment.snapshot.path
-    if path is not None and path.startswith("memory:"):
-        raise InputError(
-            f'snapshot.path = "{path}" lives in one process: write path = "/shared/snapshots" or '
-            '"s3://bucket/snapshots"'
-        )
+    if url.startswith("memory:"):
+        raise InputError(f"{url} lives in one process: write {instead}")
+
+
+def check_snapshots(experiment: Experiment) -> None:
+    """As `check_shared`, of `snapshot.path`."""
+    instead = 'snapshot.path = "/shared/snapshots" or "s3://bucket/snapshots"'
+    check_shared(experiment.snapshot.path or "", instead)
 
 
 def run(main: Callable[..., Any]) -> None:

@@ -80,7 +80,7 @@ def run_experiment(
     if pool == "ray":
         command.check_snapshots(experiment)
         if folder is not None:
-            command.check_shared(folder.store)
+            command.check_shared(folder.url)
     if resume:
         _check_unfinished(folder, experiment)
     elif folder is not None:

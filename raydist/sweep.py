@@ -92,7 +92,7 @@ def run_sweep(
 
 def _check_shared(folder: Store, name: str) -> None:
     """Results can be left there by many processes, side by side."""
-    command.check_shared(folder)
+    command.check_shared(folder.url)
     if not os.path.dirname(folder.root):
         raise InputError(f"{folder.url} is no folder: write --out {folder.url}/{name}")
 
@@ -122,8 +122,9 @@ def _experiments(study: Study) -> list[tuple[Point, Experiment]]:
     found = []
     for point in study.corners():
         with _told_at(point):
-            found.append((point, study.experiment(point)))
-            command.check_snapshots(found[-1][1])
+            experiment = study.experiment(point)
+            command.check_snapshots(experiment)
+            found.append((point, experiment))
     return found
 
 

@@ -47,7 +47,7 @@ def tree(agents: int, size: int, **tables: Any) -> dict[str, Any]:
     return {
         "topology": {"kind": "complete", "agents": agents} if agents < 6 else ring,
         "rounds": 10**6,
-        "data": {"set": "digits", "batch": 1, "validation": 0.5},
+        "data": {"set": "digits", "batch": 1, "validation": 0.5},  # enough of both for 700 agents
         "model": {"name": "mute:Vector", "params": {"size": size}},
         "loss": {"name": "standard"},
         "threat": {"eps": 0.0},
