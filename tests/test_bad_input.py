@@ -471,7 +471,7 @@ def own(part, name):
             "data",
             "crooked_data",
             "data: train x is float32 of shape (4, 8, 8), expected uint8 or float32 of shape "
-            "(N, C, H, W)",
+            "(N, C, H, W): write x[:, None] for images of one channel",
         ),
         ("topology", "graph", 'topology "OWN:graph" gave list, expected a networkx graph'),
         (

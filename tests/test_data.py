@@ -129,6 +129,32 @@ def test_damaged_idx_files_are_named(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize(
+    ("name", "other", "message"),
+    [
+        ("train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte", "10 labels for the 20 images of tra"),
+        ("t10k-labels-idx1-ubyte", "train-labels-idx1-ubyte", "20 labels for the 10 images of t10"),
+        ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", r"shape \(20,\), expected images"),
+        ("t10k-labels-idx1-ubyte", "t10k-images-idx3-ubyte", r"\(10, 28, 28\), expected labels"),
+    ],
+)
+def test_idx_files_under_anothers_name_are_named(tmp_path, name, other, message):
+    folder = tmp_path / "MNIST" / "raw"
+    write_mnist(folder, zipped=False)
+    (folder / name).write_bytes(idx(MNIST_FILES[other]))
+    with pytest.raises(ValueError, match=message) as caught:
+        load("mnist", root=tmp_path)
+    assert str(folder / name) in str(caught.value)
+
+
+def test_labels_of_another_set_are_named_by_their_file(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    write_mnist(folder, zipped=False)
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(np.full(10, 26, np.uint8)))
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte holds labels up to 26, expected"):
+        load("mnist", root=tmp_path)
+
+
+@pytest.mark.parametrize(
     ("name", "folder", "file"),
     [
         ("mnist", "MNIST/raw", "train-images-idx3-ubyte[.gz]"),
@@ -255,6 +281,16 @@ def own_floats(size):
     return {"train": [x, torch.zeros(size, dtype=torch.long)], "test": (x, [4] * size)}
 
 
+def own_validation(**changes):
+    """Three splits of which none is a part of another."""
+    return returns(validation=(X[1:4], Y[1:4]), **changes)
+
+
+def own_grey_levels():
+    x = X % 17
+    return returns(train=(x, Y), test=(x, Y), scale=np.float64(1 / 16))
+
+
 def own_data():
     return Data((X, Y), (X[:1], Y[:1]), (X[:2], Y[:2]), classes=5, scale=1 / 300)
 
@@ -284,6 +320,32 @@ def test_a_data_object_is_taken_as_it_is():
     )
 
 
+def test_a_validation_split_of_ones_own_is_used_and_nothing_held_out():
+    data = load(f"{__name__}:own_validation", validation=0.5)
+    assert rows(data.train) == rows((X, Y))
+    assert rows(data.validation) == rows((X[1:4], Y[1:4]))
+    data = load(f"{__name__}:own_validation", params={"train": (X[:2], Y[:2])})
+    assert data.classes == 3  # label 2 is in validation and test only
+
+
+def test_a_scale_of_ones_own_is_used():
+    data = load(f"{__name__}:own_grey_levels", validation=0)
+    assert data.scale * data.train[0].max() == 1 == data.scale * 16
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *((6, 3, 8, 3), (6, 1, 28, 1), (6, 2, 3, 3), (6, 4, 9, 4)),  # channels are few, so first
+        *((6, 12, 1, 1), (6, 1, 12, 1), (6, 22, 400, 1)),  # tables and time series
+        *((6, 8, 8, 5), (6, 1, 1, 3), (6, 3, 32, 32)),
+    ],
+)
+def test_shapes_that_may_be_n_c_h_w_are_taken(shape):
+    x = np.ones(shape, np.float32)
+    assert Data((x, Y), (x, Y), (x, Y), classes=3, scale=1.0).shape == shape[1:]
+
+
 def no_dict():
     return X, Y
 
@@ -304,12 +366,124 @@ def wrong_type():
     return returns(train=(X.astype(np.int32), Y))
 
 
+FLOATS = (X / 255).astype(np.float32)
+
+
+def floats(train, **changes):
+    return returns(**{"train": (train, Y), "test": (FLOATS, Y)} | changes)
+
+
 def bright():
-    return returns(train=(X.astype(np.float32), Y))
+    x = X.astype(np.float32)
+    return floats(x, test=(x, Y))
+
+
+def divided_in_test_only():
+    return floats(X.astype(np.float32))
+
+
+def standardised():
+    return floats((FLOATS - 0.5) / 0.25)
 
 
 def not_a_number():
-    return returns(train=(np.full((6, 1, 4, 4), np.nan), Y))
+    return floats(np.full((6, 1, 4, 4), np.nan))
+
+
+def channels_last():
+    return returns(train=(np.ones((6, 28, 20, 1), np.uint8), Y))
+
+
+def no_channels():
+    return returns(test=(X[:, 0], Y))
+
+
+def images_last():
+    return returns(train=(X.transpose(2, 3, 1, 0), Y))
+
+
+def integers():
+    return returns(test=(X.astype(np.int64), Y))
+
+
+def masks():
+    return returns(train=(X > 9, Y))
+
+
+def other_type():
+    return returns(test=(FLOATS, Y))
+
+
+def other_type_in_validation():
+    return own_validation(test=(X[:2], Y[:2])) | {"validation": (FLOATS, Y)}
+
+
+def other_channels():
+    return returns(test=(np.repeat(X, 3, 1), Y))
+
+
+def other_size():
+    return own_validation() | {"validation": (X[..., :3], Y)}
+
+
+def zeros_and_ones():
+    return returns(train=(X % 2, Y), test=(X % 2, Y))
+
+
+def zeros_and_ones_in_test():
+    return returns(test=(X % 2, Y), scale=1 / 255)
+
+
+def divided_twice():
+    return floats(FLOATS / 255)
+
+
+def divided_twice_in_validation():
+    return floats(FLOATS, validation=(FLOATS / 255, Y), scale=1)
+
+
+def black():
+    return returns(test=(X * 0, Y))
+
+
+def data_of_two_scales():
+    return Data((X, Y), (X % 2, Y), (X, Y), classes=3, scale=1 / 255)
+
+
+def data_of_two_types():
+    return Data((X, Y), (X, Y), (FLOATS, Y), classes=3, scale=1 / 255)
+
+
+def one_hot():
+    return returns(train=(X, np.eye(3)[Y]))
+
+
+def words():
+    return returns(train=(X, np.array(["a", "b", "c"])[Y]))
+
+
+def from_one():
+    return returns(train=(X, Y + 1), test=(X, Y + 1), classes=3)
+
+
+def no_validation():
+    return returns(validation=(X[:0], Y[:0]))
+
+
+def half_a_class():
+    return returns(classes=3.5)
+
+
+def no_scale():
+    return returns(scale=0)
+
+
+def unknown_key():
+    return returns(clases=3)
+
+
+def val():
+    return returns(val=(X, Y))
 
 
 def short_labels():
@@ -340,6 +514,40 @@ def empty():
         (not_a_number, r"expected pixels in \[0, 1\]"),
         (short_labels, r"train y is int64 of shape \(5,\), expected int64 of shape \(6,\)"),
         (float_labels, "train y is float64"),
+        (channels_last, r"\(6, 28, 20, 1\), which is .* write x.transpose\(0, 3, 1, 2\)"),
+        (no_channels, r"test x is uint8 of shape \(6, 4, 4\), expected .*: write x\[:, None\]"),
+        (flat_images, r"write x.reshape\(-1, 1, 4, 4\)"),
+        (images_last, r"of shape \(6,\), .* write x.transpose\(3, 2, 0, 1\)"),
+        (integers, r'test x is int64 .* write x.astype\("uint8"\)'),
+        (masks, r'train x is bool .* write x.astype\("float32"\)'),
+        (other_type, "test x is float32, but train x is uint8: write both as uint8 in 0 to 255"),
+        (other_type_in_validation, "validation x is float32, but train x is uint8"),
+        (other_channels, r"test x has images of shape \(3, 4, 4\), but train x of \(1, 4, 4\)"),
+        (other_size, r"validation x has images of shape \(1, 4, 3\), but train x of \(1, 4, 4\)"),
+        (
+            zeros_and_ones,
+            'train x is uint8 from 0 to 1, expected pixels up to 255: write "scale": ',
+        ),
+        (zeros_and_ones_in_test, r"test x runs up to 1, but train x up to 2\d\d: write both on"),
+        (
+            divided_twice,
+            r'train x is float32 from 0.* to 0.00\d+, expected .* write "scale": 1 / 0',
+        ),
+        (divided_twice_in_validation, "validation x runs up to 0.00"),
+        (divided_in_test_only, r"test x runs up to 0.97\d*, but train x up to 2\d\d"),
+        (black, "test x is 0 everywhere"),
+        (data_of_two_scales, r"validation x runs up to 1, but train x up to 2\d\d"),
+        (data_of_two_types, "test x is float32, but train x is uint8"),
+        (bright, r'from? ?.* to 2\d\d, .* write x / 255, or "scale": 1 / 255 beside "train"'),
+        (standardised, r"runs from -\d.* to \d.*, expected .* normalise inside the model"),
+        (one_hot, r"y is float64 of shape \(6, 3\), .* write y.argmax\(axis=1\)"),
+        (words, r"train y is <U1 .* write np.unique\(y, return_inverse=True\)\[1\]"),
+        (from_one, "labels run from 1 to 3, expected 0 to 2 for 3 classes: write y - 1"),
+        (no_validation, "validation is empty, expected at least one sample: leave it out"),
+        (half_a_class, "classes is 3.5, expected their number"),
+        (no_scale, "scale is 0, expected the factor"),
+        (unknown_key, 'the key \'clases\', expected some of "train", .*: did you mean "classes"'),
+        (val, "the key 'val', .*: did you mean \"validation\""),
         (too_few_classes, "labels run from 0 to 2, expected 0 to 1"),
         (empty, "test is empty"),
     ],

@@ -136,8 +136,8 @@ def check_images(config: Experiment, data: Data, share: int) -> None:
         )
     if len(data.validation[1]) < agents:
         raise InputError(
-            f"data.validation = {config.data.validation} leaves {len(data.validation[1])} "
-            f"validation images for {agents} agents: write a larger fraction"
+            f"data.validation = {config.data.validation}, or a split of one's own, gives "
+            f"{len(data.validation[1])} validation images for {agents} agents: write a larger one"
         )
     if config.evaluate.images < agents:
         raise InputError(f"evaluate.images is {config.evaluate.images}, expected {agents} or more")

@@ -4,10 +4,8 @@ A set is read once and handed around as uint8 arrays: a batch becomes floats in 
 agent's device, by `to_tensor`, and is augmented there, by `augment`.
 """
 
-import difflib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydist.learning import readers
+from raydist.closest import closest
+from raydist.learning import own_data, readers
+from raydist.learning.images import Data as Data
 from raydist.learning.readers import Split, Splits
 from raydist.seeding import Purpose, numpy_rng
 
@@ -30,41 +30,6 @@ SETS: dict[str, tuple[Callable[[Path, bool], Splits], int, float]] = {
     "cifar100": (readers.cifar100, 100, 1 / 255),
     "svhn": (readers.svhn, 10, 1 / 255),
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """A data set for classification.
-
-    Args:
-        train: pair (x, y): x of shape (N, C, H, W), uint8 or float32, y of shape (N,), int64.
-        validation: a pair like it, possibly of length 0.
-        test: a pair like it.
-        classes: number of classes; labels are 0..classes − 1.
-        scale: x · scale is in [0, 1].
-
-    Raises:
-        ValueError: a split is not such a pair.
-    """
-
-    train: Split
-    validation: Split
-    test: Split
-    classes: int
-    scale: float
-
-    def __post_init__(self) -> None:
-        for name in ("train", "validation", "test"):
-            pair = getattr(self, name)
-            _check_arrays(name, pair)
-            if len(pair[1]):
-                _check_values(name, pair, self.classes, self.scale)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        channels, height, width = self.train[0].shape[1:]
-        return channels, height, width
 
 
 def load(
@@ -84,7 +49,9 @@ def load(
     Args:
         set: a name in `SETS`, or "package.module:function": the function is called with `params`
             and returns a `Data`, or a dict with the pairs "train" and "test" and, optionally,
-            "classes" (default: the largest label + 1). Its x are uint8, or floats in [0, 1].
+            "validation" (then nothing is held out), "classes" (default: the largest label + 1) and
+            "scale", the factor to [0, 1]. Its x are uint8, or floats in [0, 1] unless "scale"
+            says otherwise.
         root: the folder of the data sets; default: $RAYDIST_DATA, else "data".
         validation: the fraction of the training set to hold out, in [0, 0.5].
         download: fetch files that are missing (never otherwise).
@@ -95,7 +62,8 @@ def load(
         The set's arrays.
 
     Raises:
-        ValueError: the set is unknown, or an argument is out of its range.
+        ValueError: the set is unknown, an argument is out of its range, or a set of one's own has
+            splits that do not fit one another.
 
     Example:
         >>> data = load("digits")
@@ -108,21 +76,21 @@ def load(
             "[0, 0.5]: write 0.1"
         )
     if ":" in set:
-        found = _from_plugin(set, params or {})
-        if isinstance(found, Data):
-            return found
-        train, test, classes, scale = found
-    elif params:
+        splits, classes, scale = own_data.read(set, params or {})
+        train, held = splits["train"], splits.get("validation")
+        if held is None:
+            train, held = _hold_out(train, validation, seed)
+        return Data(train, held, splits["test"], classes, scale)
+    if params:
         raise ValueError(f'data set "{set}" takes no {", ".join(params)}: remove it')
-    elif set not in SETS:
-        near = difflib.get_close_matches(set, SETS, n=1)
-        hint = f': write "{near[0]}"' if near else ' or "package.module:function"'
+    if set not in SETS:
+        near = closest(set, SETS)
+        hint = f': write "{near}"' if near else ' or "package.module:function"'
         known = ", ".join([*SETS, "quadratic"])
         raise ValueError(f'data.set is "{set}", expected one of {known}{hint}')
-    else:
-        reader, classes, scale = SETS[set]
-        folder = Path(root or os.environ.get("RAYDIST_DATA", "data")).expanduser()
-        train, test = reader(folder, download)
+    reader, classes, scale = SETS[set]
+    folder = Path(root or os.environ.get("RAYDIST_DATA", "data")).expanduser()
+    train, test = reader(folder, download)
     return Data(*_hold_out(train, validation, seed), test, classes, scale)
 
 
@@ -219,61 +187,3 @@ def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     order = numpy_rng(Purpose.SPLIT, seed).permutation(len(y))
     held[order[: round(fraction * len(y))]] = True
     return (x[~held], y[~held]), (x[held], y[held])
-
-
-def _from_plugin(name: str, params: Mapping[str, Any]) -> Data | tuple[Split, Split, int, float]:
-    from raydist.plugin import resolve
-
-    found = resolve(name)(**params)
-    if isinstance(found, Data):
-        return found
-    if not isinstance(found, dict) or not {"train", "test"} <= found.keys():
-        got = f"keys {sorted(found)}" if isinstance(found, dict) else type(found).__name__
-        raise ValueError(
-            f'data set "{name}" returned {got}, expected a raydist.learning.data.Data or a dict '
-            'with "train" and "test", each a pair (x, y)'
-        )
-    train, test = (_pair(part, found[part]) for part in ("train", "test"))
-    classes = int(found.get("classes", max(train[1].max(), test[1].max()) + 1))
-    return train, test, classes, 1 / 255 if train[0].dtype == np.uint8 else 1.0
-
-
-def _pair(name: str, pair: Any) -> Split:
-    """The user's pair with types made ours: floats to float32, whole labels to int64."""
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise ValueError(f"{name} is a {type(pair).__name__}, expected a pair (x, y) of arrays")
-    x, y = np.asarray(pair[0]), np.asarray(pair[1])
-    x = x.astype(np.float32) if np.issubdtype(x.dtype, np.floating) else x
-    y = y.astype(np.int64) if np.issubdtype(y.dtype, np.integer) else y
-    _check_arrays(name, (x, y))
-    return x, y
-
-
-def _check_arrays(name: str, pair: Split) -> None:
-    x, y = pair
-    if x.ndim != 4 or x.dtype not in (np.uint8, np.float32):
-        raise ValueError(
-            f"{name} x is {x.dtype} of shape {x.shape}, expected uint8 or float32 of shape "
-            "(N, C, H, W)"
-        )
-    if y.shape != (len(x),) or y.dtype != np.int64:
-        raise ValueError(
-            f"{name} y is {y.dtype} of shape {y.shape}, expected int64 of shape ({len(x)},), "
-            "one label for each x"
-        )
-    if len(y) == 0 and name != "validation":
-        raise ValueError(f"{name} is empty, expected at least one sample")
-
-
-def _check_values(name: str, pair: Split, classes: int, scale: float) -> None:
-    x, y = pair
-    if not 0 <= y.min() <= y.max() < classes:
-        raise ValueError(
-            f"{name} labels run from {y.min()} to {y.max()}, expected 0 to {classes - 1} for "
-            f"{classes} classes"
-        )
-    if not (x.min() >= 0 and x.max() * scale <= 1 + 1e-6):
-        raise ValueError(
-            f"{name} x runs from {x.min() * scale} to {x.max() * scale}, expected pixels in "
-            "[0, 1], or uint8"
-        )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 Split = tuple[NDArray[Any], NDArray[np.int64]]
 Splits = tuple[Split, Split]
 
+MOST_LABEL = 9  # of MNIST and of Fashion-MNIST
 DIGITS_TEST = 0.2  # share of the test split, which the set itself does not have
 
 
@@ -111,11 +112,30 @@ def _idx_pairs(name: str, root: Path, download: bool) -> Splits:
 
         getattr(datasets, name)(root, download=True)
         present = [folder / stem for stem in stems]
-    train_x, train_y, test_x, test_y = (read_idx(path) for path in present if path is not None)
-    return (
-        (train_x[:, None], train_y.astype(np.int64)),
-        (test_x[:, None], test_y.astype(np.int64)),
-    )
+    train, test = (_idx_pair(*present[n : n + 2]) for n in (0, 2))
+    return train, test
+
+
+def _idx_pair(images: Path | None, labels: Path | None) -> Split:
+    """One split from its two files, which may have been mistaken for one another or for others."""
+    assert images is not None and labels is not None
+    x, y = read_idx(images), read_idx(labels)
+    for path, array, axes, what in ((images, x, 3, "images"), (labels, y, 1, "labels")):
+        if array.ndim != axes:
+            raise ValueError(
+                f"{path} holds an array of shape {array.shape}, expected {what} with {axes} "
+                f"{'axes' if axes > 1 else 'axis'}: the file has another one's name, fetch it again"
+            )
+    if len(x) != len(y):
+        raise ValueError(
+            f"{labels} holds {len(y)} labels for the {len(x)} images of {images.name}: one of the "
+            "files has another one's name, fetch them again"
+        )
+    if y.size and y.max() > MOST_LABEL:
+        raise ValueError(
+            f"{labels} holds labels up to {y.max()}, expected 0 to {MOST_LABEL}: fetch it again"
+        )
+    return x[:, None], y.astype(np.int64)
 
 
 def _cifar(name: str, root: Path, download: bool) -> Splits:

@@ -1,0 +1,60 @@
+"""The known name that a misspelt one was meant to be; a wrong guess is worse than none."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+ALIKE = 0.75  # "trade" and "trades" are, "epsilon" and "precision" are not
+# What other tools call it; not to be found by the spelling.
+ELSEWHERE = {
+    "bfloat16": "bf16",
+    "batch_size": "batch",
+    "batchsize": "batch",
+    "bs": "batch",
+    "dataset": "set",
+    "epsilon": "eps",
+    "learning_rate": "lr",
+    "n_epochs": "epochs",
+    "num_agents": "agents",
+    "num_epochs": "epochs",
+    "optimiser": "optim",
+    "optimizer": "optim",
+    "step_size": "alpha",
+    "val": "validation",
+    "valid": "validation",
+    "wd": "weight_decay",
+}
+
+
+def closest(written: str, known: Iterable[str]) -> str | None:
+    """The known name that was meant, None where none is close.
+
+    Args:
+        written: what the user wrote.
+        known: the names that there are.
+
+    Returns:
+        One of them: the same but for case, hyphens and underscores; what other tools call so; or
+        one of nearly the same letters, of two equally close ones that with the same initial.
+
+    Example:
+        >>> closest("resnet18", ["resnet-18", "vgg-16"]), closest("epsilon", ["precision"])
+        ('resnet-18', None)
+    """
+    names = {_bare(name): name for name in known}
+    bare = _bare(written)
+    for meant in (bare, _bare(ELSEWHERE.get(written.lower(), ""))):
+        if meant in names:
+            return names[meant]
+    close = get_close_matches(bare, names, cutoff=ALIKE)
+    best = min(close, key=lambda name: name[:1] != bare[:1], default=None)
+    return None if best is None else names[best]
+
+
+def did_you_mean(written: str, known: Iterable[str]) -> str:
+    """What to add to a message about an unknown name: ': did you mean "..."?', or nothing."""
+    meant = closest(written, known)
+    return "" if meant is None else f': did you mean "{meant}"?'
+
+
+def _bare(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
