@@ -63,7 +63,8 @@ def panel(ax: Axes, rounds: pd.DataFrame, theory: bool) -> None:
     for name, rows in rounds.groupby("strategy"):
         style = {key: plot.STYLES[str(name)][key] for key in ("color", "marker")}
         style |= {"linestyle": "", "markersize": 5}
-        agents, centroid = (curve(rows, "excess_risk", who) for who in ("mean", "centroid"))
+        agents = curve(rows, "excess_risk", "mean")
+        centroid = curve(rows, "centroid_excess_risk", "centroid")
         every = max(1, len(agents) // POINTS)
         ax.plot(agents.index, agents["mean"], **style, markevery=every, label=f"{name}, agents")
         ax.plot(centroid.index, centroid["mean"], **style, markevery=every, mfc="none")
@@ -72,8 +73,9 @@ def panel(ax: Axes, rounds: pd.DataFrame, theory: bool) -> None:
         if theory:
             line = curve(rows, "excess_risk_theory", "centroid")["mean"]
             ax.plot(line.index, line, color=color, lw=1.5)
-    chosen = rounds[rounds["metric"].eq("excess_risk") & rounds["agent"].isin(["mean", "centroid"])]
-    seen = chosen.groupby(["strategy", "agent", "round"])["value"].mean()
+    risks = rounds["metric"].isin(["excess_risk", "centroid_excess_risk"])
+    chosen = rounds[risks & rounds["agent"].isin(["mean", "centroid"])]
+    seen = chosen.groupby(["strategy", "metric", "round"])["value"].mean()
     seen = seen[seen > plot.ROUNDING]
     if len(seen):  # a prediction may grow without bound, and a seed come close to 0
         ax.set_yscale("log")

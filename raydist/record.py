@@ -75,6 +75,19 @@ class Record:
             for name in names
         }
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The means over the agents and the centroid's numbers, each under a name of its own.
+
+        Raises:
+            ValueError: if a name stands for both, because a column would then mean two things.
+        """
+        mean = self.mean
+        both = mean.keys() & self.centroid.keys()
+        if both:
+            raise ValueError(f"{', '.join(sorted(both))}: of the agents and of the centroid")
+        return mean | self.centroid
+
     def rows(self) -> list[Row]:
         """The long form: one row for each agent, for their mean, for the centroid."""
         whose = [(str(k), info) for k, info in enumerate(self.agents)]

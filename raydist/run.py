@@ -177,7 +177,7 @@ def _progress(quiet: bool) -> Progress:
 
 def _status(record: "Record") -> str:
     shown = ("loss", "val_clean_acc", "val_pgd10_acc", "val_fosc", "excess_risk")
-    known = record.centroid | record.mean
+    known = record.numbers
     return numbers({name: known[name] for name in shown if name in known})
 
 

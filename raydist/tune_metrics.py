@@ -60,7 +60,7 @@ class Metrics:
             seconds = sum(found) / len(records[-1].agents)
             if seconds > 0:
                 self._seconds.inc(seconds, tags | {"phase": phase})
-        known = records[-1].mean | records[-1].centroid
+        known = records[-1].numbers
         for name, gauge in self._gauges.items():
             if math.isfinite(known.get(name, math.nan)):
                 gauge.set(known[name], tags)

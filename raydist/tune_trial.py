@@ -13,7 +13,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -29,7 +29,7 @@ from raydist.engine.pool import LocalPool, Pool
 from raydist.engine.ray_pool import RayPool
 from raydist.folder import Folder
 from raydist.naming import Point, folder_name
-from raydist.record import Outcome, Record
+from raydist.record import Record
 from raydist.search import Search
 from raydist.study import Study
 from raydist.tune_log import TrialLog
@@ -117,7 +117,7 @@ class Trial(tune.Trainable):
         self.point = self.job.point(config)
         self.folder = Folder(f"{self.job.out}/{folder_name(self.point)}")
         self.records: Iterator[Record] | None = None
-        self.last: Record | None = None
+        self.last = -1  # the round of the last record
         self.early = ""
 
     def end_early(self, reason: str) -> None:
@@ -141,18 +141,17 @@ class Trial(tune.Trainable):
             experiment = self.job.study.experiment(self.point)
             done = self.folder.final(experiment.digest())
             if done is not None:
-                return _scalars(done) | {"round": done["rounds_run"], "done": True}
+                return _at_the_end(done) | {"round": done["rounds_run"], "done": True}
             self._open(experiment)
-        record = self._ended_early() if self.early else self._next_worth_reporting()
-        self.last = record
-        report = {"round": record.round, "rounds": self.rounds, **record.centroid, **record.mean}
+        record = self._next_worth_reporting()
+        report = {"round": record.round, "rounds": self.rounds, **record.numbers}
         report |= self._objective(record)
         if record.outcome is None:
             self.folder.flush()
             return report
         record.final.update(self._objective(record))
         final = self.folder.finish(record, self.keeper.seconds())
-        return report | _scalars(final) | {"done": True}
+        return report | _at_the_end(final) | {"done": True}
 
     def _next_worth_reporting(self) -> Record:
         # Where trials are compared, only what is measured: the same rounds in every trial.
@@ -160,13 +159,16 @@ class Trial(tune.Trainable):
         assert self.records is not None
         found: list[Record] = []
         for record in self.records:
-            self.folder.add(record)
-            found.append(record)
+            if record.round > self.last:  # the round after which it was ended early comes again
+                self.folder.add(record)
+                found.append(record)
+            self.last = record.round
             seconds = time.monotonic() - began
             late = seconds > (PAUSE_SECONDS if record.centroid else REPORT_SECONDS)
             if record.outcome is not None or (_judged(record, search) if search.judges else late):
                 break
-        self._metrics.tell(self.folder.name, found, self.folder.events)
+        if found:
+            self._metrics.tell(self.folder.name, found, self.folder.events)
         return record
 
     def _objective(self, record: Record) -> dict[str, float]:
@@ -174,21 +176,9 @@ class Trial(tune.Trainable):
         search = self.job.study.search
         if not search.judges:
             return {}
-        value = {**record.mean, **record.centroid}.get(search.metric, math.nan)
+        value = record.numbers.get(search.metric, math.nan)
         worst = -WORST if search.better == "max" else WORST
         return {OBJECTIVE: value if math.isfinite(value) else worst}
-
-    def _ended_early(self) -> Record:
-        """The last record as the end of the run: with what is known, without the test images."""
-        assert self.last is not None and self._pool is not None
-        record, mean = self.last, self.last.mean
-        self.keeper.finish(self._pool)
-        self._pool.save(f"{self.folder.url}/weights", record.round)
-        kept = ("disagreement", "distance", "excess_risk")
-        final: dict[str, float | str] = {name: mean[name] for name in kept if name in mean}
-        final["train_loss"] = mean["loss"]
-        outcome = Outcome("stopped", self.early, record.round)
-        return replace(record, outcome=outcome, final=final | dict(record.centroid))
 
     def _open(self, experiment: Experiment) -> None:
         """Begin the run, or go on with it."""
@@ -199,7 +189,9 @@ class Trial(tune.Trainable):
         self.rounds, self.keeper = plan.rounds, Keeper(plan, self.folder)
         weights = f"{self.folder.url}/weights"
         pool = self._pool_for(plan)
-        self.records = train(pool, plan, self.keeper, lambda pool, n: pool.save(weights, n))
+        self.records = train(
+            pool, plan, self.keeper, lambda pool, n: pool.save(weights, n), lambda: self.early
+        )
 
     def _pool_for(self, plan: Plan) -> Pool:
         """The warm agents if they have the right shape, else new ones."""
@@ -226,9 +218,12 @@ class Trial(tune.Trainable):
 
 def _judged(record: Record, search: Search) -> bool:
     """Whether a record is of a measured state and holds what trials are compared by."""
-    return "distance" in record.mean and search.metric in {**record.mean, **record.centroid}
+    known = record.numbers
+    return "distance" in known and search.metric in known
 
 
-def _scalars(final: Mapping[str, Any]) -> dict[str, Any]:
-    """What Tune's loggers can draw."""
-    return {name: value for name, value in final.items() if isinstance(value, SCALARS)}
+def _at_the_end(final: Mapping[str, Any]) -> dict[str, Any]:
+    """The final numbers that Tune's loggers can draw, each under a name of its own."""
+    # in rounds, fosc is that of the training attack; in final numbers, of PGD-10 on test images
+    drawn = {name: value for name, value in final.items() if isinstance(value, SCALARS)}
+    return {"test_fosc" if name == "fosc" else name: value for name, value in drawn.items()}

@@ -218,7 +218,7 @@ def test_the_centroid_has_an_excess_risk_of_its_own_and_runs_have_a_limit(strate
     result = run_experiment(tree)
     centers, h = np.array(validate(tree).data.centers), np.array([1.0, 0.5])
     expected = (h * (result.centroid - centers.mean(axis=0)) ** 2).sum() / 2
-    found = values(result, "excess_risk", "centroid")
+    found = values(result, "centroid_excess_risk", "centroid")
     assert list(found) == [0, 100, 200, 300]
     assert found[300] == pytest.approx(expected, rel=1e-10, abs=1e-20)
     assert result.final["centroid_excess_risk"] == found[300]

@@ -29,6 +29,7 @@ def train(
     plan: Plan,
     keeper: Keeper | None = None,
     ending: Callable[[Pool, int], None] | None = None,
+    early: Callable[[], str] = lambda: "",
 ) -> Iterator[Record]:
     """Run a plan on a pool, whatever dies in it.
 
@@ -42,22 +43,29 @@ def train(
         plan: the run.
         keeper: of its snapshots; default: none are taken, a death costs all rounds.
         ending: called with the pool and its last round when that is done, before it is told.
+        early: called after a measured round was told; a reason, in words, ends the run there, and
+            the record of that round is told again with all final numbers but those of test images.
 
     Yields:
         A record for each round from 0 on, or from the one after the snapshot that another process
         has left; the last one holds the outcome.
     """
     keeper, told, last = keeper or Keeper(plan), -1, plan.rounds
+
+    def leaves(n: int) -> str:
+        """Why the run ends after round n: once that was told, not when it is only replayed."""
+        return early() if n == told else ""
+
     while True:
         try:
             start, watch = keeper.resume(pool, told)
             told = max(told, start or -1)
-            for record in _rounds(pool, plan, watch, keeper, start, last):
+            for record in _rounds(pool, plan, watch, keeper, start, last, leaves):
                 if record.outcome is not None:
                     keeper.finish(pool)
                     if ending is not None:
                         ending(pool, record.round)
-                if record.round > told:
+                if record.round > told or record.outcome is not None:
                     told = record.round
                     yield record
             return
@@ -109,13 +117,20 @@ class _Flight:
 
 
 def _rounds(
-    pool: Pool, plan: Plan, watch: Watch, keeper: Keeper, start: int, last: int
+    pool: Pool,
+    plan: Plan,
+    watch: Watch,
+    keeper: Keeper,
+    start: int,
+    last: int,
+    leaves: Callable[[int], str],
 ) -> Iterator[Record]:
     """The records from round `start` on, which is closed.
 
     Every `plan.every` rounds the state itself is measured, and no round is submitted until that is
     done: a rule that stops the run sees exactly the state that it judges. Round `last` is where the
-    run is expected to end: those behind it are submitted one by one.
+    run is expected to end: those behind it are submitted one by one. After a measured round,
+    `leaves` says why the run ends with it, or "".
 
     Yields:
         A record for each round after `start`; for round 0 as well if it is the start.
@@ -155,6 +170,12 @@ def _rounds(
         if kept:
             keeper.take(pool, n, watch)
         yield record
+        reason = leaves(n) if plan.measured(n) else ""
+        if reason:
+            flight.end(n)
+            early = Outcome("stopped", reason, n)
+            yield _last(pool, plan, record, early, watch.summary(), theory, test=False)
+            return
 
 
 def _measured(
@@ -168,7 +189,7 @@ def _measured(
         centroid = trained.add([sums for _, sums in found])
     risks = [own.pop("centroid_excess_risk") for own in agents if "centroid_excess_risk" in own]
     if risks:
-        centroid["excess_risk"] = float(np.mean(risks))
+        centroid["centroid_excess_risk"] = float(np.mean(risks))
     if n in theory:
         centroid["excess_risk_theory"] = theory[n]
     return Record(n, agents, centroid)
@@ -181,19 +202,31 @@ def _last(
     outcome: Outcome,
     watched: dict[str, float | str],
     theory: dict[float, float],
+    test: bool = True,
 ) -> Record:
-    """The record that ends a run: its final numbers and the verdict on each test image."""
-    mean, images = record.mean, None
-    kept = ("disagreement", "distance", "excess_risk")
-    final: dict[str, float | str] = {"train_loss": mean["loss"], **record.centroid, **watched}
-    if "excess_risk" in record.centroid:  # that column is the agents'
-        final["centroid_excess_risk"] = record.centroid["excess_risk"]
-    final |= {name: mean[name] for name in kept if name in mean}
+    """The record that ends a run: its final numbers and the verdict on each test image.
+
+    Args:
+        pool: the agents; the round of the record is closed and nothing is on its way.
+        plan: the run.
+        record: of the last round.
+        outcome: how the run ended.
+        watched: what `Watch.summary` tells.
+        theory: as `Plan.theory`.
+        test: whether to look at the test images.
+
+    Returns:
+        The record.
+    """
+    known, images = record.numbers, None
+    kept = ("disagreement", "distance", "excess_risk", *record.centroid)
+    final: dict[str, float | str] = {"train_loss": known["loss"], **watched}
+    final |= {name: known[name] for name in kept if name in known}
     if plan.config.exchange == "auto":
         final["exchange_chosen"] = pool.exchange
     if math.inf in theory:
         final["excess_risk_limit"] = theory[math.inf]
-    if plan.data is not None and outcome.status != "diverged":
+    if test and plan.data is not None and outcome.status != "diverged":
         judged = masks.merge(pool.evaluate("now"))
         final |= masks.summary(judged)
         images = images_frame(judged, plan.data.test[1])
