@@ -43,7 +43,7 @@ class Experiment(Table):
     engine: Literal["agents", "train"] = "agents"  # train: centralized, data parallel on Ray Train
     topology: Topology = Field(examples=["topologies/ring8.toml"])
     rounds: PositiveInt | None = None
-    epochs: PositiveFloat | None = None  # passes over an agent's share, instead of rounds
+    epochs: PositiveFloat | None = None  # passes over the mean share, instead of rounds
     seed: int = Field(default=0, ge=0)
     dtype: Literal["float32", "float64"] = "float32"
     precision: Literal["float32", "tf32", "bf16"] = "float32"  # of training's matrix products
@@ -135,10 +135,6 @@ class Experiment(Table):
     def alpha(self) -> float:
         """The attack step: as configured, else a quarter of the budget."""
         return self.threat.eps / 4 if self.attack.alpha is None else self.attack.alpha
-
-    def period_ends(self, rounds: int) -> list[int]:
-        """The last round of each period of the schedules."""
-        return [round(r * rounds) for r in self.restarts] + [rounds]
 
     def average_decay(self) -> float | None:
         """The decay of the moving average of weights per round; None for a plain mean."""

@@ -164,6 +164,22 @@ def test_partitions_deal_out_all_images_once(partition):
         assert max(sizes) > 1.2 * min(sizes)
 
 
+@pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards", "quantity"])
+def test_an_epoch_is_a_pass_over_the_mean_share_for_every_seed_and_partition(partition):
+    table = {"name": partition} | ({"alpha": 1.0} if partition in ("dirichlet", "quantity") else {})
+    data = {"partition": table, "batch": 4}
+    plans = [
+        make_plan(validate(digits(rounds=None, epochs=2.5, data=data, seed=seed)))
+        for seed in (0, 1)
+    ]
+    images = len(plans[0].data.train[1])
+    assert {plan.epoch for plan in plans} == {images // (4 * 4)}
+    assert {plan.rounds for plan in plans} == {round(2.5 * (images // 16))}
+    result = run_experiment(digits(data=data))
+    for k, share in enumerate(plans[0].shares):
+        assert values(result, "passes", str(k)) == {0: 0, 3: pytest.approx(3 * 4 / len(share))}
+
+
 def test_choices_compose_with_each_other_with_every_strategy_and_graph(tmp_path):
     """DEAT with TRADES and a cosine warm-up, by diffusion on a torus, over Dirichlet-split data."""
     for strategy, loss in itertools.product(("diffusion", "centralized"), ("trades", "mart")):

@@ -1,15 +1,14 @@
 import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from raydist.adversary.schedule import eps_at, local_progress, lr_at
+from raydist.adversary.schedule import Timetable, eps_at, lr_at
 
 LR = {"constant": {}, "piecewise": {"milestones": [0.5, 0.75]}, "cosine": {"final": 0.01}}
 EPS = {"constant": {}, "linear": {"eps_max": 16.0}, "cosine": {"eps_max": 16.0, "eps_min": 0.5}}
-FRACTIONS = st.floats(0, 1, exclude_min=True, exclude_max=True)
-RESTARTS = st.lists(FRACTIONS, unique=True, max_size=4).map(sorted)
 
 
 @pytest.mark.parametrize("name", EPS)
@@ -67,33 +66,40 @@ def test_rates_by_hand():
     assert lr_at("constant", 1.0, 0.25) == pytest.approx(0.25, rel=0)
 
 
-@given(p=st.floats(0, 1), restarts=RESTARTS)
-def test_local_progress_is_a_fraction_that_is_zero_at_each_restart(p, restarts):
-    assert 0 <= local_progress(p, restarts) <= 1
-    assert all(local_progress(begin, restarts) == 0 for begin in [0.0, *restarts])
-    assert local_progress(1.0, restarts) == 1
+@given(
+    rounds=st.integers(1, 60),
+    epoch=st.integers(1, 20),
+    cuts=st.sets(st.integers(1, 99), max_size=4).map(sorted),
+)
+def test_every_round_counts_from_the_first_one_of_its_period(rounds, epoch, cuts):
+    """Round n is in the period that has begun when n - 1 of N rounds are done, in fractions."""
+    begun = [sum(Fraction(c, 100) <= Fraction(n, rounds) for c in cuts) for n in range(rounds)]
+    assume(set(begun) == set(range(len(cuts) + 1)))
+    times = Timetable(rounds, epoch, [c / 100 for c in cuts])
+    for n, period in enumerate(begun, 1):
+        before, length = begun[: n - 1].count(period), begun.count(period)
+        assert times.progress(n) == pytest.approx(before / length)
+        assert times.progress(n, "epoch") == pytest.approx(before // epoch * epoch / length)
+        assert times.ended(n) == sum(period not in begun[n:] for period in set(begun))
+    assert times.ends == [rounds - begun[::-1].index(period) for period in sorted(set(begun))]
 
 
-@given(p=st.floats(0, 1), q=st.floats(0, 1), restarts=RESTARTS)
-def test_local_progress_increases_within_a_period(p, q, restarts):
-    p, q = sorted([p, q])
-    assume(not any(p < begin <= q for begin in restarts))
-    low, high = local_progress(p, restarts), local_progress(q, restarts)
-    assert low <= high
-    assert low < high or q - p < 1e-11
+def test_periods_end_after_the_rounds_of_which_each_begins_before_the_fraction():
+    assert Timetable(5, restarts=[0.5]).ends == [3, 5]
+    times = Timetable(600, 41, [0.5])
+    assert [times.progress(n, "epoch") for n in (300, 301, 341, 342)] == [
+        287 / 300,
+        0,
+        0,
+        41 / 300,
+    ]
+    assert Timetable(100, restarts=[0.07, 0.29]).ends == [7, 29, 100]  # 0.07 * 100 is above 7
 
 
-@given(p=st.floats(0, 1), restarts=RESTARTS)
-def test_local_progress_and_the_bounds_of_its_period_give_progress_back(p, restarts):
-    bounds = [0.0, *restarts, 1.0]
-    i = sum(begin <= p for begin in restarts)
-    begin, end = bounds[i], bounds[i + 1]
-    assert begin + (end - begin) * local_progress(p, restarts) == pytest.approx(p, abs=1e-11)
-
-
-@given(p=st.floats(0, 1))
-def test_without_restarts_local_progress_is_progress(p):
-    assert local_progress(p, []) == pytest.approx(p, rel=0, abs=1e-12)
+@pytest.mark.parametrize("n", [0, 6])
+def test_a_round_outside_the_run_is_refused(n):
+    with pytest.raises(ValueError, match=f"round is {n}, expected 1 to 5"):
+        Timetable(5).progress(n)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_a_step_asks_the_device_for_no_number(loss, norm, monkeypatch):
     spec = plan.specs(threads=1, cuda=False)[0]
     flat = FlatModel(task.build_model(config, spec.shape, spec.classes).to(meta))
     parts = task.image_task(config, 0, plan.share(0), spec.scale, meta)
-    local = local_step.LocalStep(config, 0, plan.rounds, plan.epoch, parts, flat)
+    local = local_step.LocalStep(config, 0, plan.times, parts, flat)
     found = local.gradient(local.attack(1, False))
     local.step(1)
     names = {"loss", "grad_norm"} | ({"fosc"} if loss != "standard" else set())

@@ -1,12 +1,70 @@
-"""Schedules: pure functions of progress, the fraction of the run that is done."""
+"""Schedules: pure functions of progress, the fraction of a period that is done.
+
+The `Timetable` of a run says how far it is; the schedules say what that means for μ and ε.
+"""
 
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from typing import Any
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import pairwise
+from typing import Any, Literal
 
 Schedule = Callable[..., float]
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """Where the epochs and the periods of a run end: a run without restarts is one period.
+
+    With N rounds, the period that ends at the fraction r of the run ends with round ⌈r N⌉: fewer
+    than r N rounds are done before each of its rounds. In the next one the schedules begin again
+    (arXiv:2006.08403).
+
+    Attributes:
+        rounds: length N of the run, ≥ 1.
+        epoch: rounds in a pass over the data, ≥ 1.
+        restarts: increasing fractions in (0, 1) at which a new period begins.
+
+    Example:
+        >>> times = Timetable(5, restarts=[0.5])
+        >>> times.ends, [times.progress(n) for n in range(1, 6)]
+        ([3, 5], [0.0, 0.3333333333333333, 0.6666666666666666, 0.0, 0.5])
+    """
+
+    rounds: int
+    epoch: int = 1
+    restarts: Sequence[float] = ()
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The last round of each period, that of the run the last of them."""
+        # products such as 0.07 * 100 are a little above the whole number that is meant
+        return [math.ceil(round(r * self.rounds, 9)) for r in self.restarts] + [self.rounds]
+
+    def ended(self, n: int) -> int:
+        """How many periods are over after round n."""
+        return sum(end <= n for end in self.ends)
+
+    def progress(self, n: int, per: Literal["round", "epoch"] = "round") -> float:
+        """The fraction of its period that is done before a round.
+
+        Args:
+            n: the round, in 1..N.
+            per: "epoch": in whole epochs, counted from the beginning of the period.
+
+        Returns:
+            A fraction in [0, 1), 0 in the first round of each period.
+
+        Raises:
+            ValueError: there is no such round.
+        """
+        if not 1 <= n <= self.rounds:
+            raise ValueError(f"round is {n}, expected 1 to {self.rounds}: round 0 is the start")
+        begin, end = next(period for period in pairwise([0, *self.ends]) if n <= period[1])
+        done = n - 1 - begin
+        return (done - done % self.epoch if per == "epoch" else done) / (end - begin)
 
 
 def lr_at(name: str, progress: float, lr: float, **params: Any) -> float:
@@ -67,27 +125,6 @@ def eps_at(name: str, progress: float, eps: float, **params: Any) -> float:
         4.0
     """
     return _evaluate("eps", _EPS, name, progress, eps, params)
-
-
-def local_progress(progress: float, restarts: Sequence[float]) -> float:
-    """Progress within the present period of a run whose schedules begin again (2006.08403).
-
-    Args:
-        progress: the fraction of the run that is done, in [0, 1].
-        restarts: increasing fractions in (0, 1) at which a new period begins; none: one period.
-
-    Returns:
-        The fraction of the period that is done, in [0, 1].
-
-    Example:
-        >>> local_progress(0.6, [0.5, 0.75]), local_progress(0.5, [0.5]), local_progress(0.3, [])
-        (0.4, 0.0, 0.3)
-    """
-    if not restarts:
-        return min(1.0, round(progress, 12))
-    begin = max((r for r in restarts if r <= progress), default=0.0)
-    end = min((r for r in restarts if r > progress), default=1.0)
-    return min(1.0, round((progress - begin) / (end - begin), 12))
 
 
 def _constant(progress: float, target: float) -> float:

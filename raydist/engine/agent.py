@@ -69,7 +69,8 @@ class Agent:
             if share is None
             else image_task(self.config, spec.agent, share, spec.scale, self.device)
         )
-        self.local = LocalStep(self.config, spec.agent, spec.rounds, spec.epoch, task, self.flat)
+        self.local = LocalStep(self.config, spec.agent, spec.times, task, self.flat)
+        self._share = 0 if share is None else len(share[1])
         self._place = spec.neighbours.index(spec.agent)  # its own, among those it hears
         self.round, self.open = 0, False
         self.sent = self.flat.w.new_empty(self.message_size())
@@ -219,9 +220,10 @@ class Agent:
 
         Returns:
             Of this agent's own state: distance from the start, squared distance from the centroid,
-            excess risk (quadratic task, or `evaluate.excess_risk`), and that of the centroid, whose
-            mean over the agents the driver takes. Of the centroid, on this agent's part of the
-            validation images: sums that the driver adds up.
+            `passes` (how often it has been through its share), excess risk (quadratic task, or
+            `evaluate.excess_risk`), and that of the centroid, whose mean over the agents the driver
+            takes. Of the centroid, on this agent's part of the validation images: sums that the
+            driver adds up.
 
         Raises:
             RuntimeError: if round n is not finished.
@@ -238,6 +240,7 @@ class Agent:
             own["excess_risk"] = risk(w.cpu().double().numpy())
             own["centroid_excess_risk"] = risk(center.cpu().double().numpy())
             return own, {}
+        own["passes"] = n * self.config.data.batch / self._share
         measured = self.config.evaluate.excess_risk > 0
         if measured:
             own["excess_risk"] = self.measurer.excess_risk(self.flat.module)
@@ -290,10 +293,10 @@ class Agent:
 
     def _remember(self, n: int) -> None:
         """The state after round n joins the average, and is kept at the end of a period."""
-        table, ends = self.config.average, self.config.period_ends(self.spec.rounds)
-        if self.average and table and n >= table.start * self.spec.rounds:
+        table, times = self.config.average, self.spec.times
+        if self.average and table and n >= table.start * times.rounds:
             self.average.add(self.flat.state())
-        if self.config.restarts and n in ends:
+        if self.config.restarts and n in times.ends:
             self.snapshots.append(self.flat.state())
 
     @property

@@ -243,7 +243,7 @@ def _besides(plan: Plan, outcome: Outcome) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     if plan.config.average is not None:
         found[plan.config.average.name] = ["average"]
-    periods = sum(end <= outcome.round for end in plan.config.period_ends(plan.rounds))
+    periods = plan.times.ended(outcome.round)
     if plan.config.restarts and periods > 1:
         found["ensemble"] = [f"snapshot-{i}" for i in range(periods)]
     return found

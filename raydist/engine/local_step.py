@@ -16,7 +16,7 @@ from raydist.adversary import awp, telemetry
 from raydist.adversary.attack import Ascent, Gradient, by_autograd
 from raydist.adversary.fosc import first_order_gap
 from raydist.adversary.instability import add_gaussian
-from raydist.adversary.schedule import eps_at, local_progress, lr_at
+from raydist.adversary.schedule import Timetable, eps_at, lr_at
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.engine.distributional import Distributional
@@ -49,20 +49,19 @@ class LocalStep:
     """What agent k does between two exchanges."""
 
     def __init__(
-        self, config: Experiment, agent: int, rounds: int, epoch: int, task: Task, flat: FlatModel
+        self, config: Experiment, agent: int, times: Timetable, task: Task, flat: FlatModel
     ) -> None:
         """Bind the parts.
 
         Args:
             config: the experiment.
             agent: the agent k.
-            rounds: length of the run.
-            epoch: rounds in a pass over the data.
+            times: length, epochs and periods of the run.
             task: batches, attack and loss.
             flat: the model.
         """
         self.config, self.agent, self.task, self.flat = config, agent, task, flat
-        self._rounds, self._epoch = rounds, epoch
+        self._times = times
         self._device = flat.w.device
         rate, budget = config.optim.schedule, config.threat.schedule
         self._lr = partial(lr_at, rate.name, lr=config.optim.lr, **rate.params())
@@ -186,13 +185,12 @@ class LocalStep:
 
     def lr(self, n: int) -> float:
         """The learning rate of round n."""
-        return self._lr(progress=self._progress(n - 1))
+        return self._lr(progress=self._times.progress(n))
 
     def eps(self, n: int) -> float:
         """This agent's budget in round n; all agents' follow the common schedule."""
         table, target = self.config.threat.schedule, self.config.threat.eps
-        done = n - 1 if table.per == "round" else (n - 1) // self._epoch * self._epoch
-        now = self._eps(progress=self._progress(done))
+        now = self._eps(progress=self._times.progress(n, table.per))
         return self.task.threat.eps * (now / target if target else 1.0)
 
     def state(self) -> list[Tensor]:
@@ -218,10 +216,6 @@ class LocalStep:
             weight_decay=table.weight_decay,
             **table.deat(),
         )
-
-    def _progress(self, done: int) -> float:
-        """The fraction of the present period that is done, after `done` rounds."""
-        return local_progress(done / self._rounds, self.config.restarts)
 
     def _draw(self, purpose: Purpose, n: int) -> torch.Generator:
         return torch_generator(purpose, self.config.seed, self.agent, n, self._device)

@@ -13,6 +13,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
+from raydist.adversary.schedule import Timetable
 from raydist.config import Experiment, InputError
 from raydist.engine import excess
 from raydist.engine.checks import check_images, check_quadratic, checked, input_of, probe, probe_key
@@ -67,10 +68,13 @@ class Plan:
 
     @property
     def epoch(self) -> int:
-        """Rounds in which the agent with the fewest images sees all of them."""
-        if self.data is None:
-            return 1
-        return max(1, min(len(share) for share in self.shares) // self.config.data.batch)
+        """Rounds in a pass over the mean share."""
+        return _epoch(self.config, self.data)
+
+    @property
+    def times(self) -> Timetable:
+        """Length, epochs and periods of the run."""
+        return Timetable(self.rounds, self.epoch, self.config.restarts)
 
     def measured(self, n: int) -> bool:
         """Whether the state after round n is measured."""
@@ -100,8 +104,7 @@ class Plan:
                 config=config,
                 neighbours=tuple(int(l) for l in np.flatnonzero(column)),
                 weights=tuple(float(a) for a in column[np.flatnonzero(column)]),
-                rounds=self.rounds,
-                epoch=self.epoch,
+                times=self.times,
                 shape=shape,
                 classes=classes,
                 scale=scale,
@@ -202,14 +205,13 @@ def make_plan(
     graph = checked("topology", _graph, config)
     A = checked("topology", weights.build, config.topology.weights, graph)
     checked("topology", weights.check, A, graph)
-    data, shares, smallest = None, [], config.data.batch
+    data, shares = None, []
     if config.data.set == "quadratic":
         check_quadratic(config)
     else:
         data = images or checked("data", load_data, config)
         shares = checked("data.partition", _shares, config, data.train[1])
-        smallest = min(len(share) for share in shares)
-        check_images(config, data, smallest)
+        check_images(config, data, min(len(share) for share in shares))
     key, probed = probe_key(config), {} if probed is None else probed
     if key not in probed:
         probed[key] = probe(config, data)
@@ -219,10 +221,10 @@ def make_plan(
             f"evaluate.subspace is {config.evaluate.subspace}, expected at most {parameters}, the "
             "model's parameters: write 10"
         )
-    rounds = config.rounds or max(1, round((config.epochs or 0) * (smallest // config.data.batch)))
+    rounds = config.rounds or max(1, round((config.epochs or 0) * _epoch(config, data)))
     rate = weights.mixing_rate(A)
     plan = Plan(config, graph, A, rate, rounds, data, shares, parameters, activations)
-    ends = [0, *config.period_ends(rounds)]
+    ends = [0, *plan.times.ends]
     if sorted(set(ends)) != ends:
         raise InputError(
             f"restarts is {config.restarts}, expected fractions of {rounds} rounds that lie a "
@@ -237,6 +239,14 @@ def make_plan(
                 f"write telemetry = {period}"
             )
     return plan
+
+
+def _epoch(config: Experiment, data: datasets.Data | None) -> int:
+    """Rounds in a pass over the mean share: K·B images a round, an incomplete one is dropped."""
+    # not over any agent's share: that would be another number for every seed and partition
+    if data is None:
+        return 1
+    return max(1, len(data.train[1]) // (config.topology.agents * config.data.batch))
 
 
 def _graph(config: Experiment) -> nx.Graph | nx.DiGraph:

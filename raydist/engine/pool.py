@@ -186,8 +186,7 @@ def centroid_files(spec: AgentSpec, n: int) -> dict[str, str]:
     config = spec.config
     files = {"centroid": "now"} | ({"average": "average"} if config.average else {})
     if config.restarts:
-        ended = sum(end <= n for end in config.period_ends(spec.rounds))
-        files |= {f"snapshot-{i}": f"snapshot-{i}" for i in range(ended)}
+        files |= {f"snapshot-{i}": f"snapshot-{i}" for i in range(spec.times.ended(n))}
     return {f"{name}.safetensors": which for name, which in files.items()}
 
 

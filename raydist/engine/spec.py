@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from raydist.adversary.schedule import Timetable
 from raydist.config import Experiment
 
 
@@ -14,8 +15,7 @@ class AgentSpec:
         config: the experiment.
         neighbours: the l of its neighbourhood N_k in ascending order, k among them.
         weights: the a_lk in the same order.
-        rounds: length of the run.
-        epoch: rounds in a pass over the data.
+        times: length, epochs and periods of the run.
         shape: of one input, (C, H, W).
         classes: number of classes.
         scale: what brings stored pixels to [0, 1].
@@ -27,8 +27,7 @@ class AgentSpec:
     config: Experiment
     neighbours: tuple[int, ...]
     weights: tuple[float, ...]
-    rounds: int
-    epoch: int
+    times: Timetable
     shape: tuple[int, ...]
     classes: int
     scale: float
