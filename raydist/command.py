@@ -1,5 +1,6 @@
 """What all commands share: wrong input is one line on stderr and exit code 2."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from raydist.config import Experiment, InputError
+from raydist.config import Experiment, InputError, MachineError
+from raydist.engine import lock
 from raydist.engine.store import Store
 from raydist.show import errors
 
@@ -29,13 +31,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no table.")]
 
 
 def check_new_folder(folder: Store) -> None:
-    """A folder for new results can be made.
+    """A folder for new results can be made, or holds nothing but what a dead process left.
 
     Args:
         folder: the folder.
 
     Raises:
         InputError: if it exists, or if it could not be written.
+        MachineError: if its disk can only be read.
     """
     try:
         there = folder.names()
@@ -43,7 +46,8 @@ def check_new_folder(folder: Store) -> None:
         raise InputError(
             f"{folder.url} cannot be reached: {' '.join(str(error).split())}"
         ) from error
-    if there or (folder.local and Path(folder.url).exists()):
+    known = [name for name in there if name != lock.NAME and not name.endswith(".part")]
+    if known or (folder.local and not there and Path(folder.url).exists()):
         files = {"study": "study.json", "run": "experiment.json"}
         found = [what for what, file in files.items() if file in there]
         resume = f", or continue this {found[0]} with --resume {folder.url}" if found else ""
@@ -51,6 +55,10 @@ def check_new_folder(folder: Store) -> None:
     if not folder.local:
         return
     above = next(parent for parent in Path(folder.url).parents if parent.exists())
+    if above.is_dir() and os.statvfs(above).f_flag & os.ST_RDONLY:
+        why = OSError(errno.EROFS, os.strerror(errno.EROFS))
+        told = MachineError.of(f"{folder.url} cannot be written", why)
+        raise told
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"{folder.url} cannot be written: {above} is not a writable folder")
 
@@ -91,6 +99,9 @@ def run(main: Callable[..., Any]) -> None:
     except InputError as error:
         errors.print(f"raydist: {error}", markup=False)
         code = WRONG_INPUT
+    except MachineError as error:
+        errors.print(f"raydist: {error}", markup=False)
+        code = FAILED
     except KeyboardInterrupt:
         errors.print("raydist: interrupted")
         code = INTERRUPTED

@@ -5,6 +5,7 @@ it from TOML; `validate` is the only door through which one enters.
 """
 
 import difflib
+import errno
 import hashlib
 import json
 import math
@@ -24,15 +25,76 @@ from raydist.tables import AgentResources, Data, Evaluate, Model, Snapshot, Tabl
 LONGEST = 800  # characters of a line
 DEEPEST = 20  # tables within tables
 MOST = 1e30  # products of some such numbers stay finite
+SECRETS = (  # in a URL: the password before its host, a key among its parameters
+    r"(?<![\w+.-])([A-Za-z][\w+.-]*://[^/\s@:]*:)[^/\s]+(?=@)",
+    r"(?i)([?&][\w-]*(?:sig|token|secret|key|password)=)[^&\s]+",
+)
+REMEDIES = {  # what a user can do where the machine cannot
+    errno.ENOSPC: "make room (df shows bytes, df -i the number of files)",
+    errno.EDQUOT: "make room within your quota",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that can be written",
+    errno.EPERM: "choose a folder that can be written",
+    errno.EIO: "look after the disk",
+    errno.ESTALE: "look after the network's file system",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
+
+
+def printable(text: str) -> str:
+    r"""Text that is not ours, as it may be shown and stored: no escapes, no passwords in URLs.
+
+    Args:
+        text: any; its line breaks stay.
+
+    Returns:
+        The text with control characters spelled out and credentials as "***".
+
+    Example:
+        >>> printable("ftp://me:secret@host/runs \x1b[31m")
+        'ftp://me:***@host/runs \\x1b[31m'
+    """
+    for secret in SECRETS:
+        text = re.sub(secret, r"\1***", text)
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """Text as one line of printable characters, and no long one."""
+    line = printable(text[:LONGEST]).replace("\n", "\\n")
+    return line if len(text) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
 
 class InputError(ValueError):
     """Something that the user wrote is wrong: one line with value, expectation and remedy."""
 
     def __init__(self, line: str) -> None:
-        """Whatever the line quotes, it is one line of printable characters, and no long one."""
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line[:LONGEST])
-        super().__init__(text if len(line) <= LONGEST else f"{text[: LONGEST - 3]}...")
+        """Whatever the line quotes, it is one printable line."""
+        super().__init__(one_line(line))
+
+
+class MachineError(OSError):
+    """What the machine refuses, a full disk, say: one line with what, why and remedy."""
+
+    def __init__(self, line: str) -> None:
+        """Whatever the line quotes, it is one printable line."""
+        super().__init__(one_line(line))
+
+    @classmethod
+    def of(cls, what: str, error: BaseException) -> "MachineError":
+        """What could not be done, and what helps where the machine says why.
+
+        Args:
+            what: in words, such as "/runs/one cannot be written".
+            error: as the machine tells it.
+
+        Returns:
+            The error to raise.
+        """
+        number = getattr(error, "errno", None)
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        remedy = REMEDIES.get(number or 0, "")
+        return cls(f"{what}: {why}{remedy and f': {remedy}'}")
 
 
 class Experiment(Table):

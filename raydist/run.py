@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from raydist import command
 from raydist.config import Experiment, InputError, validate
 from raydist.engine.death import AgentError
+from raydist.engine.lock import Held, hold
 from raydist.engine.store import Store
 from raydist.show import console, errors, number, numbers
 from raydist.study import from_tree, read
@@ -81,14 +82,16 @@ def run_experiment(
         command.check_snapshots(experiment)
         if folder is not None:
             command.check_shared(folder.url)
-    if resume:
-        _check_unfinished(folder, experiment)
-    elif folder is not None:
-        command.check_new_folder(folder.store)
+    _check_folder(folder, experiment, resume)
     plan = make_plan(experiment)
-    if pool == "local":
-        return _run(plan, LocalPool(plan), folder, quiet)
-    return _run_on_ray(plan, address, folder, quiet)
+    with hold(None if folder is None else folder.store) as held:
+        _check_folder(folder, experiment, resume)  # again, now that nobody else is at it
+        if pool == "local":
+            result = _run(plan, LocalPool(plan), folder, held, quiet)
+        else:
+            result = _run_on_ray(plan, address, folder, held, quiet)
+        held.check(now=True)
+    return result
 
 
 def _check_train(pool: str, resume: bool) -> None:
@@ -99,8 +102,12 @@ def _check_train(pool: str, resume: bool) -> None:
         raise InputError('engine = "train" keeps no snapshots to resume from: run it anew')
 
 
-def _check_unfinished(folder: "Folder | None", experiment: Experiment) -> None:
-    """The folder holds an unfinished try of this experiment."""
+def _check_folder(folder: "Folder | None", experiment: Experiment, resume: bool) -> None:
+    """The folder is new; or it holds an unfinished try of this experiment."""
+    if not resume:
+        if folder is not None:
+            command.check_new_folder(folder.store)
+        return
     if folder is None:
         raise InputError("which run? resume = True needs out, the folder of the run")
     if experiment_in(folder.store).digest() != experiment.digest():
@@ -137,22 +144,22 @@ def _experiment(config: Experiment | Mapping[str, Any] | str | os.PathLike[str])
     return study.only()
 
 
-def _run(plan: "Plan", pool: "Pool", folder: "Folder | None", quiet: bool) -> "Result":
+def _run(plan: "Plan", pool: "Pool", folder: "Folder | None", held: Held, quiet: bool) -> "Result":
     """Run a plan on a pool with a progress bar."""
     from raydist.engine.complete import complete
 
     with _progress(quiet) as bar:
         task = bar.add_task("rounds", total=plan.rounds, status="")
-        return complete(
-            plan,
-            pool,
-            folder,
-            lambda record: bar.update(task, completed=record.round, status=_status(record)),
-        )
+
+        def tell(record: "Record") -> None:
+            held.check()
+            bar.update(task, completed=record.round, status=_status(record))
+
+        return complete(plan, pool, folder, tell)
 
 
 def _run_on_ray(
-    plan: "Plan", address: str | None, folder: "Folder | None", quiet: bool
+    plan: "Plan", address: str | None, folder: "Folder | None", held: Held, quiet: bool
 ) -> "Result":
     """Run a plan on the cluster at an address, by agents or by the workers of Ray Train."""
     from raydist.engine.layout import layout
@@ -165,7 +172,7 @@ def _run_on_ray(
 
             return run_on_train(plan, scaling(plan.config, cluster_resources()), folder)
         resources = layout(plan.config, cluster_resources())
-        return _run(plan, RayPool(plan, resources), folder, quiet)
+        return _run(plan, RayPool(plan, resources), folder, held, quiet)
 
 
 def _progress(quiet: bool) -> Progress:

@@ -19,6 +19,7 @@ from rich.table import Table
 from raydist import command
 from raydist.command import check_new_folder
 from raydist.config import Experiment, InputError
+from raydist.engine.lock import Held, hold
 from raydist.engine.store import Store
 from raydist.naming import Point, folder_name, value_label
 from raydist.show import console, errors, footnotes, print_failures, results_table, seeds_table
@@ -79,15 +80,20 @@ def run_sweep(
         console.print(f"{study.name}: {study.trials} trials", highlight=False)
         for line in dict.fromkeys(need.line for _, need in trials):
             console.print(f"  {line}", highlight=False)
-    with ray_session(address):
-        images = stored_images(study)
-        job = Job(study, folder.url, pool, cluster_resources(), os.getcwd(), images)
-        fit, line = check_cluster(job, trials, max_concurrent)
-        if not quiet:
-            console.print(f"  {line}", highlight=False)
-        _write_study(folder, study)
-        ended = _run(job, max_concurrent, fit, max(need.rounds for _, need in trials), quiet)
-    return _summarise(folder, ended)
+    with hold(folder) as held:
+        if not resume:  # again, now that nobody else is at it
+            check_new_folder(folder)
+        with ray_session(address):
+            images = stored_images(study)
+            job = Job(study, folder.url, pool, cluster_resources(), os.getcwd(), images)
+            fit, line = check_cluster(job, trials, max_concurrent)
+            if not quiet:
+                console.print(f"  {line}", highlight=False)
+            _write_study(folder, study)
+            longest = max(need.rounds for _, need in trials)
+            ended = _run(job, max_concurrent, fit, longest, held, quiet)
+        held.check(now=True)
+        return _summarise(folder, ended)
 
 
 def _check_shared(folder: Store, name: str) -> None:
@@ -190,7 +196,9 @@ def check_cluster(
     return describe([*shapes.values()], job.cluster, count, local)
 
 
-def _run(job: "Job", max_concurrent: int | None, fit: int, rounds: int, quiet: bool) -> bool:
+def _run(
+    job: "Job", max_concurrent: int | None, fit: int, rounds: int, held: Held, quiet: bool
+) -> bool:
     """Hand the trials to Tune; `rounds` is the length of the longest. Says whether all ended."""
     from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray import tune
@@ -210,7 +218,7 @@ def _run(job: "Job", max_concurrent: int | None, fit: int, rounds: int, quiet: b
     trials = source(study, out, max_concurrent, fit)
     if trials.count == 0:
         return True
-    with TuneProgress(trials.count, quiet) as progress:
+    with TuneProgress(trials.count, held, quiet) as progress:
         tune.Tuner(
             tune.with_resources(tune.with_parameters(Trial, job=job), job.resources),
             tune_config=tune.TuneConfig(

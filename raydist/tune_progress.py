@@ -6,6 +6,7 @@ from typing import Any
 from ray import tune
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from raydist.engine.lock import Held
 from raydist.show import console, numbers
 
 SHOWN = ("loss", "val_clean_acc", "val_pgd10_acc", "val_fosc", "excess_risk")
@@ -14,14 +15,15 @@ SHOWN = ("loss", "val_clean_acc", "val_pgd10_acc", "val_fosc", "excess_risk")
 class TuneProgress(tune.Callback):
     """Shows what Tune's trials report. A context manager: the bar is gone when it is left."""
 
-    def __init__(self, trials: int, quiet: bool) -> None:
+    def __init__(self, trials: int, held: Held, quiet: bool) -> None:
         """Nothing is shown before the context is entered.
 
         Args:
             trials: how many there will be.
+            held: the study's folder, which is looked after on the way.
             quiet: show nothing at all.
         """
-        self.quiet, self.finished, self.total = quiet, 0, trials
+        self.quiet, self.finished, self.total, self.held = quiet, 0, trials, held
         self._began = time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -48,6 +50,10 @@ class TuneProgress(tune.Callback):
     def __exit__(self, *_: object) -> None:
         """Take them away."""
         self._bar.stop()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Called by Tune again and again."""
+        self.held.check()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

@@ -12,6 +12,8 @@ import torch
 import raydist
 from raydist.adversary.threat import ThreatModel
 from raydist.config import InputError
+from raydist.engine.lock import hold
+from raydist.engine.store import Store
 from raydist.evaluation import runs
 from raydist.evaluation.ledger import Entry, Ledger
 from raydist.evaluation.request import Request
@@ -343,8 +345,9 @@ def test_a_trial_without_weights_is_told(copy):
 
 
 def test_only_one_process_evaluates_a_trial(copy):
-    with runs._alone(copy), pytest.raises(InputError, match="by another process"):
+    with hold(Store(copy)), pytest.raises(InputError, match="run is in use by process"):
         raydist.evaluate_runs(copy, Request(parts=("robustness",), images=4))
+    assert not (copy / "evaluation.json").exists()
 
 
 def test_a_model_that_diverged_is_named_and_the_others_are_measured(copy, capsys):

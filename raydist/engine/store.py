@@ -87,6 +87,19 @@ class Store:
                 os.fsync(file.fileno())
         os.replace(part, path)
 
+    def create(self, name: str, data: bytes) -> None:
+        """Write a file that is not there yet; FileExistsError if it is.
+
+        One of several at a time succeeds where the storage can tell (this machine, S3).
+        """
+        path = self._path(name)
+        self.files.makedirs(os.path.dirname(path), exist_ok=True)
+        if self.local:
+            with open(path, "xb") as file:
+                file.write(data)
+        else:
+            self.files.pipe_file(path, data, mode="create")
+
     def read(self, name: str) -> bytes:
         """The content of a file; FileNotFoundError if there is none."""
         data: bytes = self.files.cat_file(self._path(name))

@@ -1,6 +1,5 @@
 """Evaluate the models of finished trials: here, or as tasks on a cluster."""
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -20,7 +19,8 @@ from rich.progress import (
 )
 
 from raydist.config import InputError
-from raydist.engine.store import locate
+from raydist.engine.lock import hold
+from raydist.engine.store import Store, locate
 from raydist.evaluation import pictures
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request
@@ -71,9 +71,10 @@ def evaluate_runs(
         raise InputError(f'pool is "{pool}", expected "local" or "ray"')
     paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
     with ExitStack() as stack:
-        results = [Results(subject, request) for subject in _subjects(paths, request, quiet)]
-        for each in results:
-            stack.enter_context(_alone(each.subject.folder))
+        subjects = _subjects(paths, request, quiet)
+        for subject in subjects:  # before what is known is read: nobody adds to it
+            stack.enter_context(hold(Store(subject.folder)))
+        results = [Results(subject, request) for subject in subjects]
         by_folder = {each.subject.folder: each for each in results}
         units = [unit for each in results for unit in each.missing()]
         do = stack.enter_context(_pool(pool, address, cpus, gpus)) if units else _locally
@@ -147,31 +148,6 @@ def _subjects(
     return found
 
 
-@contextmanager
-def _alone(folder: Path) -> Generator[None]:
-    """Only one process at a time evaluates a trial.
-
-    Args:
-        folder: of the trial.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        InputError: if another one is at it, or the folder cannot be written.
-    """
-    lock = folder / "evaluation" / "lock"
-    try:
-        lock.parent.mkdir(exist_ok=True)
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError as error:
-        raise InputError(f"{folder} is being evaluated by another process: wait for it") from error
-    except PermissionError as error:
-        raise InputError(f"{folder} cannot be written, where results are left") from error
-
-
 def _shown(units: Sequence[Unit], done: Done, quiet: bool) -> Iterator[tuple[Unit, Any]]:
     """What was found, while a bar (or without a terminal, a line now and then) counts the units."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -197,8 +173,7 @@ def _shown(units: Sequence[Unit], done: Done, quiet: bool) -> Iterator[tuple[Uni
 def _leave(results: Sequence[Results], frame: pd.DataFrame, run: Path) -> None:
     """The table and the pictures of all trials, in the folder of the first run."""
     folder = run.expanduser().absolute() / "evaluation"
-    folder.mkdir(exist_ok=True)
-    frame.to_csv(folder / "evaluation.csv", index=False)
+    Store(folder).write("evaluation.csv", frame.to_csv(index=False).encode())
     scans = {
         each.subject.folder.name: each.scans("centroid")
         for each in results
