@@ -50,11 +50,5 @@ def closest(written: str, known: Iterable[str]) -> str | None:
     return None if best is None else names[best]
 
 
-def did_you_mean(written: str, known: Iterable[str]) -> str:
-    """What to add to a message about an unknown name: ': did you mean "..."?', or nothing."""
-    meant = closest(written, known)
-    return "" if meant is None else f': did you mean "{meant}"?'
-
-
 def _bare(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,6 +84,12 @@ def check_snapshots(experiment: Experiment) -> None:
     check_shared(experiment.snapshot.path or "", instead)
 
 
+def _one_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
+    """A warning as the commands print it: one line, without the place in the code."""
+    who = "raydist" if category is UserWarning else category.__name__
+    return f"{who}: {' '.join(str(message).split())}\n"
+
+
 def run(main: Callable[..., Any]) -> None:
     """Run a command's function on the command line.
 
@@ -92,6 +99,7 @@ def run(main: Callable[..., Any]) -> None:
     Raises:
         SystemExit: with the exit code.
     """
+    warnings.formatwarning = _one_line
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     try:

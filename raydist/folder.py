@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from raydist.config import Experiment, InputError
 from raydist.engine.store import Store
+from raydist.network.topology import names
 from raydist.record import COLUMNS, Event, Record, Row, events_frame, frame_of, survived
 
 
@@ -70,7 +71,8 @@ class Folder:
             experiment = {"hash": config.digest(), "config": config.model_dump(mode="json")}
             self._write("experiment.json", pack_json(experiment))
             edges = [[int(l), int(k)] for l, k in graph.edges]
-            known = {"edges": edges, "directed": graph.is_directed(), "A": A.tolist()}
+            known = {"nodes": names(graph), "edges": edges, "directed": graph.is_directed()}
+            known["A"] = A.tolist()
             self._write("graph.json", pack_json(known | {"mixing_rate": mixing_rate}))
         except OSError as error:
             raise InputError(f"{self.url} cannot be written: {error.strerror or error}") from error

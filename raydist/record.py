@@ -1,9 +1,10 @@
 """What a run leaves behind, and how pandas reads it.
 
 A trial's folder holds: `experiment.json` (the resolved configuration and its hash), `graph.json`
-(edges, A, mixing rate), `rounds.parquet` (trial, round, agent, metric, value), `images.parquet`
-(the verdict on each test image), `events.parquet` (what it survived, if anything), `snapshots/`,
-`weights/` (safetensors) and `final.json`, written last: status, why it stopped, the final numbers.
+(nodes by name, edges, A, mixing rate), `rounds.parquet` (trial, round, agent, metric, value),
+`images.parquet` (the verdict on each test image), `events.parquet` (what it survived, if
+anything), `snapshots/`, `weights/` (safetensors) and `final.json`, written last: status, why it
+stopped, the final numbers.
 Nothing that is read back is a pickle.
 """
 

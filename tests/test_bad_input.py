@@ -245,7 +245,7 @@ CASES = {
     "rule": (
         {"topology.weights": '"metropolish"'},
         'topology.weights "metropolish" is unknown, did you mean "metropolis"? Known: metropolis, '
-        "averaging, uniform, or the matrix itself",
+        "averaging, uniform, edge-weights, or the matrix itself",
     ),
     "centers": (
         QUADRATIC | {"data.centers": "[[0], [1], [2]]"},

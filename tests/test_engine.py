@@ -1,5 +1,6 @@
 """Agent, local pool and driver against the reference and the closed forms of arXiv:2509.11337."""
 
+import json
 import math
 from pathlib import Path
 
@@ -315,6 +316,26 @@ def test_renumbering_the_agents_renumbers_the_result(strategy):
     plain = run(A, centers, [list(e) for e in star.edges])
     moved = run(A[np.ix_(order, order)], centers[order], [list(e) for e in renamed.edges])
     np.testing.assert_allclose(moved, plain[order], atol=1e-14)
+
+
+def towns(agents):
+    """Three towns that a text would sort otherwise, and how much they listen to one another."""
+    graph = nx.Graph()
+    graph.add_weighted_edges_from([("Rome", "Oslo", 0.25), ("Oslo", "Bern", 0.125)])
+    return graph
+
+
+def test_a_graph_of_ones_own_keeps_its_names_and_tells_of_its_weights(tmp_path):
+    tree = quadratic(agents=3, rounds=1, kind=f"{__name__}:towns")
+    with pytest.warns(UserWarning, match=r'not used: write topology.weights = "edge-weights"'):
+        make_plan(validate(tree))
+    tree["topology"]["weights"] = "edge-weights"
+    run_experiment(tree, out=tmp_path / "run")  # a warning would be an error
+    graph = json.loads((tmp_path / "run" / "graph.json").read_text())
+    assert graph["nodes"] == ["Rome", "Oslo", "Bern"] and graph["edges"] == [[0, 1], [1, 2]]
+    assert graph["A"] == [[0.75, 0.25, 0], [0.25, 0.625, 0.125], [0, 0.125, 0.875]]
+    titles = [spec.title for spec in make_plan(validate(tree)).specs(threads=1, cuda=False)]
+    assert titles == ["agent 0 (Rome)", "agent 1 (Oslo)", "agent 2 (Bern)"]
 
 
 def test_same_seed_same_run_and_another_seed_another():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from raydist.network import weights
-from raydist.network.topology import FIXED, RANDOM, build, check_connected, neighbours
+from raydist.network.topology import FIXED, RANDOM, build, check_connected, names, neighbours, title
 from raydist.plugin import resolve
 from raydist.seeding import Purpose, seed_for
 
@@ -130,6 +130,7 @@ def test_neighbours_of_a_directed_graph_are_those_from_whom_k_receives():
     "kind, agents, params, message",
     [
         ("rnig", 4, {}, 'topology "rnig" is unknown, did you mean "ring"? Known: ring, path,'),
+        ("sphere", 4, {}, 'topology "sphere" is unknown. Known: ring, path,'),
         ("erdos_reny", 4, {}, 'did you mean "erdos-renyi"?'),
         ("ring", 0, {}, "agents is 0, expected an integer of at least 1"),
         ("ring", 4.0, {}, "agents is 4.0, expected an integer"),
@@ -200,16 +201,65 @@ def test_own_function_in_the_current_directory(in_folder):
         "    graph.add_edges_from([('c', 'a'), ('a', 'b'), ('a', 'b'), ('a', 'a')])\n"
         "    return graph\n"
         "def arrows(agents):\n"
-        "    return nx.DiGraph([(object, 'a'), ('a', 3)])\n"
+        "    return nx.DiGraph([('b', 'a'), ('a', 3)])\n"
     )
     graph = build("my_graphs_a:lollipop", 3, seed=7, tail=2)
-    assert type(graph) is nx.Graph  # a, b, c in sorted order; doubled edge and self-loop gone
-    assert sorted(graph.edges) == [(0, 1), (0, 2)]
-    arrows = build("my_graphs_a:arrows", 3)  # unsortable: in the order of their first appearance
+    assert type(graph) is nx.Graph  # c, a, b in the graph's order; doubled edge and self-loop gone
+    assert sorted(graph.edges) == [(0, 1), (1, 2)]
+    arrows = build("my_graphs_a:arrows", 3)
     assert sorted(arrows.edges) == [(0, 1), (1, 2)]
     assert arrows.is_directed()
     with pytest.raises(ValueError, match=r"argument 'head'; its parameters: tail"):
         build("my_graphs_a:lollipop", 3, head=1)
+
+
+def zoo(agents, folder="."):
+    """As the Internet Topology Zoo has its graphs."""
+    file = Path(folder) / "zoo.graphml"
+    nx.write_graphml(nx.path_graph(agents), file)
+    return nx.read_graphml(file)
+
+
+def towns(agents):
+    return nx.Graph([("Paris", "Rome"), ("Rome", "Bern"), ("Oslo", "Lima")])
+
+
+def whole_numbers(agents):
+    return nx.Graph([(2, 7), (7, 10), (10, 1)])
+
+
+def test_names_keep_the_graphs_own_order(tmp_path):
+    graph = build(f"{__name__}:zoo", 12, folder=str(tmp_path))
+    assert sorted(graph.edges) == [(k, k + 1) for k in range(11)]  # agent 2 is node "2", not "10"
+    assert names(graph) == [str(k) for k in range(12)]
+    assert names(build(f"{__name__}:towns", 5)) == ["Paris", "Rome", "Bern", "Oslo", "Lima"]
+
+
+def test_numbers_of_nodes_are_in_increasing_order():
+    graph = build(f"{__name__}:whole_numbers", 4)
+    assert names(graph) == ["1", "2", "7", "10"]
+    assert sorted(graph.edges) == [(0, 3), (1, 2), (2, 3)]
+
+
+def test_messages_name_agents_by_number_and_name():
+    graph = build(f"{__name__}:towns", 5)
+    assert [title(graph, 1), title(build("ring", 3), 1)] == ["agent 1 (Rome)", "agent 1"]
+    with pytest.raises(
+        ValueError, match=r"^agents 3 \(Oslo\), 4 \(Lima\) are cut .* 0 \(Paris\): no"
+    ):
+        check_connected(graph)
+    A = np.full((5, 5), 0.2)
+    with pytest.raises(ValueError, match=r"agent 2 \(Bern\) gives .* to agent 0 \(Paris\), which"):
+        weights.build(A, graph)
+    with pytest.raises(ValueError, match=r"agents 3 \(Oslo\), 4 \(Lima\) are cut off"):
+        weights.build("metropolis", graph)
+
+
+def test_a_long_list_of_agents_is_shortened():
+    with pytest.raises(
+        ValueError, match=r"^agents 1, 2, .*, 12 and 7 more are cut off from agent 0"
+    ):
+        check_connected(build("edges", 20, edges=[]))
 
 
 def test_resolve_errors(in_folder):

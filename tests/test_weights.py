@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydist.network import weights
-from raydist.network.topology import build
+from raydist.network.topology import build, names
 
 TORUS = [(3, 3), (3, 4), (4, 4), (4, 8), (5, 7)]
 
@@ -100,8 +100,11 @@ def test_metropolis_takes_a_directed_graph_with_both_directions():
 
 @pytest.mark.parametrize("rule", weights.RULES)
 @settings(max_examples=60, deadline=None)
-@given(graph=connected_graphs())
-def test_contract_of_every_rule(rule, graph):
+@given(graph=connected_graphs(), seed=st.integers(0, 2**32))
+def test_contract_of_every_rule(rule, graph, seed):
+    draw = np.random.default_rng(seed)
+    for edge in graph.edges.values():
+        edge["weight"] = draw.uniform(0.5, 1) / len(graph)
     A = weights.build(rule, graph)  # checks: columns, support, connected, primitive
     K = len(graph)
     assert A.shape == (K, K)
@@ -145,6 +148,75 @@ def test_the_slowest_mode_contracts_exactly_at_the_mixing_rate(agents):
 def test_perron_vector_of_averaging_counts_neighbours(graph):
     n = np.array([1 + graph.degree(k) for k in range(len(graph))])
     np.testing.assert_allclose(weights.perron(weights.averaging(graph)), n / n.sum(), atol=1e-13)
+
+
+def weighed(agents, directed=False):
+    """Weights on the edges, and on one agent's own."""
+    graph = (nx.MultiDiGraph if directed else nx.MultiGraph)()
+    graph.add_nodes_from("bac")
+    graph.add_edge("a", "b", weight=0.1)
+    graph.add_edge("a", "b", weight=0.2)  # beside the first
+    graph.add_edge("b", "c", weight=np.float64(0.5))
+    graph.add_edge("c", "c", weight=0.5)
+    if directed:
+        graph.add_edge("c", "a", weight=0.75)
+    return graph
+
+
+def test_edge_weights_are_the_weights_of_the_matrix():
+    graph = build(f"{__name__}:weighed", 3)
+    assert names(graph) == ["b", "a", "c"]
+    expected = [[0.2, 0.3, 0.5], [0.3, 0.7, 0], [0.5, 0, 0.5]]  # columns, and so rows, sum to 1
+    np.testing.assert_allclose(weights.build("edge-weights", graph), expected, atol=1e-15)
+
+
+def test_an_edge_weight_is_what_its_end_gives_to_its_start():
+    graph = build(f"{__name__}:weighed", 3, directed=True)
+    expected = [[0.7, 0, 0.5], [0.3, 0.25, 0], [0, 0.75, 0.5]]  # b hears a with 0.3, and so on
+    np.testing.assert_allclose(weights.build("edge-weights", graph), expected, atol=1e-15)
+
+
+def weights_of(*values):
+    graph = nx.Graph()
+    graph.add_edges_from((k, k + 1, {"weight": w}) for k, w in enumerate(values))
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0.5, None), r"edge [1, 2] has no weight, expected one on each edge"),
+        ((0.5, "0.5"), "edge [1, 2] has the weight '0.5', expected a number ≥ 0"),
+        ((-0.5, 0.5), "edge [0, 1] has the weight -0.5, expected a number ≥ 0"),
+        ((math.nan, 0.5), "edge [0, 1] has the weight nan, expected a number ≥ 0"),
+        ((3, 1), "the edges to agent 1 weigh 4 together, expected 1 or less"),
+    ],
+)
+def test_edge_weights_that_are_none_are_refused(values, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        weights.build("edge-weights", weights_of(*values))
+
+
+def test_own_weights_that_miss_one_are_told():
+    graph = weights_of(0.5)
+    graph.nodes[1]["weight"] = 0.3  # as `build` has the edge of an agent to itself
+    with pytest.raises(ValueError, match=re.escape("column 1 of weights sums to 0.8, expected 1")):
+        weights.build("edge-weights", graph)
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "unused"),
+    [
+        *[(rule, (0.5, 0.25), rule != "edge-weights") for rule in weights.RULES],
+        ([[1, 0], [0, 1]], (0.5,), True),
+        ("metropolis", (1, 1.0), False),  # as if there were none
+        ("metropolis", (1, 2), True),
+        ("metropolis", ("a", 1), True),
+    ],
+)
+def test_weights_that_a_rule_does_not_look_at(rule, values, unused):
+    assert weights.unused(rule, weights_of(*values)) is unused
+    assert not weights.unused(rule, nx.path_graph(3))
 
 
 def test_averaging_is_doubly_stochastic_on_regular_graphs_only():

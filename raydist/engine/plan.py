@@ -5,6 +5,7 @@ one line for anything that could not work, so a sweep makes all its plans before
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -110,6 +111,7 @@ class Plan:
                 scale=scale,
                 threads=threads,
                 cuda=cuda,
+                title=topology.title(self.graph, k),
             )
             for k, column in enumerate(mixing.T)
         ]
@@ -205,6 +207,13 @@ def make_plan(
     graph = checked("topology", _graph, config)
     A = checked("topology", weights.build, config.topology.weights, graph)
     checked("topology", weights.check, A, graph)
+    combines = config.strategy in ("consensus", "diffusion")
+    if combines and weights.unused(config.topology.weights, graph):
+        warnings.warn(
+            f'the edge weights of topology "{config.topology.kind}" are not used: write '
+            'topology.weights = "edge-weights" to combine with them',
+            stacklevel=2,
+        )
     data, shares = None, []
     if config.data.set == "quadratic":
         check_quadratic(config)

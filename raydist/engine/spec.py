@@ -21,6 +21,7 @@ class AgentSpec:
         scale: what brings stored pixels to [0, 1].
         threads: CPU threads that it may use.
         cuda: whether it computes on a GPU.
+        title: what messages call it: "agent 3", or "agent 3 (Paris)" on a graph with names.
     """
 
     agent: int
@@ -33,6 +34,7 @@ class AgentSpec:
     scale: float
     threads: int
     cuda: bool
+    title: str = ""
 
 
 def agent_file(k: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from raydist.closest import did_you_mean
+from raydist.closest import closest
 from raydist.learning.images import SPLITS, Data, check_alike, check_arrays, check_scales
 from raydist.learning.readers import Split
 from raydist.plugin import resolve
@@ -42,10 +42,10 @@ def read(name: str, params: Mapping[str, Any]) -> tuple[dict[str, Split], int, f
         )
     for key in found:
         if key not in KEYS:
-            known = ", ".join(f'"{each}"' for each in KEYS)
+            known, meant = ", ".join(f'"{each}"' for each in KEYS), closest(str(key), KEYS)
             raise ValueError(
                 f'data set "{name}" returned the key {key!r}, expected some of {known}'
-                f"{did_you_mean(str(key), KEYS)}"
+                + (f': did you mean "{meant}"?' if meant else "")
             )
     return _from_dict(found)
 

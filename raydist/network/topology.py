@@ -1,21 +1,24 @@
 """Graphs of agents: who talks to whom, from a kind, an edge list or the user's own function.
 
 Agents are the nodes 0..K-1. In a directed graph the edge l -> k means that k receives from l.
-Edges from an agent to itself are left out: every agent is its own neighbour anyway.
+Edges from an agent to itself are left out: every agent is its own neighbour anyway. The user's own
+names and weights are attributes: `name` of a node, `weight` of an edge, and of a node with an edge
+to itself.
 """
 
-import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 import networkx as nx
 
+from raydist.closest import closest
 from raydist.plugin import resolve
 from raydist.seeding import Purpose, seed_for
 
+SHOWN = 12  # agents that a message names
 TRIES = 100  # draws of a random graph before we give up on a connected one
 
 
@@ -161,7 +164,9 @@ def build(kind: str, agents: int, seed: int = 0, **params: Any) -> nx.Graph | nx
             from l (False); rows and cols: the most square factorisation unless given.
 
     Returns:
-        A `networkx.Graph` or `DiGraph` with nodes 0..K-1 in this order, without attributes.
+        A `networkx.Graph` or `DiGraph` with nodes 0..K-1 in this order, whose `name` is the user's
+        own (see `names`). Nodes that are integers become agents in increasing order, all others in
+        the graph's own order. Edges have a `weight` where the user's have one.
 
     Raises:
         ValueError: the kind is unknown, or its parameters do not fit.
@@ -195,9 +200,10 @@ def build(kind: str, agents: int, seed: int = 0, **params: Any) -> nx.Graph | nx
 
 def _unknown(kind: str) -> str:
     known = [*FIXED, *RANDOM]
-    closest = difflib.get_close_matches(kind.replace("_", "-"), known, n=1, cutoff=0.0)[0]
+    meant = closest(kind, known)
+    hint = f', did you mean "{meant}"?' if meant else "."
     return (
-        f'topology "{kind}" is unknown, did you mean "{closest}"? '
+        f'topology "{kind}" is unknown{hint} '
         f'Known: {", ".join(known)}, or your own as "package.module:function"'
     )
 
@@ -226,15 +232,48 @@ def _numbered(kind: str, graph: Any, agents: int) -> nx.Graph | nx.DiGraph:
         raise ValueError(
             f'topology "{kind}" gave {len(graph)} nodes, expected one for each of {agents} agents'
         )
-    try:
-        nodes = sorted(graph)
-    except TypeError:  # names that have no order: keep the order in which they were added
-        nodes = list(graph)
+    whole = all(isinstance(node, Integral) for node in graph)
+    nodes = sorted(graph) if whole else list(graph)  # "10" sorts before "2"
     agent = {node: k for k, node in enumerate(nodes)}
     numbered = nx.DiGraph() if graph.is_directed() else nx.Graph()
-    numbered.add_nodes_from(range(agents))
-    numbered.add_edges_from((agent[a], agent[b]) for a, b in graph.edges() if a != b)
+    numbered.add_nodes_from((k, {"name": str(node)}) for node, k in agent.items())
+    for a, b, weight in graph.edges(data="weight"):
+        l, k = agent[a], agent[b]
+        if l != k:
+            known = numbered.edges.get((l, k))
+            numbered.add_edge(l, k, **_weight(weight, {} if known is None else known))
+        else:
+            numbered.add_node(k, **_weight(weight, numbered.nodes[k]))
     return numbered
+
+
+def _weight(weight: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The attribute of an edge, which adds to that of an edge beside it."""
+    both = isinstance(weight, Real) and isinstance(known.get("weight"), Real)
+    total = weight + known["weight"] if both else weight
+    return {} if weight is None else {"weight": total}
+
+
+def names(graph: nx.Graph | nx.DiGraph) -> list[str]:
+    """The user's own names of the agents 0..K-1; their numbers where there are none.
+
+    Args:
+        graph: a graph with nodes 0..K-1.
+
+    Returns:
+        K names.
+
+    Example:
+        >>> names(build("ring", 3))
+        ['0', '1', '2']
+    """
+    return [str(graph.nodes[k].get("name", k)) for k in range(len(graph))]
+
+
+def title(graph: nx.Graph | nx.DiGraph, k: int) -> str:
+    """What messages call agent k: its number, and its name if it has another one."""
+    name = str(graph.nodes[k].get("name", k))
+    return f"agent {k}" if name == str(k) else f"agent {k} ({name})"
 
 
 def neighbours(graph: nx.Graph | nx.DiGraph, k: int) -> list[int]:
@@ -270,9 +309,11 @@ def check_connected(graph: nx.Graph | nx.DiGraph) -> None:
     else:
         reached = nx.node_connected_component(graph, 0)
         how = "no way there"
-    cut = sorted(set(graph) - reached)
+    cut = [title(graph, k) for k in sorted(set(graph) - reached)]
     if cut:
-        who = f"agents {', '.join(map(str, cut))} are" if cut[1:] else f"agent {cut[0]} is"
+        who = ", ".join(cut[:SHOWN]) + (f" and {len(cut) - SHOWN} more" if cut[SHOWN:] else "")
+        who = who.replace(", agent ", ", ").replace("agent ", "agents ", 1) if cut[1:] else who
         raise ValueError(
-            f"{who} cut off from agent 0: {how}, expected a connected graph; add an edge"
+            f"{who} {'are' if cut[1:] else 'is'} cut off from {title(graph, 0)}: {how}, expected a "
+            "connected graph; add an edge"
         )

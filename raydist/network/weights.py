@@ -4,14 +4,15 @@ The columns of A sum to 1 (left-stochastic), and the stacked update of all agent
 The neighbourhood N_k includes k, so n_k is one more than the degree of k.
 """
 
-import difflib
 from collections.abc import Sequence
+from numbers import Real
 
 import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from raydist.network.topology import check_connected
+from raydist.closest import closest
+from raydist.network.topology import check_connected, title
 
 Array = NDArray[np.float64]
 
@@ -97,14 +98,69 @@ def uniform(graph: nx.Graph | nx.DiGraph) -> Array:
     return _rest_on_diagonal(links / links.sum(axis=0).max())
 
 
-RULES = {"metropolis": metropolis, "averaging": averaging, "uniform": uniform}
+def edge_weights(graph: nx.Graph | nx.DiGraph) -> Array:
+    """The weights that stand on the user's edges: a_lk = w(l, k), the rest on a_kk.
+
+    A weight on the edge of an agent to itself is a_kk.
+
+    Args:
+        graph: directed or not, nodes 0..K-1; the attribute `weight` of each edge is in [0, 1], and
+            those of an agent's neighbourhood sum to 1 or, without its own, to less.
+
+    Returns:
+        A, shape (K, K).
+
+    Raises:
+        ValueError: an edge has no such weight, or an agent's sum to more than 1.
+
+    Example:
+        >>> import networkx as nx
+        >>> edge_weights(nx.Graph([(0, 1, {"weight": 0.25})])).tolist()
+        [[0.75, 0.25], [0.25, 0.75]]
+    """
+    for l, k, weight in graph.edges(data="weight"):
+        if weight is None:
+            raise ValueError(
+                f"edge {[l, k]} has no weight, expected one on each edge: give it the attribute "
+                'weight, or write weights = "metropolis"'
+            )
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not float(weight) >= 0:
+            raise ValueError(f"edge {[l, k]} has the weight {weight!r}, expected a number ≥ 0")
+    A: Array = nx.to_numpy_array(graph, nodelist=range(len(graph)))
+    sums = A.sum(axis=0)
+    heaviest = int(sums.argmax())
+    if sums[heaviest] > 1 + TOLERANCE:
+        raise ValueError(
+            f"the edges to {title(graph, heaviest)} weigh {sums[heaviest]:g} together, expected 1 "
+            f"or less (each is the weight that its end gives to its start): divide all weights by "
+            f'{sums[heaviest]:g}, or write weights = "metropolis"'
+        )
+    own = [graph.nodes[k].get("weight") for k in range(len(graph))]
+    rest = np.maximum(1.0 - sums, 0.0)
+    np.fill_diagonal(A, [r if w is None else w for r, w in zip(rest, own, strict=True)])
+    return A
+
+
+RULES = {
+    "metropolis": metropolis,
+    "averaging": averaging,
+    "uniform": uniform,
+    "edge-weights": edge_weights,
+}
+
+
+def unused(rule: str | Sequence[Sequence[float]] | Array, graph: nx.Graph | nx.DiGraph) -> bool:
+    """Whether the graph's edges have weights, not all 1, that a rule does not look at."""
+    found = [weight for _, _, weight in graph.edges(data="weight", default=1)]
+    found += [weight for _, weight in graph.nodes(data="weight", default=1)]
+    return not (isinstance(rule, str) and rule == "edge-weights") and any(w != 1 for w in found)
 
 
 def build(rule: str | Sequence[Sequence[float]] | Array, graph: nx.Graph | nx.DiGraph) -> Array:
     """The combination matrix of a graph, by a rule's name or as a user wrote it, checked.
 
     Args:
-        rule: "metropolis", "averaging" or "uniform", or A itself, shape (K, K).
+        rule: "metropolis", "averaging", "uniform" or "edge-weights", or A itself, shape (K, K).
         graph: the graph that A must fit, nodes 0..K-1.
 
     Returns:
@@ -115,10 +171,10 @@ def build(rule: str | Sequence[Sequence[float]] | Array, graph: nx.Graph | nx.Di
     """
     if isinstance(rule, str):
         if rule not in RULES:
-            closest = difflib.get_close_matches(rule, RULES, n=1, cutoff=0.0)[0]
+            meant = closest(rule, RULES)
+            hint = f', did you mean "{meant}"?' if meant else "."
             raise ValueError(
-                f'weights "{rule}" is unknown, did you mean "{closest}"? '
-                f"Known: {', '.join(RULES)}, or the matrix itself"
+                f'weights "{rule}" is unknown{hint} Known: {", ".join(RULES)}, or the matrix itself'
             )
         A = RULES[rule](graph)
     else:
@@ -156,10 +212,11 @@ def check(A: Array, graph: nx.Graph | nx.DiGraph | None = None) -> None:
         if stray.size:
             l, k = stray[0].tolist()
             raise ValueError(
-                f"agent {k} gives weight {A[l, k]:g} to agent {l}, which is not its neighbour: "
-                f"add the edge [{l}, {k}] or write 0"
+                f"{title(graph, k)} gives weight {A[l, k]:g} to {title(graph, l)}, which is not "
+                f"its neighbour: add the edge [{l}, {k}] or write 0"
             )
     support = nx.from_numpy_array(A > 0, create_using=nx.DiGraph)
+    support.add_nodes_from([] if graph is None else graph.nodes(data=True))  # their names
     check_connected(support)
     if not nx.is_aperiodic(support):
         raise ValueError(
