@@ -18,6 +18,7 @@ import typer
 from matplotlib.axes import Axes
 
 from raydist import load, load_rounds, plot
+from raydist.seeds import kinds
 
 POINTS = 15  # markers on a line, about
 NUMBERS = ["excess_risk", "centroid_excess_risk", "excess_risk_theory", "excess_risk_limit"]
@@ -32,12 +33,17 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Excess risk of the agents (mean, standard deviation) and of the centroid, its prediction
         there and in the limit, and the ratio of the agents' to that of the centralized strategy
-        (none where that one is not above 0).
+        (none where that one is not above 0); over how many trials, of the same length and status,
+        and how many ended otherwise.
     """
     done = frame[frame["status"].isin(["completed", "stopped"])]
-    groups = done.groupby(["threat.eps", "strategy"])
+    by = ["threat.eps", "strategy"]
+    alike = pd.concat([kinds(trials)[0] for _, trials in done.groupby(by)])
+    groups = alike.groupby(by)
     found = groups[[name for name in NUMBERS if name in done]].mean()
     found.insert(1, "s.d.", groups["excess_risk"].std())
+    found["trials"] = groups.size()
+    found["others"] = done.groupby(by).size() - groups.size()
     if "centralized" in found.index.get_level_values("strategy"):
         central = found["excess_risk"].xs("centralized", level="strategy")
         above = central[central > 0].to_dict()

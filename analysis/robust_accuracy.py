@@ -3,7 +3,8 @@
 python analysis/robust_accuracy.py runs/quickstart [--out FILE.png]
 
 Beside the figure it prints the numbers in it: mean and standard deviation over the trials of each
-strategy and eps (seeds and every other axis), and how many trials that was.
+strategy and eps (seeds and every other axis) that have the same length and status, and how many
+trials that was.
 """
 
 from pathlib import Path
@@ -13,10 +14,11 @@ import pandas as pd
 import typer
 
 from raydist import load, load_rounds, plot
+from raydist.seeds import LIKE
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
-    """By strategy and eps: mean, standard deviation and number of trials of what was measured.
+    """By strategy, eps, status and length: mean, deviation and number of what was measured.
 
     Args:
         frame: one row for each trial.
@@ -28,9 +30,8 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     accuracies = [name for name in ("clean_acc", *plot.ROBUST) if name in done]
     risks = [name for name in ("excess_risk", "excess_risk_theory") if name in done]
     shown = done.assign(**{name: 100 * done[name] for name in accuracies})
-    return shown.groupby(["strategy", "threat.eps"])[accuracies + risks].agg(
-        ["mean", "std", "count"]
-    )
+    groups = shown.groupby(["strategy", "threat.eps", *LIKE])
+    return groups[accuracies + risks].agg(["mean", "std", "count"])
 
 
 def main(

@@ -6,7 +6,7 @@
     evaluate_runs(path)     measure what was trained: robustness, masking, curvature, landscapes
     load_rounds(path)       everything that was measured, round by round
     load_events(path)       what the trials survived
-    over_seeds(frame)       the trials of load, mean and standard deviation over their seeds
+    over_seeds(frame)       the trials of load, mean and deviation over seeds that ended alike
 
 The modules of the equations (`raydist.network`, `raydist.adversary`, ...) need neither Ray nor a
 configuration.
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raydist.evaluation.request import Request
     from raydist.evaluation.runs import evaluate_runs
-    from raydist.record import load, load_events, load_rounds, over_seeds
+    from raydist.record import load, load_events, load_rounds
     from raydist.run import run_experiment
+    from raydist.seeds import over_seeds
     from raydist.sweep import run_sweep
 
 # Ray reads this when it is imported. Many agents on few cores start at once, and an agent that died
@@ -48,7 +49,7 @@ _HOMES = {
     "load": "record",
     "load_events": "record",
     "load_rounds": "record",
-    "over_seeds": "record",
+    "over_seeds": "seeds",
     "run_experiment": "run",
     "run_sweep": "sweep",
 }

@@ -11,6 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from raydist.seeds import kinds
+
 # Okabe and Ito's colours, which colour-blind readers tell apart; a marker and a dash besides.
 STYLES: dict[str, dict[str, Any]] = {
     "centralized": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -27,6 +29,8 @@ ROBUST = {"autoattack_acc": "AutoAttack", "pgd20_acc": "PGD-20", "pgd10_acc": "P
 def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
     """Robust accuracy against eps, one line for each group, mean ± s.d. over the other axes.
 
+    Means are over trials of the same length and status; the others are single crosses.
+
     Args:
         ax: where to draw.
         frame: one row for each trial.
@@ -37,9 +41,11 @@ def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
         return
     frame = frame.assign(group=_groups(frame), percent=100 * frame[metric])
     for i, (name, rows) in enumerate(frame.groupby("group", sort=False)):
-        by_eps = rows.groupby("threat.eps")["percent"].agg(["mean", "std"]).fillna(0.0)
+        alike, others = _alike(rows, "threat.eps")
+        by_eps = alike.groupby("threat.eps")["percent"].agg(["mean", "std"]).fillna(0.0)
         spread = by_eps["std"] if by_eps["std"].any() else None
         style = _style(str(name), i)
+        ax.plot(others["threat.eps"], others["percent"], "x", color=style["color"], alpha=0.5)
         ax.errorbar(by_eps.index, by_eps["mean"], yerr=spread, label=str(name), capsize=3, **style)
     ticks = sorted(frame["threat.eps"].unique())
     whole = all(abs(eps * 255 - round(eps * 255)) < 1e-6 for eps in ticks)
@@ -77,6 +83,8 @@ def over_rounds(
 ) -> None:
     """A metric over rounds, one line for each group (mean over trials) with thin single trials.
 
+    Means are over trials of the same length and status.
+
     Args:
         ax: where to draw.
         frame: one row for each trial.
@@ -87,7 +95,9 @@ def over_rounds(
     """
     chosen = rounds[(rounds["metric"] == metric) & (rounds["agent"] == agent)]
     chosen = chosen[chosen["value"].abs() < HUGE]
-    chosen = chosen.merge(frame.assign(group=_groups(frame))[["trial", "group"]], on="trial")
+    frame = frame.assign(group=_groups(frame))
+    alike = {*_alike(frame, "group")[0]["trial"]}
+    chosen = chosen.merge(frame[["trial", "group"]], on="trial")
     if chosen.empty:
         _nothing(ax, f"{metric} was not measured")
         return
@@ -100,13 +110,20 @@ def over_rounds(
         rows = rows[rows["value"].abs() >= ROUNDING]
         for _, trial in rows.groupby("trial"):
             ax.plot(trial["round"], trial["value"], **style, alpha=0.25, linewidth=1)
-        mean = rows.groupby("round")["value"].mean()
+        mean = rows[rows["trial"].isin(alike)].groupby("round")["value"].mean()
         ax.plot(mean.index, mean, **style, linewidth=2, label=name)
     if (chosen["value"] > 0).any():
         ax.set_yscale("log")
     ax.set(xlabel="round n", ylabel=label)
     if chosen["group"].nunique() <= len(STYLES):
         ax.legend(fontsize=8)
+
+
+def _alike(frame: pd.DataFrame, by: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trials that may be averaged, of each value of a column, and the others."""
+    parts = [kinds(rows)[0] for _, rows in frame.groupby(by, sort=False)]
+    alike = pd.concat(parts) if parts else frame
+    return alike, frame.drop(alike.index)
 
 
 def _groups(frame: pd.DataFrame) -> "pd.Series[str]":

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raydist.config import Experiment, InputError
+from raydist.config import InputError
 from raydist.engine.store import Store
 from raydist.measure.masks import Masks
 
@@ -205,40 +205,6 @@ def survived(events: Sequence[Event]) -> dict[str, float]:
     """How often a run went on after a death, and the seconds that it cost."""
     found = [event.seconds_lost for event in events if event.replayed_from is not None]
     return {"recoveries": len(found), "seconds_lost": float(sum(found))}
-
-
-def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """The trials of `load`, those that differ only in their seed taken together.
-
-    Args:
-        frame: one row for each trial.
-
-    Returns:
-        One row for each point: its configuration; `seeds`, the number of its trials; every number
-        as the mean over those that have it, and under its name with `_sd` their standard deviation
-        (of a sample, missing for one seed); `status`, counted.
-
-    Example:
-        >>> frame = pd.DataFrame(
-        ...     {"optim.lr": [0.1, 0.1, 0.2], "seed": [0, 1, 0], "clean_acc": [0.5, 0.7, 0.9]}
-        ... )
-        >>> over_seeds(frame)[["optim.lr", "seeds", "clean_acc"]].values.tolist()
-        [[0.1, 2.0, 0.6], [0.2, 1.0, 0.9]]
-    """
-    names = [str(name) for name in frame if name != "seed"]
-    fields = [name for name in names if name.split(".")[0] in Experiment.model_fields]
-    numbers = frame.drop(columns=[*fields, "seed"], errors="ignore").select_dtypes("number")
-    rows = []
-    point = [frame[name].map(str) for name in fields]
-    for _, same in frame.groupby(point, sort=False, dropna=False):
-        row = same.iloc[0][fields].to_dict() | {"seeds": len(same)}
-        for name in numbers:
-            row |= {name: same[name].mean(), f"{name}_sd": same[name].std()}
-        if "status" in same:
-            counts = same["status"].value_counts()
-            row["status"] = ", ".join(f"{count} {status}" for status, count in counts.items())
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def images_frame(masks: Masks, labels: NDArray[np.int64]) -> pd.DataFrame:

@@ -73,7 +73,7 @@ def seeds_table(points: "pd.DataFrame", axes: Sequence[str]) -> Table:
     """The final table of a study, mean ± standard deviation over the seeds of each point.
 
     Args:
-        points: one row for each point, as `raydist.over_seeds`.
+        points: as `raydist.over_seeds`: of seeds that ended differently each kind has its row.
         axes: the columns that tell the points apart.
 
     Returns:
@@ -87,13 +87,19 @@ def seeds_table(points: "pd.DataFrame", axes: Sequence[str]) -> Table:
     for heading in ("seeds", *(COLUMNS[name][0] for name in shown), "status"):
         table.add_column(heading, justify="left" if heading == "status" else "right")
     for _, row in points.iterrows():
-        cells = [
-            f"{number(row[name] * factor)} ± {number(row[f'{name}_sd'] * factor)}"
-            for name in shown
-            for factor in [COLUMNS[name][1]]
-        ]
-        table.add_row(*(number(row[c]) for c in [*columns, "seeds"]), *cells, str(row["status"]))
+        cells = [_mean(row, name, COLUMNS[name][1]) for name in shown]
+        ended = str(row["status"])
+        if ended not in ("completed", "failed") and not math.isnan(row.get("rounds_run", math.nan)):
+            ended += f" at {row['rounds_run']:.0f}"  # the others ran to their end
+        table.add_row(*(number(row[c]) for c in [*columns, "seeds"]), *cells, ended)
     return table
+
+
+def _mean(row: "pd.Series[Any]", name: str, factor: float) -> str:
+    """Mean ± deviation; in brackets over how many seeds, where that is not over all of the row."""
+    some = row.get(f"{name}_seeds", math.nan)
+    counted = "" if math.isnan(some) else f" ({some:.0f})"
+    return f"{number(row[name] * factor)} ± {number(row[f'{name}_sd'] * factor)}{counted}"
 
 
 def _axis_columns(frame: "pd.DataFrame", axes: Sequence[str]) -> list[str]:

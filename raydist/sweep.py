@@ -276,9 +276,9 @@ def main(
     if not quiet:
         console.print(results_table(frame, list(study.axes)))
         if "seed" in study.axes:
-            from raydist import record
+            from raydist.seeds import over_seeds
 
-            console.print(seeds_table(record.over_seeds(frame), list(study.axes)))
+            console.print(seeds_table(over_seeds(frame), list(study.axes)))
         for note in footnotes(frame):
             console.print(note, style="dim", highlight=False)
         where = f"results {out}/results.csv   picture {out}/summary.png"

@@ -47,6 +47,21 @@ def test_accuracy_by_eps_is_the_mean_in_percent_with_its_deviation(ax):
     assert "%" in ax.get_ylabel() and "64 test images" in ax.get_ylabel()
 
 
+def test_trials_that_ended_otherwise_are_not_averaged_but_shown(ax):
+    ended = ["completed"] * 3 + ["stopped"] + ["completed"] * 4
+    trials = TRIALS.assign(status=ended, rounds_run=[5.0] * 3 + [3.0] + [5.0] * 4)
+    trials.loc[3, "autoattack_acc"] = 0.9
+    plot.accuracy_by_eps(ax, trials)
+    np.testing.assert_allclose(ax.containers[0].lines[0].get_xydata(), [[0.1, 60], [0.2, 20]])
+    crosses = [line for line in ax.lines if line.get_marker() == "x" and len(line.get_xdata())]
+    np.testing.assert_allclose(crosses[0].get_xydata(), [[0.2, 90]])
+    ax.clear()
+    plot.over_rounds(ax, trials, ROUNDS, "disagreement", "mean", "disagreement")
+    thick = next(line for line in ax.lines if line.get_label() == "consensus")
+    np.testing.assert_allclose(thick.get_xydata(), [[0, 2], [5, 7]])  # of three, not of four
+    assert sum(line.get_linewidth() == 1 for line in ax.lines) == 8
+
+
 def test_one_budget_is_drawn_as_bars_of_trials(ax):
     plot.accuracy_by_trial(ax, TRIALS.iloc[:2])
     clean, robust = ax.containers
