@@ -40,8 +40,8 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     like = [name for name in LIKE if name in frame]
     numbers = frame.drop(columns=[*fields, *like, "seed"], errors="ignore").select_dtypes("number")
     rows = []
-    point = [frame[name].map(str) for name in fields]
-    for _, trials in frame.groupby(point or [0] * len(frame), sort=False, dropna=False):
+    point = [frame[name].map(str) for name in fields] or [pd.Series("", index=frame.index)]
+    for _, trials in frame.groupby(point, sort=False, dropna=False):
         for same in kinds(trials):
             row = same.iloc[0][fields].to_dict() | {"seeds": len(same)}
             row |= same.iloc[0][like].to_dict()
