@@ -41,13 +41,18 @@ def closest(written: str, known: Iterable[str]) -> str | None:
         ('resnet-18', None)
     """
     names = {_bare(name): name for name in known}
+    for name in names:
+        if same(written, name):
+            return names[name]
     bare = _bare(written)
-    for meant in (bare, _bare(ELSEWHERE.get(written.lower(), ""))):
-        if meant in names:
-            return names[meant]
     close = get_close_matches(bare, names, cutoff=ALIKE)
     best = min(close, key=lambda name: name[:1] != bare[:1], default=None)
     return None if best is None else names[best]
+
+
+def same(written: str, name: str) -> bool:
+    """Whether a name is the same but for case, hyphens and underscores, or so called elsewhere."""
+    return _bare(name) in (_bare(written), _bare(ELSEWHERE.get(written.lower(), "")))
 
 
 def _bare(name: str) -> str:

@@ -4,27 +4,25 @@ An `Experiment` is frozen, complete and comparable: its hash names its trial. `r
 it from TOML; `validate` is the only door through which one enters.
 """
 
-import difflib
 import errno
 import hashlib
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from raydist import values
+from raydist.closest import closest, same
 from raydist.fields import check_budget
 from raydist.recipe import Attack, Average, Loss, Optim, Stop, Threat
 from raydist.tables import AgentResources, Data, Evaluate, Model, Snapshot, Table, Topology
+from raydist.values import shown as shown
 
 LONGEST = 800  # characters of a line
-DEEPEST = 20  # tables within tables
-MOST = 1e30  # products of some such numbers stay finite
 SECRETS = (  # in a URL: the password before its host, a key among its parameters
     r"(?<![\w+.-])([A-Za-z][\w+.-]*://[^/\s@:]*:)[^/\s]+(?=@)",
     r"(?i)([?&][\w-]*(?:sig|token|secret|key|password)=)[^&\s]+",
@@ -216,7 +214,7 @@ def validate(tree: Mapping[str, Any]) -> Experiment:
     """An experiment from plain nested values.
 
     Args:
-        tree: tables and values as TOML gives them.
+        tree: tables and values as TOML gives them, or those of NumPy (see `raydist.values`).
 
     Returns:
         The complete experiment.
@@ -228,43 +226,32 @@ def validate(tree: Mapping[str, Any]) -> Experiment:
         >>> validate({"topology": {"kind": "ring", "agents": 4}, "rounds": 1}).optim.lr
         0.1
     """
-    check_plain("the experiment", tree)
     try:
-        return Experiment.model_validate(tree)
+        config = Experiment.model_validate(plain("the experiment", tree))
     except ValidationError as error:
         raise InputError(explain(error)) from None
+    _check_free(config)
+    return config
 
 
-def check_plain(key: str, value: object, depth: int = 0) -> None:
-    """A value is what JSON knows too, no deeper and no larger than anything needs.
+def plain(key: str, value: object) -> Any:
+    """As `raydist.values.plain`, with InputError instead of ValueError."""
+    try:
+        return values.plain(key, value)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
-    Args:
-        key: its dotted key.
-        value: tables, lists, strings, numbers, true and false.
-        depth: tables and lists around it.
 
-    Raises:
-        InputError: a date, a number that 64 bits do not hold, tables without end.
-    """
-    if depth > DEEPEST:
-        raise InputError(f"{key} is nested too deeply, expected at most {DEEPEST} levels")
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            if not isinstance(name, str):
-                raise InputError(f"{key} has the key {name!r}, expected a string")
-            check_plain(f"{key}.{name}" if depth else name, inner, depth + 1)
-    elif isinstance(value, list | tuple):
-        for n, inner in enumerate(value):
-            check_plain(f"{key}[{n}]", inner, depth + 1)
-    elif isinstance(value, int) and value.bit_length() > 63:
-        raise InputError(f"{key} has {value.bit_length()} bits, expected a number below 2^63")
-    elif isinstance(value, float) and MOST < abs(value) < math.inf:
-        raise InputError(f"{key} is {value:g}, expected a number below {MOST:g}")
-    elif value is not None and not isinstance(value, str | Real):  # NumPy's numbers too
-        raise InputError(
-            f"{key} is {shown(value)} ({type(value).__name__}), expected a number, a string, true, "
-            "false, a list or a table"
-        )
+def _check_free(config: Experiment) -> None:
+    """What no field describes, the parameters of the user's own, has finite numbers."""
+    free = {f"{name}.params": getattr(config, name).params for name in ("data", "model", "loss")}
+    if ":" in config.topology.kind:
+        free["topology"] = config.topology.model_extra or {}
+    for key, table in free.items():
+        if line := values.not_finite(key, table):
+            raise InputError(
+                f"{line}, expected a finite number: JSON keeps no other; write 1e30, or a string"
+            )
 
 
 def explain(error: ValidationError, table: type[BaseModel] = Experiment) -> str:
@@ -307,7 +294,7 @@ def _expected(problem: ErrorDetails, table: type[BaseModel]) -> str:
     kind, limits = problem["type"], problem.get("ctx", {})
     if kind == "literal_error":
         names = re.findall(r"'(.*?)'", limits["expected"])
-        meant = _meant(str(problem["input"]), names)
+        meant = closest(str(problem["input"]), names)
         known = f"one of {', '.join(names)}" if names[1:] else f'"{names[0]}"'
         return known + (f': write "{meant}"' if meant else "")
     if kind == "model_type":
@@ -346,19 +333,26 @@ def _table_in(annotation: Any) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What to add to a message about an unknown name: the closest known one, else all."""
+    """What to add to a message about an unknown key.
+
+    Args:
+        name: the key.
+        known: those of its table.
+
+    Returns:
+        The same one in other letters or in another table; else the closest one; else all of them.
+    """
     known = list(known)
-    meant = _meant(name, known)
+    places = [key for key in known if same(name, key)]
+    places = places or [key for key in _keys(Experiment) if same(name, key.rpartition(".")[2])]
+    meant = " or ".join(places) if len(places) in (1, 2) else closest(name, known)
     return f": did you mean {meant}?" if meant else f": known here are {', '.join(known)}"
 
 
-def _meant(written: str, known: Sequence[str]) -> str | None:
-    """The closest known name; "bfloat16" is as close to "float32", but few mistake the initial."""
-    close = difflib.get_close_matches(written, known)
-    return min(close, key=lambda name: name[:1] != written[:1], default=None)
-
-
-def shown(value: object) -> str:
-    """A value as its file has it, on one line, shortened."""
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _keys(table: Any, above: str = "") -> Iterator[str]:
+    """The dotted keys of a table and of those in it."""
+    for name, field in table.model_fields.items():
+        yield f"{above}{name}"
+        inner = _table_in(field.annotation)
+        if inner is not None and name not in ("agents", "transforms"):  # lists of tables
+            yield from _keys(inner, f"{above}{name}.")

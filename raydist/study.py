@@ -22,9 +22,9 @@ from raydist.axes import check_axis, check_drawn, corners
 from raydist.config import (
     Experiment,
     InputError,
-    check_plain,
     explain,
     nearest,
+    plain,
     shown,
     validate,
 )
@@ -154,9 +154,8 @@ def from_tree(
     Raises:
         InputError: if something is not understood.
     """
-    check_plain("the study", tree)
-    check_plain("the command line", overrides or {})
-    rest = copy.deepcopy(dict(tree))
+    rest = plain("the study", tree)
+    overrides = plain("the command line", overrides or {})
     folders = folders or [Path.cwd()]
     name = rest.pop("name", "study")
     if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]{,59}", name):

@@ -1,21 +1,37 @@
 """The typed experiment: defaults, budgets, the digest, and one clear line for every wrong value."""
 
+import enum
 import itertools
 import json
 import math
+import types
 import typing
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from pydantic import BaseModel, ValidationError
 
 from raydist.config import Experiment, InputError, validate
 from raydist.fields import parse_budget
+from raydist.study import Study, from_tree
 
 QUADRATIC = {
     "data": {"set": "quadratic", "centers": [[0.0], [1.0], [2.0]], "hessian": [1.0]},
     "model": {"name": "point"},
     "loss": {"name": "quadratic"},
 }
+
+
+class Shade(enum.IntEnum):
+    DARK = 2
+
+
+class Tone(str, enum.Enum):  # ruff: ignore[replace-str-enum] (the form before Python 3.11)
+    LOUD = "loud"
 
 
 def tree(**tables):
@@ -346,6 +362,17 @@ def test_a_wrong_value_is_told_in_one_line_that_names_its_key(key):
             tree(stop={"fosc": {"treshold": 1}}),
             "stop.fosc.treshold is not a known key: did you mean threshold?",
         ),
+        (tree(epsilon=1), "epsilon is not a known key: did you mean threat.eps?"),
+        (tree(threat={"epsilon": 1}), "threat.epsilon is not a known key: did you mean eps?"),
+        (tree(lr=1), "lr is not a known key: did you mean optim.lr?"),
+        (
+            tree(batch_size=1),
+            "batch_size is not a known key: did you mean data.batch or evaluate.batch?",
+        ),
+        (
+            tree(threat={"steps": 1}),
+            "threat.steps is not a known key: did you mean attack.steps?",
+        ),
         (
             tree(threat={"zzz": 1}),
             "threat.zzz is not a known key: known here are norm, eps, schedule, agents",
@@ -388,6 +415,116 @@ def test_a_wrong_value_is_told_in_one_line_that_names_its_key(key):
 )
 def test_messages(values, line):
     assert complaint(values) == line
+
+
+# Values of NumPy and of Python's library, and what a file would have instead.
+TAKEN = [
+    (np.int64(3), 3),
+    (np.uint8(3), 3),
+    (np.float64(0.1), 0.1),
+    (np.float32(0.1), 0.10000000149011612),  # exactly what it holds
+    (np.float16(0.1), 0.0999755859375),
+    (np.bool_(True), True),
+    (np.str_("a"), "a"),
+    (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
+    (np.array(0.5), 0.5),
+    (np.array(["a", None, 1], dtype=object), ["a", None, 1]),
+    (range(3), [0, 1, 2]),
+    ((1, (2.5, "x")), [1, [2.5, "x"]]),
+    (Path("a") / "b", "a/b"),
+    (types.MappingProxyType({"a": np.arange(2)}), {"a": [0, 1]}),
+    (Shade.DARK, 2),
+    (Tone.LOUD, "loud"),
+    (None, None),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), TAKEN)
+@pytest.mark.parametrize("table", ["model", "data", "loss", "topology"])
+def test_the_same_values_are_taken_everywhere_and_kept_exactly(table, value, expected):
+    own = {"topology": {"kind": "a:b", "agents": 3}, "loss": {"name": "a:b"}}.get(table, {})
+    free = {"extra": value} if table == "topology" else {"params": {"extra": value}}
+    for door in (validate, lambda values: from_tree(values).experiment({})):
+        config = door(tree(**{table: own | free}))
+        dump = json.loads(config.model_dump_json())
+        found = (dump[table] if table == "topology" else dump[table]["params"])["extra"]
+        assert (found, type(found)) == (expected, type(expected))
+        assert validate(dump) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("threat.eps", np.float64(8 / 255), 8 / 255),
+        ("threat.eps", np.float32(0.1), 0.10000000149011612),
+        ("attack.alpha", np.array(0.5), 0.5),
+        ("optim.lr", np.float32(0.1), 0.10000000149011612),
+        ("topology.agents", np.int8(3), 3),
+        ("rounds", np.int64(7), 7),
+        ("evaluate.pgd", range(1, 3), [1, 2]),
+        ("evaluate.test", np.int64(9), 9),
+        ("restarts", np.array([0.5]), [0.5]),
+        ("combine_buffers", np.False_, False),
+        ("data.root", Path("sets"), "sets"),
+        ("model.checkpoint", Path("a.pt"), "a.pt"),
+        ("topology.weights", np.eye(3), np.eye(3).tolist()),
+    ],
+)
+def test_values_of_numpy_are_taken_by_every_field(key, value, expected):
+    for config in (validate(nested(key, value)), from_tree({"base": tree()}, {key: value}).only()):
+        found = config
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert (found, type(found)) == (expected, type(expected))
+
+
+def test_axes_are_lists_arrays_or_ranges():
+    axes = {"seed": range(2), "threat.eps": np.array([0.25, 0.5]), "optim.lr": (np.float64(1), 2)}
+    study = from_tree({"base": tree(), "axes": axes})
+    assert study.axes == {"seed": [0, 1], "threat.eps": [0.25, 0.5], "optim.lr": [1.0, 2]}
+    assert Study.from_json(study.to_json()) == study
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        (math.inf, "model.params.a is inf, expected a finite number: JSON keeps no other; write"),
+        ([1, {"b": math.nan}], "model.params.a[1].b is nan, expected a finite number"),
+        (np.float32(-math.inf), "model.params.a is -inf, expected a finite number"),
+        (np.array([0.0, math.nan]), "model.params.a[1] is nan, expected a finite number"),
+        ({3}, "model.params.a is {3} (set), expected a number, a string, true, false, a list or"),
+        (1j, "model.params.a is 1j (complex), expected a number"),
+        (np.complex64(1j), "model.params.a is np.complex64(1j) (complex64), expected"),
+        (np.longdouble(1) / 3, "(longdouble), expected a number"),
+        (
+            Fraction(8, 255),
+            'expected a number, a string, true, false, a list or a table: write "8/',
+        ),
+        (
+            Decimal("0.1"),
+            "(Decimal), expected a number, a string, true, false, a list or a table: w",
+        ),
+        (b"abc", "model.params.a is b'abc' (bytes), expected"),
+        (np.datetime64("2020-01-01"), "(datetime64), expected"),
+        (
+            torch.zeros(2),
+            "(Tensor), expected a number, a string, true, false, a list or a table: wr",
+        ),
+        (object, "(type), expected"),
+        ({1: 2}, "model.params.a has the key 1, expected a string"),
+        (2**63, "model.params.a has 64 bits, expected a number below 2^63"),
+        (np.uint64(2**63), "model.params.a has 64 bits, expected a number below 2^63"),
+        ("\udcff", 'model.params.a is "\\udcff", expected text that UTF-8 can hold'),
+        (range(10**12), "model.params.a has 1000000000000 values, expected 1000000 at most"),
+    ],
+)
+def test_what_cannot_be_kept_exactly_is_refused(value, line):
+    found = complaint(tree(model={"params": {"a": value}}))
+    assert line in found and "\n" not in found
+    if isinstance(value, float):
+        assert complaint(tree(topology={"kind": "a:b", "agents": 3, "a": value})).startswith(
+            f"topology.a is {value}"
+        )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 The names of the configuration meet the functions here and nowhere else.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from raydist.adversary import loss as losses
 from raydist.adversary.attack import Ascent, AttackLoss, Gradient, ascend, by_autograd
 from raydist.adversary.threat import ThreatModel
+from raydist.closest import closest
 from raydist.config import Experiment
 from raydist.learning import checkpoint
 from raydist.learning import data as datasets
@@ -108,8 +108,8 @@ def loss_named(config: Experiment) -> tuple[Callable[..., Tensor], str | None]:
     if ":" in name:
         return partial(resolve(name), **config.loss.params), "pgd"
     if name not in LOSSES:
-        close = difflib.get_close_matches(name, LOSSES, n=1)
-        hint = f": did you mean {close[0]}?" if close else ""
+        meant = closest(name, LOSSES)
+        hint = f": did you mean {meant}?" if meant else ""
         raise ValueError(
             f'loss.name is "{name}", expected one of {", ".join(LOSSES)} '
             f'or "package.module:function"{hint}'

@@ -1,6 +1,5 @@
 """Models by name: inputs in [0, 1], so that budgets are in pixels; normalisation inside."""
 
-import difflib
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from raydist.closest import closest
 from raydist.learning import resnet, small, vgg
 from raydist.learning.wideresnet import wide_resnet
 from raydist.seeding import Purpose, seed_for
@@ -151,7 +151,7 @@ def _find(name: str) -> Callable[..., Any]:
 
         return resolve(name)
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f': write "{near[0]}"' if near else ' or "package.module:function"'
+        near = closest(name, MODELS)
+        hint = f': write "{near}"' if near else ' or "package.module:function"'
         raise ValueError(f'model.name is "{name}", expected one of {", ".join(MODELS)}{hint}')
     return MODELS[name]
