@@ -164,6 +164,7 @@ class Experiment(Table):
                     f"{key} has {len(own)} tables for topology.agents = {self.topology.agents}: "
                     "write one for each agent, {} where it is as the others"
                 )
+        self._check_budgets()
         if (self.data.set == "quadratic") != (self.model.name == "point") or (
             (self.data.set == "quadratic") != (self.loss.name == "quadratic")
         ):
@@ -174,6 +175,22 @@ class Experiment(Table):
         if self.engine == "train":
             self._check_train()
         return self
+
+    def _check_budgets(self) -> None:
+        """Budgets that follow another one have one to follow; Υ is of one norm."""
+        threats = [self.threat.of(k) for k in range(len(self.threat.agents or []))]
+        top, zero = self.threat.schedule.eps_max, self.threat.eps == 0
+        if zero and top and (self.loss.delta or any(threat.eps for threat in threats)):
+            raise ValueError(
+                f"threat.schedule.eps_max is {top:g}, which counts in units of threat.eps, but "
+                "that is 0: write threat.eps = 0.1, or remove eps_max"
+            )
+        norms = {threat.norm for threat in threats}
+        if self.loss.name == "wasserstein" and self.loss.order != "inf" and len(norms) > 1:
+            raise ValueError(
+                f"threat.agents have the norms {' and '.join(sorted(norms))}, but the sensitivity "
+                'of loss.name = "wasserstein" is of one for all: write one, or loss.order = "inf"'
+            )
 
     def _check_train(self) -> None:
         """One model for all agents, on workers of equal size, without snapshots."""
@@ -191,10 +208,6 @@ class Experiment(Table):
             raise ValueError(
                 f'engine = "train" needs {" and ".join(missing)}: write that, or engine = "agents"'
             )
-
-    def alpha(self) -> float:
-        """The attack step: as configured, else a quarter of the budget."""
-        return self.threat.eps / 4 if self.attack.alpha is None else self.attack.alpha
 
     def average_decay(self) -> float | None:
         """The decay of the moving average of weights per round; None for a plain mean."""

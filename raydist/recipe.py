@@ -70,7 +70,8 @@ class Attack(Table):
 
     name: Literal["pgd", "fgsm", "kl_pgd"] | None = None
     steps: Annotated[int, Field(ge=0)] = 10
-    alpha: Budget | None = None  # default: eps / 4; of kl_pgd in l2 2 eps / steps; of fgsm eps
+    alpha: Budget | None = None  # at threat.eps: own and scheduled budgets take the same part
+    # default: eps / 4; of kl_pgd in l2 2 eps / steps; of fgsm eps
     start: Literal["uniform", "zero"] | None = None  # default: zero for fgsm, else uniform
     restarts: PositiveInt = 1
 
@@ -81,7 +82,7 @@ class Loss(Table):
     name: str = "pgd_at"
     beta: NonNegative | None = None  # of trades (default 6), mart (5), wasserstein (1)
     gamma: NonNegative | None = None  # of wasserstein: weight of the pointwise term; default 0
-    delta: Budget | None = None  # of wasserstein: the distributional budget; default threat.eps
+    delta: Budget | None = None  # of wasserstein: the distributional budget, as alpha; default eps
     eta: Annotated[float, Field(gt=0, le=1)] | None = None  # of wasserstein: of Upsilon; default 1
     order: Literal["2", "inf"] | None = None  # of wasserstein: of the distance; default "2"
     awp: NonNegative = 0.0  # adversarial weight perturbation, relative size γ; 0 is none

@@ -88,11 +88,6 @@ def test_budgets_are_numbers_or_fractions(written, value):
     assert validate(tree(threat={"eps": written})).threat.eps == value
 
 
-def test_the_attack_step_is_a_quarter_of_the_budget_unless_given():
-    assert validate(tree(threat={"eps": "8/255"})).alpha() == pytest.approx(2 / 255)
-    assert validate(tree(attack={"alpha": "3/255"})).alpha() == pytest.approx(3 / 255)
-
-
 def test_what_is_not_written_has_the_papers_defaults():
     config = validate(tree())
     assert (config.strategy, config.seed, config.dtype) == ("diffusion", 0, "float32")

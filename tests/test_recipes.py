@@ -1,6 +1,7 @@
 """Every choice of a training recipe, composed with the others, against what it must do."""
 
 import itertools
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from raydist.config import InputError, validate
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
 from raydist.learning.optim import DEAT
+
+L2 = {"norm": "l2", "eps": 0.1}
 
 
 @pytest.mark.parametrize("per", ["round", "epoch"])
@@ -41,16 +44,86 @@ def test_the_budget_follows_its_schedule_and_the_step_follows_the_budget(per):
     pool.shutdown()
 
 
-def test_agents_may_train_against_different_threats():
-    own = [{"eps": 0.0}, {}, {"norm": "l2", "eps": 0.5}, {"eps": "8/255"}]
-    result = run_experiment(digits(threat={"eps": 0.1, "agents": own}))
-    eps = [values(result, "eps", str(k))[1] for k in range(4)]
-    assert eps == pytest.approx([0.0, 0.1, 0.5, 8 / 255])
-    assert 1 not in values(result, "fosc", "0")  # no attack, nothing to be stationary
+def one_step(w, x, y, norm, eps, alpha):
+    """x + alpha d, d the steepest ascent of the cross-entropy of a linear model, in NumPy."""
+    W, b = w[:-10].reshape(10, -1), w[-10:]
+    flat = x.reshape(len(x), -1)
+    p = np.exp((flat - 0.3053) / 0.3760 @ W.T + b)
+    g = (p / p.sum(axis=1, keepdims=True) - np.eye(10)[y]) @ W
+    d = alpha * (np.sign(g) if norm == "linf" else g / np.linalg.norm(g, axis=1, keepdims=True))
+    length = np.abs(d).max(axis=1) if norm == "linf" else np.linalg.norm(d, axis=1)
+    d *= np.minimum(1, eps / np.maximum(length, 1e-30))[:, None]
+    return np.clip(flat + d, 0, 1).reshape(x.shape)
+
+
+@pytest.mark.parametrize("common", [0.0, 0.1])
+@pytest.mark.parametrize("alpha", [None, 0.03])
+def test_agents_may_train_against_different_threats(common, alpha):
+    """Each takes a quarter of its own budget, or the part of it that alpha is of the common one."""
+    own = [{"eps": 0.0}, {}, {"norm": "l2", "eps": 0.5}, {"eps": 0.2}]
+    attack = {"steps": 1, "start": "zero"} | ({} if alpha is None else {"alpha": alpha})
+    tree = digits(threat={"eps": common, "agents": own}, attack=attack, dtype="float64")
+    pool = LocalPool(make_plan(validate(tree)))
+    threats = [("linf", 0.0), ("linf", common), ("l2", 0.5), ("linf", 0.2)]
+    for agent, (norm, eps) in zip(pool.agents, threats, strict=True):
+        step = eps / 4 if alpha is None else alpha * (eps / common if common else 1)
+        batch = agent.local.attack(1, noisy=False)
+        expected = one_step(pool.states()[0], batch.x.numpy(), batch.y, norm, eps, step)
+        np.testing.assert_allclose(batch.points.x_adv, expected, atol=1e-8)
+    pool.shutdown()
+
+
+def test_own_budgets_follow_the_common_schedule_also_where_the_common_one_is_zero():
+    own = [{"eps": 0.2}, {}, {"norm": "l2", "eps": 0.5}, {"eps": 0.1}]
+    for common, schedule in ((0.0, {}), (0.1, {"eps_max": 0.2})):
+        table = {"eps": common, "agents": own, "schedule": {"name": "linear", **schedule}}
+        result = run_experiment(digits(threat=table, rounds=4, attack={"steps": 0}))
+        for k, eps in enumerate([0.2, common, 0.5, 0.1]):
+            part = [min(1, p * (2 if schedule else 1)) for p in (0, 0.25, 0.5, 0.75)]
+            found = values(result, "eps", str(k))
+            assert [found[n] for n in range(1, 5)] == pytest.approx([eps * p for p in part])
+    with pytest.raises(InputError, match=r"eps_max is 0\.2, which counts in units of threat\.eps"):
+        validate(digits(threat={"eps": 0, "agents": own, "schedule": table["schedule"]}))
+
+
+def test_tables_of_agents_are_checked():
     with pytest.raises(InputError, match=r"threat.agents has 2 tables for topology.agents = 4"):
-        validate(digits(threat={"agents": own[:2]}))
+        validate(digits(threat={"agents": [{}, {}]}))
     with pytest.raises(InputError, match=r"threat.agents\[1\].eps is 8.0"):
         validate(digits(threat={"agents": [{}, {"eps": 8}, {}, {}]}))
+    mixed = {"eps": 0.1, "agents": [{}, {"norm": "l2"}, {}, {}]}
+    with pytest.raises(InputError, match=r"norms l2 and linf, but the sensitivity .* one for all"):
+        validate(digits(threat=mixed, loss={"name": "wasserstein"}))
+    validate(digits(threat=mixed, loss={"name": "wasserstein", "order": "inf"}))
+    with pytest.raises(InputError, match=r'threat.norm is "l2", expected "linf" for data.set'):
+        make_plan(validate(quadratic(threat=mixed)))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_the_quadratic_task_measures_against_the_threat_of_each_agent(noise):
+    """J by its definition, at the quantiles of the samples; w* by golden search."""
+    eps, h = np.array([0.0, 0.3, 0.6, 0.1]), np.array([1.0, 0.5])
+    tree = quadratic(
+        rounds=5,
+        data={"noise": noise},
+        threat={"eps": 0.3, "agents": [{"eps": e} for e in eps]},
+    )
+    centers = np.array(tree["data"]["centers"])
+    grid = (np.arange(20_000) + 0.5) / 20_000
+    x = noise * np.array([NormalDist().inv_cdf(q) for q in grid]) if noise else np.zeros(1)
+
+    def J(w):  # (M,) -> (M,): a sum over coordinates, and so is its minimum
+        residual = np.abs(w - centers[:, None] - x[:, None]) + eps[:, None, None]
+        return (h / 2 * residual**2).mean(axis=(0, 1))
+
+    low, high = centers.min(axis=0), centers.max(axis=0)
+    for _ in range(60):
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        worse = J(left) > J(right)
+        low, high = np.where(worse, left, low), np.where(worse, high, right)
+    result = run_experiment(tree)
+    expected = np.mean([J(w) - J(low) for w in result.weights], axis=0).sum()
+    assert values(result, "excess_risk")[5] == pytest.approx(expected, rel=1e-5 if noise else 1e-9)
 
 
 @pytest.mark.parametrize("name", ["adam", "deat", "sgd"])
@@ -215,6 +288,8 @@ def test_theory_is_only_reported_where_it_holds():
         ({"norm": "l2", "eps": 0.1}, {"steps": 8, "name": "kl_pgd", "alpha": 0.01}, 0.01),
         ({"norm": "l2", "eps": 0.1}, {"steps": 8, "name": "pgd"}, 0.025),
         ({"norm": "l2", "eps": 0.1}, {"name": "fgsm"}, 0.1),
+        ({"eps": 0.3, "agents": 4 * [L2]}, {"steps": 4, "name": "kl_pgd"}, 0.05),
+        ({"eps": 0.0, "agents": 4 * [L2]}, {"name": "fgsm"}, 0.1),
     ],
 )
 def test_the_usual_step_is_that_of_the_published_codes(threat, attack, alpha):

@@ -142,6 +142,28 @@ def test_distributional_points_keep_the_budget_and_pointwise_ones_follow(norm, o
     pool.shutdown()
 
 
+@pytest.mark.parametrize("delta", [None, 0.05])
+def test_the_distributional_budget_follows_own_threats_and_the_schedule(delta):
+    """With order "inf" the images of agent k move by what its columns say, in each round."""
+    loss = {"name": "wasserstein", "order": "inf"} | ({"delta": delta} if delta else {})
+    own = [{}, {"eps": 0.2}, {"eps": 0.0}, {"eps": 0.04}]
+    threat = {"eps": 0.1, "agents": own, "schedule": {"name": "linear", "eps_max": 0.2}}
+    tree = digits(loss=loss, threat=threat, rounds=4, attack={"steps": 1}, data={"batch": 64})
+    pool = LocalPool(make_plan(validate(tree)))
+    for agent, eps in zip(pool.agents, (0.1, 0.2, 0.0, 0.04), strict=True):
+        for n, part in enumerate((0, 0.5, 1, 1), 1):
+            batch = agent.local.attack(n, noisy=False)
+            moved = (batch.points.x_adv - batch.x).abs().amax(dim=(1, 2, 3)).tolist()
+            radius = part * eps * (delta / 0.1 if delta else 1)
+            assert max(moved) == pytest.approx(radius, abs=1e-6)
+            assert batch.threat.eps == pytest.approx(part * eps)
+    result = run_experiment(tree)
+    for k, eps in enumerate((0.1, 0.2, 0.0, 0.04)):
+        radii = [p * eps * (delta / 0.1 if delta else 1) for p in (0, 0.5, 1, 1)]
+        assert list(values(result, "delta", str(k)).values()) == pytest.approx(radii)
+    pool.shutdown()
+
+
 def test_wasserstein_needs_three_classes():
     with pytest.raises(InputError, match=r"loss.delta belongs to wasserstein"):
         validate(digits(loss={"name": "trades", "delta": 0.1}))

@@ -131,6 +131,8 @@ class Agent:
         upsilon = self.local.distributional.upsilon
         known = {"sensitivity": upsilon} if upsilon else {}
         known |= {"lr": self.local.lr(n), "eps": batch.threat.eps}
+        if self.config.loss.name == "wasserstein":
+            known["delta"] = self.local.task.own.delta(batch.threat)
         size = float(self.sent.nbytes * (len(self.spec.neighbours) - 1))
 
         def tell() -> Info:

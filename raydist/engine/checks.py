@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raydist.config import Experiment, InputError
 from raydist.engine.excess import predictable
+from raydist.engine.own import Own
 from raydist.engine.precision import unsafe_in_channels_last
 from raydist.engine.task import DTYPES, build_model, loss_named, quadratic_of
 from raydist.learning import model as models
@@ -77,22 +78,24 @@ def check_quadratic(config: Experiment) -> None:
     Raises:
         InputError: if the pieces do not fit one another.
     """
-    task = checked("data", quadratic_of, config)
-    agents, size = task.centers.shape
-    if agents != config.topology.agents:
+    agents, centers = config.topology.agents, config.data.centers
+    if centers and len(centers) != agents:
         raise InputError(
-            f"data.centers has {agents} points for topology.agents = {config.topology.agents}: "
-            "write one center per agent"
+            f"data.centers has {len(centers)} points for topology.agents = {agents}: write one "
+            "center per agent"
         )
+    task = checked("data", quadratic_of, config)
+    size = task.centers.shape[1]
     if config.model.start is not None and len(config.model.start) != size:
         raise InputError(
             f"model.start has {len(config.model.start)} numbers, expected {size}, as many as each "
             "of data.centers"
         )
-    if config.threat.norm != "linf" and config.threat.eps > 0:
-        raise InputError(
-            f'threat.norm is "{config.threat.norm}", expected "linf" for data.set = "quadratic"'
-        )
+    for threat in (Own(config, k).threat for k in range(agents)):
+        if threat.norm != "linf" and threat.eps > 0:
+            raise InputError(
+                f'threat.norm is "{threat.norm}", expected "linf" for data.set = "quadratic"'
+            )
     for key, used in {
         "loss.awp": config.loss.awp > 0,
         "telemetry": config.telemetry > 0,

@@ -37,19 +37,19 @@ class Distributional:
     def attack(
         self, x: Tensor, y: Tensor, threat: ThreatModel, pointwise: Callable[[], Ascent]
     ) -> Ascent:
-        """W-PGD with this batch's part of the budget, δ_B = δ Υ_B / Υ (algorithm 1).
+        """W-PGD with this batch's part of the budget, δ_B = δ_k Υ_B / Υ (algorithm 1).
 
         Args:
             x: inputs, (N, ...).
             y: labels, (N,).
-            threat: its norm is that of the distance.
+            threat: this agent's, at the budget of the round; its norm is that of the distance.
             pointwise: the pointwise attack, whose points stand behind them if γ > 0.
 
         Returns:
             The points; the gradient of the pointwise attack, if there was one.
         """
         table, model = self._config.loss, self._model
-        full = self._config.threat.eps if table.delta is None else table.delta
+        full = self._task.own.delta(threat)
         order = math.inf if table.order == "inf" else 2.0
         if table.order != "inf":
             batch = wasserstein.sensitivity(model, x, y, threat.norm, LOSS)

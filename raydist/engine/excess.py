@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from raydist.adversary.attack import frozen
-from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
+from raydist.engine.own import Own
 from raydist.engine.task import (
     DTYPES,
     Split,
@@ -29,7 +29,6 @@ from raydist.engine.task import (
     quadratic_of,
 )
 from raydist.learning.data import to_tensor
-from raydist.learning.transform import transformed
 from raydist.network import theory
 from raydist.seeding import Purpose, torch_generator
 
@@ -55,12 +54,12 @@ def risk(
     Returns:
         The mean loss.
     """
-    (loss, usual), own = loss_named(config), config.threat.of(agent)
-    attack, threat = attack_named(config, usual), ThreatModel(own.norm, own.eps)
+    (loss, usual), own = loss_named(config), Own(config, agent)
+    attack = attack_named(config, usual, own)
     total, count = 0.0, 0
     for number, (x, y) in enumerate(batches(config, images, agent, scale, device)):
         draw = torch_generator(Purpose.EVALUATE, config.seed, agent, number, device)
-        x_adv = attack(model, x, y, threat, draw).x_adv
+        x_adv = attack(model, x, y, own.threat, draw).x_adv
         with frozen(model), torch.no_grad():
             total += len(y) * float(loss(model, x, x_adv, y))
         count += len(y)
@@ -71,13 +70,13 @@ def batches(
     config: Experiment, images: Split, agent: int, scale: float, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """An agent's images, as it has them, and labels, in batches; arguments as in `risk`."""
-    change = config.data.transforms[agent].model_dump() if config.data.transforms else {}
+    own = Own(config, agent)
     each = len(images[1]) // config.topology.agents
     x, y = (part[agent * each : (agent + 1) * each] for part in images)
     for first in range(0, each, config.evaluate.batch):
         part = slice(first, first + config.evaluate.batch)
         pixels = to_tensor(x[part], scale, DTYPES[config.dtype], device)
-        yield transformed(pixels, **change), torch.tensor(y[part], device=device)
+        yield own.images(pixels), torch.tensor(y[part], device=device)
 
 
 def predictable(config: Experiment) -> bool:
@@ -141,12 +140,13 @@ def predict_network(
 
     shape, classes, scale = input_of
     cpu = torch.device("cpu")
-    train, threat = attack_named(config, loss_named(config)[1]), config.threat
+    own = Own(config, 0)  # all agents have the same threat
+    train = attack_named(config, loss_named(config)[1], own)
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
-        return train(model, x, y, ThreatModel(threat.norm, threat.eps), generator).x_adv
+        return train(model, x, y, own.threat, generator).x_adv
 
-    clean = config.loss.name == "standard" or threat.eps == 0
+    clean = config.loss.name == "standard" or own.threat.eps == 0
     with one_thread():
         local = escaping.local_model(
             build_model(config, shape, classes),

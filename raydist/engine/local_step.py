@@ -6,7 +6,7 @@ number decides every draw, the budget and the learning rate.
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
@@ -16,7 +16,7 @@ from raydist.adversary import awp, telemetry
 from raydist.adversary.attack import Ascent, Gradient, by_autograd
 from raydist.adversary.fosc import first_order_gap
 from raydist.adversary.instability import add_gaussian
-from raydist.adversary.schedule import Timetable, eps_at, lr_at
+from raydist.adversary.schedule import Timetable, lr_at
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.engine.distributional import Distributional
@@ -63,10 +63,8 @@ class LocalStep:
         self.config, self.agent, self.task, self.flat = config, agent, task, flat
         self._times = times
         self._device = flat.w.device
-        rate, budget = config.optim.schedule, config.threat.schedule
+        rate = config.optim.schedule
         self._lr = partial(lr_at, rate.name, lr=config.optim.lr, **rate.params())
-        params = budget.model_dump(include={"eps_max", "eps_min"}, exclude_none=True)
-        self._eps = partial(eps_at, budget.name, eps=config.threat.eps, **params)
         self.model = computed(flat.module, config)
         self.distributional = Distributional(config, self.model, task)
         self.optimiser = self._optimiser(flat.w)
@@ -87,7 +85,7 @@ class LocalStep:
             The batch and its adversarial points.
         """
         x, y = self.task.batch(n)
-        threat = replace(self.task.threat, eps=self.eps(n))
+        threat = self.task.own.in_round(n, self._times)
         if noisy:
             remedy, draw = self.config.stop.remedy, self._draw(Purpose.NOISE, n)
             x = add_gaussian(x, remedy.amount, remedy.how, generator=draw, bounds=threat.bounds)
@@ -186,12 +184,6 @@ class LocalStep:
     def lr(self, n: int) -> float:
         """The learning rate of round n."""
         return self._lr(progress=self._times.progress(n))
-
-    def eps(self, n: int) -> float:
-        """This agent's budget in round n; all agents' follow the common schedule."""
-        table, target = self.config.threat.schedule, self.config.threat.eps
-        now = self._eps(progress=self._times.progress(n, table.per))
-        return self.task.threat.eps * (now / target if target else 1.0)
 
     def state(self) -> list[Tensor]:
         """The optimiser's vectors, (P,) each, such as momentum."""

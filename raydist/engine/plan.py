@@ -83,11 +83,16 @@ class Plan:
 
     def sensed(self, n: int) -> bool:
         """Whether the network's sensitivity is taken after round n: at the start of each epoch."""
-        return self.config.loss.name == "wasserstein" and n % self.epoch == 0
+        return self._sensitive and n % self.epoch == 0
+
+    @property
+    def _sensitive(self) -> bool:
+        """Whether batches take their parts of a budget from the sensitivity."""
+        return self.config.loss.name == "wasserstein" and self.config.loss.order != "inf"
 
     def next_barrier(self, n: int) -> int:
         """The first round from n on that all agents finish before the next one begins."""
-        periods = [self.every] + ([self.epoch] if self.config.loss.name == "wasserstein" else [])
+        periods = [self.every] + ([self.epoch] if self._sensitive else [])
         return min(self.rounds, *(-(-n // period) * period for period in periods))
 
     def specs(self, threads: int, cuda: bool) -> list[AgentSpec]:

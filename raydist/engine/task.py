@@ -18,11 +18,11 @@ from raydist.adversary.attack import Ascent, AttackLoss, Gradient, ascend, by_au
 from raydist.adversary.threat import ThreatModel
 from raydist.closest import closest
 from raydist.config import Experiment
+from raydist.engine.own import Own
 from raydist.learning import checkpoint
 from raydist.learning import data as datasets
 from raydist.learning import model as models
 from raydist.learning.quadratic import Quadratic
-from raydist.learning.transform import transformed
 from raydist.plugin import resolve
 from raydist.seeding import Purpose, numpy_rng, torch_generator
 
@@ -81,15 +81,20 @@ class Task:
         attack: (model, x, y, threat, generator, gradient by autograd unless given) -> adversarial
             points and the last gradient.
         loss: (model, x, x_adv, y) -> scalar.
-        threat: this agent's set of allowed perturbations, at its full budget.
+        own: this agent's threat, budgets and step.
         sample: (fraction, round n) -> a random fraction of its images, not augmented.
     """
 
     batch: Callable[[int], tuple[Tensor, Tensor]]
     attack: Attack
     loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-    threat: ThreatModel
+    own: Own
     sample: Callable[[float, int], tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def threat(self) -> ThreatModel:
+        """This agent's set of allowed perturbations, at its full budget."""
+        return self.own.threat
 
 
 def loss_named(config: Experiment) -> tuple[Callable[..., Tensor], str | None]:
@@ -123,25 +128,22 @@ def loss_named(config: Experiment) -> tuple[Callable[..., Tensor], str | None]:
     return function, attack
 
 
-def attack_named(config: Experiment, usual: str | None, each: AttackLoss = "ce") -> Attack:
-    """The training attack of a configuration.
+def attack_named(
+    config: Experiment, usual: str | None, own: Own, each: AttackLoss = "ce"
+) -> Attack:
+    """The training attack of an agent.
 
     Args:
         config: the experiment.
         usual: the attack of its loss, used where the configuration names none.
+        own: the agent's settings.
         each: the per-sample function that pgd and fgsm ascend.
 
     Returns:
-        A function as `Task.attack`; α is scaled by threat.eps / config.threat.eps
-        (arXiv:2006.08403).
+        A function as `Task.attack`, for any budget of the agent's threat.
     """
-    table, eps = config.attack, config.threat.eps
+    table = config.attack
     name = table.name or usual
-    alpha = config.alpha()
-    if table.alpha is None and name == "fgsm":
-        alpha = eps
-    elif table.alpha is None and name == "kl_pgd" and config.threat.norm == "l2":
-        alpha = 2 * eps / max(1, table.steps)  # as in the code of arXiv:1901.08573
     steps: Callable[..., Ascent] = {
         None: partial(ascend, steps=0),
         "fgsm": partial(ascend, steps=1, start=table.start or "zero", loss=each),
@@ -165,8 +167,8 @@ def attack_named(config: Experiment, usual: str | None, each: AttackLoss = "ce")
         draw: torch.Generator,
         gradient: Gradient = by_autograd,
     ) -> Ascent:
-        scaled = alpha * threat.eps / eps if eps else alpha
-        return steps(model, x, y, threat, alpha=scaled, generator=draw, gradient=gradient)
+        alpha = own.alpha(name, threat)
+        return steps(model, x, y, threat, alpha=alpha, generator=draw, gradient=gradient)
 
     return attack
 
@@ -191,12 +193,10 @@ def image_task(
     if kind == "auto":
         kind = datasets.AUGMENTATION.get(config.data.set, "none")
 
-    change = config.data.transforms[agent].model_dump() if config.data.transforms else {}
+    own = Own(config, agent)
 
     def images(index: Tensor) -> Tensor:
-        return transformed(
-            datasets.to_tensor(x_all[index], scale, DTYPES[config.dtype], device), **change
-        )
+        return own.images(datasets.to_tensor(x_all[index], scale, DTYPES[config.dtype], device))
 
     def batch(n: int) -> tuple[Tensor, Tensor]:
         chosen = datasets.batch_indices(len(y_all), config.data.batch, config.seed, agent, n)
@@ -216,16 +216,15 @@ def image_task(
         return images(index), y_all[index]
 
     function, usual = loss_named(config)
-    own = config.threat.of(agent)
-    threat = ThreatModel(own.norm, own.eps)
-    return Task(batch, attack_named(config, usual), function, threat, sample)
+    return Task(batch, attack_named(config, usual, own), function, own, sample)
 
 
 def quadratic_of(config: Experiment) -> Quadratic:
     """The quadratic risks of a configuration, one per agent."""
     centers = np.array(config.data.centers, dtype=float)
     hessian = np.array(config.data.hessian, dtype=float)
-    return Quadratic(centers, hessian, config.data.noise, config.threat.eps)
+    eps = [Own(config, k).threat.eps for k in range(config.topology.agents)]
+    return Quadratic(centers, hessian, config.data.noise, np.array(eps))
 
 
 def quadratic_task(config: Experiment, agent: int, device: torch.device) -> Task:
@@ -249,10 +248,7 @@ def quadratic_task(config: Experiment, agent: int, device: torch.device) -> Task
         return x, torch.zeros(len(x), dtype=torch.int64, device=device)
 
     function, usual = loss_named(config)
-    own = config.threat.of(agent)
+    own, each = Own(config, agent), partial(losses.quadratics, hessian=hessian)
     return Task(
-        batch,
-        attack_named(config, usual, partial(losses.quadratics, hessian=hessian)),
-        partial(function, hessian=hessian),
-        ThreatModel(own.norm, own.eps, (-torch.inf, torch.inf)),
+        batch, attack_named(config, usual, own, each), partial(function, hessian=hessian), own
     )

@@ -2,7 +2,9 @@
 
 Agent k draws x ~ N(c_k, s² I) and has the loss, with a diagonal Hessian h_k and no pixel box,
 
-    max over |δ_i| ≤ ε of 1/2 (w − x − δ)' H_k (w − x − δ) = 1/2 Σ_i h_ki (|w_i − x_i| + ε)².
+    max over |δ_i| ≤ ε of 1/2 (w − x − δ)' H_k (w − x − δ) = 1/2 Σ_i h_ki (|w_i − x_i| + ε)²,
+
+ε = ε_k.
 
 With m = w − c_k and per coordinate (e = 2Φ(m/s) − 1 = erf(m / (s√2)))
 
@@ -31,7 +33,7 @@ class Quadratic:
         centers: means c_k of the samples, of shape (K, M).
         hessian: diagonals of H_k, positive, of shape (M,) for all agents or (K, M).
         noise: standard deviation s ≥ 0 of the samples.
-        eps: radius ε ≥ 0 of the l∞ perturbation.
+        eps: radius ε ≥ 0 of the l∞ perturbation, for all agents or of each, (K,).
 
     Raises:
         ValueError: a shape or a range is wrong.
@@ -45,7 +47,7 @@ class Quadratic:
     centers: Vector
     hessian: Vector
     noise: float = 0.0
-    eps: float = 0.0
+    eps: float | Vector = 0.0
 
     def __post_init__(self) -> None:
         centers = np.array(self.centers, np.float64)
@@ -61,8 +63,11 @@ class Quadratic:
                 f"hessian is {hessian.tolist()}, expected {size} numbers above 0, or {agents} "
                 "lists of that many"
             )
-        if not (0 <= self.noise < math.inf and 0 <= self.eps < math.inf):
+        eps = np.array(self.eps, np.float64)
+        if not (0 <= self.noise < math.inf and np.all((eps >= 0) & (eps < math.inf))):
             raise ValueError(f"noise is {self.noise}, eps is {self.eps}, expected 0 or more")
+        if eps.shape not in ((), (agents,)):
+            raise ValueError(f"eps has shape {eps.shape}, expected one number or {agents}")
         object.__setattr__(self, "centers", centers)
         object.__setattr__(self, "hessian", np.broadcast_to(hessian, centers.shape).copy())
 
@@ -77,7 +82,7 @@ class Quadratic:
             The expected worst loss.
         """
         m: Vector = w - self.centers[k]
-        s, eps = self.noise, self.eps
+        s, eps = self.noise, self._budget(k)
         distance = self._bump(m) + m * self._slope(m)  # E|w − x|
         losses = (m**2 + s**2) / 2 + eps * distance + eps**2 / 2
         return float(np.sum(self.hessian[k] * losses))
@@ -94,7 +99,7 @@ class Quadratic:
         """
         h: Vector = self.hessian[k]
         m: Vector = w - self.centers[k]
-        return h * (m + self.eps * self._slope(m))
+        return h * (m + self._budget(k) * self._slope(m))
 
     def hessian_at(self, k: int, w: Vector) -> Vector:
         """∇²J_k(w) = h (1 + (2ε/s) φ(m/s)); with s = 0 it is h, away from the kink at m = 0.
@@ -109,7 +114,7 @@ class Quadratic:
         h: Vector = self.hessian[k]
         if self.noise == 0:
             return h.copy()
-        return h * (1 + self.eps * self._bump(w - self.centers[k]) / self.noise**2)
+        return h * (1 + self._budget(k) * self._bump(w - self.centers[k]) / self.noise**2)
 
     def noise_covariance(self, k: int, w: Vector) -> Vector:
         """Covariance of the gradient at one sample, h² (s² + 2ε (E|w − x| − m e) + ε² (1 − e²)).
@@ -126,7 +131,7 @@ class Quadratic:
         h: Vector = self.hessian[k]
         if self.noise == 0:
             return np.zeros_like(h)
-        m, s, eps = w - self.centers[k], self.noise, self.eps
+        m, s, eps = w - self.centers[k], self.noise, self._budget(k)
         return h**2 * (s**2 + 2 * eps * self._bump(m) + eps**2 * (1 - self._slope(m) ** 2))
 
     def total_risk(self, w: Vector) -> float:
@@ -139,7 +144,7 @@ class Quadratic:
 
     def excess_risk(self, w: Vector) -> float:
         """J(w) − J(w*), for w of shape (M,)."""
-        if self.eps == 0:  # without the cancellation of two risks
+        if not np.any(self.eps):  # without the cancellation of two risks
             return float(0.5 * np.sum(self.hessian.mean(axis=0) * (w - self._minimiser) ** 2))
         return self.total_risk(w) - self.total_risk(self._minimiser)
 
@@ -159,7 +164,7 @@ class Quadratic:
 
     @cached_property
     def _minimiser(self) -> Vector:
-        if self.eps == 0:
+        if not np.any(self.eps):
             closed: Vector = np.sum(self.hessian * self.centers, axis=0) / self.hessian.sum(axis=0)
             return closed
         # J is a sum over coordinates and its gradient increases in each, from ≤ 0 at the least
@@ -170,6 +175,10 @@ class Quadratic:
             slope = np.sum([self.gradient(k, middle) for k in range(len(self.centers))], axis=0)
             low, high = np.where(slope < 0, middle, low), np.where(slope < 0, high, middle)
         return middle
+
+    def _budget(self, k: int) -> float:
+        """ε_k."""
+        return float(np.broadcast_to(self.eps, len(self.centers))[k])
 
     def _slope(self, m: Vector) -> Vector:
         """E = 2Φ(m/s) − 1, the expected sign of w − x."""

@@ -1,0 +1,86 @@
+"""What is an agent's own: its threat, its attack step, its budgets, how its images are changed.
+
+Whatever depends on the threat, its schedule or the transforms of an agent asks here: nothing that
+trains or measures an agent reads the common tables for itself.
+
+`attack.alpha` and `loss.delta` are those of the common budget, threat.eps = ε. An agent with a
+budget ε_k of its own takes the same fraction of it, and both follow the budget through the rounds
+(arXiv:2006.08403); where ε = 0 there is no such fraction, and they stand for ε_k itself.
+"""
+
+import math
+
+from torch import Tensor
+
+from raydist.adversary.schedule import Timetable, eps_at
+from raydist.adversary.threat import ThreatModel
+from raydist.config import Experiment
+from raydist.learning.transform import transformed
+
+BOX, NO_BOX = (0.0, 1.0), (-math.inf, math.inf)
+
+
+class Own:
+    """The settings of one agent where agents may differ.
+
+    Attributes:
+        agent: its number k.
+        threat: its set of allowed perturbations, at its full budget.
+    """
+
+    def __init__(self, config: Experiment, agent: int) -> None:
+        """Take the agent's part of the experiment."""
+        table = config.threat.of(agent)
+        bounds = NO_BOX if config.data.set == "quadratic" else BOX
+        self.agent, self.threat = agent, ThreatModel(table.norm, table.eps, bounds)
+        self._config, self._common = config, config.threat.eps or table.eps
+        tables = config.data.transforms
+        self._change = tables[agent].model_dump() if tables else {}
+
+    def in_round(self, n: int, times: Timetable) -> ThreatModel:
+        """Its threat in round n of a run: all agents' budgets follow the common schedule."""
+        table, eps = self._config.threat.schedule, self._config.threat.eps
+        bounds = {"eps_max": table.eps_max, "eps_min": table.eps_min}
+        params = {name: value / eps for name, value in bounds.items() if value and eps}
+        part = eps_at(table.name, times.progress(n, table.per), 1.0, **params)
+        return ThreatModel(self.threat.norm, part * self.threat.eps, self.threat.bounds)
+
+    def alpha(self, attack: str | None, threat: ThreatModel) -> float:
+        """The step of its training attack.
+
+        Args:
+            attack: "pgd", "fgsm", "kl_pgd" or None.
+            threat: its own, at the budget of the moment.
+
+        Returns:
+            As configured, else ε_k for fgsm, 2 ε_k / steps for kl_pgd in l2, as in the code of
+            arXiv:1901.08573, and ε_k / 4 for all others.
+        """
+        table = self._config.attack
+        if table.alpha is not None:
+            return self._at(threat, table.alpha)
+        if attack == "fgsm":
+            return threat.eps
+        if attack == "kl_pgd" and threat.norm == "l2":
+            return 2 * threat.eps / max(1, table.steps)
+        return threat.eps / 4
+
+    def delta(self, threat: ThreatModel) -> float:
+        """Its distributional budget δ_k of `loss.name = "wasserstein"`.
+
+        Args:
+            threat: its own, at the budget of the moment.
+
+        Returns:
+            As configured, else ε_k.
+        """
+        delta = self._config.loss.delta
+        return threat.eps if delta is None else self._at(threat, delta)
+
+    def images(self, x: Tensor) -> Tensor:
+        """Images in [0, 1], (N, C, H, W), as this agent has them (`data.transforms`)."""
+        return transformed(x, **self._change)
+
+    def _at(self, threat: ThreatModel, value: float) -> float:
+        """What `value`, of the common budget, is at this one."""
+        return value * threat.eps / self._common if self._common else value
