@@ -1,6 +1,8 @@
 import copy
+import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -184,7 +186,13 @@ def test_our_own_files_load_with_and_without_normalisation(saved, loaded, file, 
     assert same(*inner)
 
 
-@pytest.mark.parametrize("wrap", ["state_dict", "model", "net"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        *("state_dict", "model_state_dict", "model", "net", "weights", "params"),
+        *("ema", "state_dict_ema", "model_ema"),
+    ],
+)
 def test_weights_are_found_inside_what_a_script_saved(wrap, tmp_path):
     source, model = small(1), small(2)
     content = {
@@ -194,6 +202,98 @@ def test_weights_are_found_inside_what_a_script_saved(wrap, tmp_path):
     }
     load(model, written(tmp_path, content, "ckpt.pth"))
     assert same(source, model)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "model.", "net.", "module._orig_mod.", "model.net."]
+)
+def test_prefixes_that_all_names_have_in_common_are_dropped(prefix, tmp_path):
+    source, model = small(1), small(2)
+    load(model, written(tmp_path, {prefix + k: v for k, v in source.state_dict().items()}))
+    assert same(source, model)
+
+
+def test_the_average_of_torch_is_loaded_without_its_count(tmp_path):
+    source, model = small(1), small(2)
+    average = torch.optim.swa_utils.AveragedModel(source)
+    load(model, written(tmp_path, average.state_dict()))
+    assert same(source, model)
+
+
+def test_a_part_named_model_within_one_named_model_loses_one_of_both(tmp_path):
+    """A Lightning module around a net that has a part of the same name."""
+    source, model = nn.Module(), nn.Module()
+    source.model, model.model = small(1), small(2)
+    load(model, written(tmp_path, {f"model.{k}": v for k, v in source.state_dict().items()}))
+    assert same(source.model, model.model)
+
+
+def test_two_sets_of_weights_are_not_chosen_from_unless_they_are_one(tmp_path):
+    first, second, model = (small(seed) for seed in (1, 2, 3))
+    state, ema = first.state_dict(), second.state_dict()
+    file = written(tmp_path, {"state_dict": state, "extra": {"state_dict_ema": ema}})
+    load(model, file)  # what stands elsewhere is not looked for
+    assert same(first, model)
+    for content in (
+        {"state_dict": state, "state_dict_ema": ema},
+        {"model": {"net": state, "ema": ema}},
+    ):
+        file = written(tmp_path, content)
+        with pytest.raises(
+            ValueError, match=r'\] and others in \[.*torch.load\(".*"\)\[".*ema"\], "o'
+        ):
+            load(small(3), file)
+    load(second, written(tmp_path, {"model": state, "ema": small(1).state_dict()}))
+    assert same(first, second)
+    other = {k: v for k, v in ema.items() if k != "0.weight"}  # of another model
+    load(model, written(tmp_path, {"ema": other, "weights": small(4).state_dict()}))
+    assert same(small(4), model)
+
+
+@pytest.mark.parametrize(("save", "ending"), [(save_file, "pt"), (torch.save, "safetensors")])
+def test_the_ending_of_a_file_does_not_matter(save, ending, tmp_path):
+    source, model = small(1), small(2)
+    save(source.state_dict(), tmp_path / f"a.{ending}")
+    load(model, tmp_path / f"a.{ending}")
+    assert same(source, model)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(value, tmp_path):
+    model, state = small(2), small(1).state_dict()
+    before = copy.deepcopy(model.state_dict())
+    name = list(state)[2]
+    state[name] = torch.full_like(state[name], value)
+    with pytest.raises(
+        ValueError, match=f"holds {re.escape(name)} with values that are not finite"
+    ):
+        load(model, written(tmp_path, state))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_what_only_code_can_read_is_named(tmp_path):
+    file = written(tmp_path, {"state_dict": small(1).state_dict(), "acc": np.float64(0.5)})
+    with pytest.raises(ValueError, match=r"\(it holds a numpy.*scalar, which only code can read\)"):
+        load(small(2), file)
+    with pytest.raises(ValueError, match=r"\(it holds a torch.nn.*Linear, which only code"):
+        load(small(2), written(tmp_path, nn.Linear(2, 2)))
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"\(it is a pointer of Git LFS\): write git lfs pull"):
+        load(small(2), file)
+
+
+@pytest.mark.parametrize(
+    ("key_map", "line"),
+    [
+        ({"*foo": ""}, r'key_map "*foo" = "" is no regular expression'),
+        ({"a": "", "(": "x"}, 'key_map "(" = "x" is no regular expression'),
+        ({r"^(0)\.": r"\2."}, r'key_map "^(0)\." = "\2." is no regular expression'),
+    ],
+)
+def test_a_wrong_expression_is_named(key_map, line, tmp_path):
+    file = written(tmp_path, small(1).state_dict())
+    with pytest.raises(ValueError, match=re.escape(line)):
+        load(small(2), file, key_map)
 
 
 def test_a_part_named_module_keeps_its_name(tmp_path):

@@ -6,7 +6,7 @@ those of the usual layouts, by the name of our model.
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,8 +19,14 @@ from raydist.seeding import Purpose, torch_generator
 
 KeyMap = Mapping[str, str]
 
-NESTED = ("state_dict", "model", "net")  # where a training script keeps the weights
-PREFIXES = ("module.", "net.")  # of DataParallel, and of our models that normalise their inputs
+NESTED = (  # where training scripts keep the weights
+    *("state_dict", "model_state_dict", "model", "net", "weights", "params"),
+    *("ema", "model_ema", "state_dict_ema", "params_ema"),
+)
+# Of torch.compile, DataParallel, Lightning, and of our models that normalise their inputs.
+PREFIXES = ("_orig_mod.", "module.", "model.", "net.")
+COUNTS = ("num_batches_tracked", "n_averaged")  # of BatchNorm and AveragedModel: no weights
+SAVE = "torch.save(model.state_dict(), file)"
 SHOWN = 3  # keys that a message names
 
 # rounds of Purpose.MODEL; 0 is the initialisation
@@ -30,41 +36,57 @@ RESET, NOISE = 1, 2
 def load(model: nn.Module, file: str | Path, key_map: KeyMap | None = None) -> None:
     """Load the weights of a file into a model, all of them or none.
 
-    In a file whose names all begin with "module." (DataParallel) or "net." (our models with
-    normalisation) that prefix is dropped first. Counts of batches that are not in the file
-    (`num_batches_tracked`) stay as they are: they have no effect.
+    A prefix that all names in the file have in common (`PREFIXES`) is dropped if the names fit
+    without it. Counts of batches that are not in the file (`num_batches_tracked`) stay as they
+    are: they have no effect.
 
     A key map fixes names only. That the function is the same (input normalisation, the order
     of operations in a block) cannot be seen in a file: compare the clean accuracy.
 
     Args:
         model: the receiver; with or without our normalisation, which has no weights.
-        file: a `.safetensors` file, or else one of `torch.save`: a state dict, or a dictionary
-            that has it under "state_dict", "model" or "net". No other pickled object is accepted.
+        file: of safetensors or of `torch.save`, whatever its ending: a state dict, or a dictionary
+            that has it under one of `NESTED`. No other pickled object is accepted.
         key_map: regular expression to replacement, applied in order to each name with `re.sub`; a
             name that becomes empty is left out. None changes nothing.
 
     Raises:
-        ValueError: the file holds no weights, two names become one, or names or shapes
-            are not those of the model.
+        ValueError: the file holds no weights, several that fit, or some that are not finite; the
+            key map is none, or makes two names one; names or shapes are not those of the model.
     """
     target = _without_normalisation(model)
     wanted = target.state_dict()
-    found = _renamed(_unprefixed(_read(Path(file)), wanted), key_map or {})
-    missing = [n for n in wanted if n not in found and not n.endswith("num_batches_tracked")]
-    unexpected = [n for n in found if n not in wanted]
-    reshaped = [
-        f"{n} {tuple(t.shape)}, expected {tuple(wanted[n].shape)}"
-        for n, t in found.items()
-        if n in wanted and t.shape != wanted[n].shape
-    ]
-    if missing or unexpected or reshaped:
+    content = _read(Path(file))
+    candidates = _candidates(content)
+    if not candidates:
+        what = _listed(list(content)) if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(
-            f"{file} does not fit the model: {_listed(missing)} missing, {_listed(unexpected)}"
-            f" unexpected, {_listed(reshaped)} of another shape; give the model of that file, or a"
-            f" key_map (there is one for {', '.join(KEY_MAPS)})"
+            f"{file} holds {what}, expected names of tensors, or those under one of: "
+            + ", ".join(NESTED)
         )
-    target.load_state_dict(found, strict=False)
+    named = {place: _fitting(found, wanted, key_map or {}) for place, found in candidates.items()}
+    fitting = {place: found for place, found in named.items() if not _misfit(found, wanted)}
+    if not fitting:
+        raise ValueError(
+            f"{file} does not fit the model: {_misfit(next(iter(named.values())), wanted)}; give "
+            "the model of that file, or a key_map (there is one for "
+            f"{', '.join(KEY_MAPS)})"
+        )
+    (place, chosen), *others = fitting.items()
+    for name, tensor in chosen.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"{file} holds {name} with values that are not finite: take an earlier checkpoint"
+            )
+    for other, found in others:
+        if any(
+            not torch.equal(found[n].double(), chosen[n].double()) for n in found.keys() & chosen
+        ):
+            raise ValueError(
+                f"{file} holds weights in {place} and others in {other}, expected one of them: "
+                f'write torch.save(torch.load("{file}"){other}, "other.pt") and name that file'
+            )
+    target.load_state_dict(chosen, strict=False)
 
 
 def reset_last_layer(model: nn.Module, seed: int) -> None:
@@ -116,39 +138,68 @@ def _without_normalisation(model: nn.Module) -> nn.Module:
     return model.get_submodule("net") if normalised else model
 
 
-def _read(file: Path) -> dict[str, Tensor]:
-    """The state dict of a file, on the CPU."""
+def _read(file: Path) -> object:
+    """What a file holds, on the CPU: tensors by name, or what a script kept beside them."""
+    with file.open("rb") as opened:
+        start = opened.read(10)
     try:
-        if file.suffix == ".safetensors":
+        if start[8:9] == b"{":  # after the length of its header: safetensors, whatever the ending
             return dict(load_file(file))
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with file.open("rb") as opened:  # by a path torch would go by the ending too
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        found, why, write = re.search(r"GLOBAL ([\w.]+)", str(error)), "", SAVE
+        if start.startswith(b"version ht"):
+            why, write = " (it is a pointer of Git LFS)", "git lfs pull"
+        elif found is not None:
+            why = f" (it holds a {found[1]}, which only code can read)"
         raise ValueError(
-            f"{file} cannot be read as weights alone, expected .safetensors or a saved state dict:"
-            " write torch.save(model.state_dict(), file)"
+            f"{file} cannot be read as weights alone, expected .safetensors or a saved state dict"
+            f"{why}: write {write}"
         ) from error
-    while isinstance(content, Mapping) and (inner := [n for n in NESTED if _is_dict(content, n)]):
-        content = content[inner[0]]
-    if not (isinstance(content, Mapping) and all(isinstance(t, Tensor) for t in content.values())):
-        what = _listed(list(content)) if isinstance(content, Mapping) else type(content).__name__
-        raise ValueError(
-            f"{file} holds {what}, expected names of tensors, or those under one of: "
-            + ", ".join(NESTED)
-        )
-    return dict(content)
 
 
-def _is_dict(content: Mapping[str, object], name: str) -> bool:
-    return isinstance(content.get(name), Mapping)
+def _candidates(content: object, place: str = "") -> dict[str, dict[str, Tensor]]:
+    """All state dicts in what a file holds, by the keys that lead to them."""
+    if not isinstance(content, Mapping):
+        return {}
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return {place: dict(content)}
+    inner = [_candidates(content[n], f'{place}["{n}"]') for n in NESTED if n in content]
+    return {where: found for each in inner for where, found in each.items()}
 
 
-def _unprefixed(tensors: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if all(n.startswith(prefix) for n in tensors) and not any(
-            n.startswith(prefix) for n in wanted
-        ):
-            tensors = {n.removeprefix(prefix): t for n, t in tensors.items()}
-    return tensors
+def _fitting(
+    tensors: dict[str, Tensor], wanted: Mapping[str, Tensor], key_map: KeyMap
+) -> dict[str, Tensor]:
+    """The tensors by our names: without as many common prefixes as make them fit."""
+    found = _renamed(tensors, key_map)
+    while _misfit(found, wanted):
+        names = [name for name in tensors if name not in COUNTS]
+        common = (p for p in PREFIXES if names and all(n.startswith(p) for n in names))
+        prefix = next(common, None)
+        if prefix is None:
+            return found
+        tensors = {name.removeprefix(prefix): tensors[name] for name in names}
+        found = _renamed(tensors, key_map)
+    return found
+
+
+def _misfit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What is wrong with names and shapes; "" if nothing is."""
+    missing = [n for n in wanted if n not in found and not n.endswith(COUNTS)]
+    unexpected = [n for n in found if n not in wanted]
+    reshaped = [
+        f"{n} {tuple(t.shape)}, expected {tuple(wanted[n].shape)}"
+        for n, t in found.items()
+        if n in wanted and t.shape != wanted[n].shape
+    ]
+    if not (missing or unexpected or reshaped):
+        return ""
+    return (
+        f"{_listed(missing)} missing, {_listed(unexpected)} unexpected, {_listed(reshaped)} of "
+        "another shape"
+    )
 
 
 def _renamed(tensors: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor]:
@@ -156,7 +207,13 @@ def _renamed(tensors: Mapping[str, Tensor], key_map: KeyMap) -> dict[str, Tensor
     for name, tensor in tensors.items():
         new = name
         for pattern, replacement in key_map.items():
-            new = re.sub(pattern, replacement, new)
+            try:
+                new = re.sub(pattern, replacement, new)
+            except (re.error, IndexError) as error:
+                raise ValueError(
+                    f'key_map "{pattern}" = "{replacement}" is no regular expression with its '
+                    f"replacement ({error}): write a dot as \\\\. and groups as \\\\1"
+                ) from error
         if new in result:
             raise ValueError(f"key_map gives two tensors the name {new!r}, one of them {name!r}")
         if new:
