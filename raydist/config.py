@@ -215,11 +215,30 @@ class Experiment(Table):
             return None
         return 0.995 if self.average.decay is None else self.average.decay
 
-    def digest(self) -> str:
-        """Twelve hex digits that name this experiment, wherever and however safely it runs."""
+    def changed(self) -> dict[str, Any]:
+        """What a result depends on and differs from the defaults, as nested JSON values."""
         data = {"root": True, "download": True}
         where = {"agent": True, "exchange": True, "snapshot": True}
-        what = self.model_dump(mode="json", exclude={**where, "data": data})
+        tree = self.model_dump(mode="json", exclude_defaults=True, exclude={**where, "data": data})
+        return {key: value for key, value in tree.items() if key != "data" or value}
+
+    def digest(self, contents: Mapping[str, str] | None = None) -> str:
+        """Twelve hex digits that name this experiment, wherever and however safely it runs.
+
+        A key that a later release adds does not change them as long as it has its default.
+
+        Args:
+            contents: dotted key -> digest of the content of the file or set that the key names,
+                which then stands for the name.
+
+        Returns:
+            The digits.
+        """
+        what: dict[str, Any] = self.changed()
+        if contents and "model.checkpoint" in contents:
+            what["model"] = {k: v for k, v in what["model"].items() if k != "checkpoint"}
+        if contents:
+            what["contents"] = dict(contents)
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -2,20 +2,27 @@
 
 import io
 import json
+import logging
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydist.config import Experiment, InputError
 from raydist.engine.store import Store
+from raydist.identity import check_same, check_versions, description, named_files
 from raydist.network.topology import names
-from raydist.record import COLUMNS, Event, Record, Row, events_frame, frame_of, survived
+from raydist.record import ROUNDS, Event, Record, events_frame, survived
+from raydist.rounds import Rounds, reached
+
+log = logging.getLogger("raydist")
 
 
 @dataclass(frozen=True)
@@ -24,15 +31,29 @@ class Earlier:
 
     Attributes:
         round: the last one that it left.
-        began: when, in seconds since 1970.
-        seen: when it gave the last sign of life.
+        seconds: that it had taken by then.
         reason: why it ended, if it told.
     """
 
     round: int
-    began: float
-    seen: float
+    seconds: float
     reason: str
+
+
+class Stopwatch:
+    """How long a run has taken, with what earlier tries took."""
+
+    def __init__(self) -> None:
+        """Begin at 0."""
+        self.start(0.0)
+
+    def start(self, seconds: float) -> None:
+        """Go on from so many seconds."""
+        self._before, self._began = seconds, time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds until now."""
+        return self._before + time.monotonic() - self._began
 
 
 class Folder:
@@ -42,12 +63,20 @@ class Folder:
         """Name the folder, by a path or an fsspec URL; nothing is written yet."""
         self.store = Store(url)
         self.url, self.name = self.store.url, self.store.name
-        self.rows: list[Row] = []
+        self.clock = Stopwatch()
+        self.rounds = Rounds(self.store, self.clock.seconds)
         self.events: list[Event] = []
+        self.hash = ""  # of the experiment, under which the first try began
         self.earlier: Earlier | None = None
+        self._damaged: set[str] = set()
 
     def begin(
-        self, config: Experiment, graph: nx.Graph, A: NDArray[np.float64], mixing_rate: float
+        self,
+        config: Experiment,
+        graph: nx.Graph,
+        A: NDArray[np.float64],
+        mixing_rate: float,
+        contents: Mapping[str, str] | None = None,
     ) -> None:
         """Write what is known before the first round; `earlier` tells of an unfinished try.
 
@@ -56,19 +85,25 @@ class Folder:
             graph: the topology.
             A: combination matrix of the graph, (K, K).
             mixing_rate: of A.
+            contents: digests of the files and images that the experiment names.
 
         Raises:
-            InputError: if the folder cannot be written.
+            InputError: if the folder holds another experiment or a result, or cannot be written.
         """
+        contents = dict(contents or {})
         try:
-            self.earlier = self._look_back(config.digest())
-            others = () if self.earlier else ("rounds.parquet", "images.parquet", "events.parquet")
+            self.check(config, contents)
+            if self.final(config) is not None:
+                raise InputError(f"{self.url} has run to its end: read it with raydist.load")
+            self.earlier = self._look_back()
+            self.hash = (self._known() or {}).get("hash") or config.digest(contents)
+            others = () if self.earlier else (ROUNDS, "images.parquet", "events.parquet")
             torn = [name for name in self.store.names() if name.endswith(".part")]
             for name in ("final.json", "error.txt", "evaluation.json", *others, *torn):
                 self.store.remove(name)  # of another try
             if self.earlier:
-                self.events = _unpack_events(self.store.find("events.parquet"))
-            experiment = {"hash": config.digest(), "config": config.model_dump(mode="json")}
+                self.events = self._known_events()
+            experiment = description(config, contents, self.hash)
             self._write("experiment.json", pack_json(experiment))
             edges = [[int(l), int(k)] for l, k in graph.edges]
             known = {"nodes": names(graph), "edges": edges, "directed": graph.is_directed()}
@@ -76,14 +111,33 @@ class Folder:
             self._write("graph.json", pack_json(known | {"mixing_rate": mixing_rate}))
         except OSError as error:
             raise InputError(f"{self.url} cannot be written: {error.strerror or error}") from error
+        self.clock.start(0.0)
+
+    def check(self, config: Experiment, contents: dict[str, str], versions: bool = False) -> None:
+        """The folder holds nothing, or this experiment.
+
+        Args:
+            config: the experiment.
+            contents: digests of the files and images that the experiment names.
+            versions: whether an unfinished try has to be of versions that agree with ours.
+
+        Raises:
+            InputError: if not.
+        """
+        known = self._known()
+        if known is None:
+            return
+        check_same(self.url, known, config, named_files(config) | contents)
+        if versions and self.store.find("final.json") is None:
+            check_versions(self.url, known.get("versions", {}))
 
     def add(self, record: Record) -> None:
         """Take in a record; `flush` writes."""
-        self.rows += record.rows()
+        self.rounds.add(record)
 
     def flush(self) -> None:
         """Write all rounds so far."""
-        self._write("rounds.parquet", pack_frame(frame_of(self.name, self.rows)))
+        self.rounds.flush()
 
     def tell(self, event: Event) -> None:
         """Write one more event."""
@@ -91,8 +145,9 @@ class Folder:
         self._write("events.parquet", pack_frame(events_frame(self.name, self.events)))
 
     def fail(self, text: str) -> None:
-        """Write why the run failed; its last line is the reason."""
-        self._write("error.txt", text.encode())
+        """Write why the run failed, its last line is the reason; a result that is there stands."""
+        if self.store.find("final.json") is None:
+            self._write("error.txt", text.encode())
 
     def finish(self, record: Record, seconds: float) -> dict[str, Any]:
         """Write the final numbers, last of all.
@@ -112,29 +167,71 @@ class Folder:
         self._write("final.json", pack_json(final))
         return final
 
-    def final(self, digest: str) -> dict[str, Any] | None:
-        """The final numbers of an experiment that already ran to its end here, else None."""
-        try:
-            experiment = json.loads(self.store.read("experiment.json"))
-            final: dict[str, Any] = json.loads(self.store.read("final.json"))
-        except (OSError, json.JSONDecodeError):
-            return None
-        return final if experiment.get("hash") == digest else None
+    def final(self, config: Experiment) -> dict[str, Any] | None:
+        """The final numbers of an experiment that already ran to its end here, else None.
 
-    def _look_back(self, digest: str) -> Earlier | None:
-        """What an unfinished try of this experiment has left here."""
-        try:
-            if json.loads(self.store.read("experiment.json")).get("hash") != digest:
-                return None
-        except (OSError, json.JSONDecodeError):
+        Args:
+            config: the experiment.
+
+        Returns:
+            The numbers.
+
+        Raises:
+            InputError: if it is another experiment that ran to its end here.
+        """
+        final = self._json("final.json")
+        if final is None:
             return None
-        began = self.store.modified("experiment.json")
-        reached, seen, rounds = 0, began, self.store.find("rounds.parquet")
-        if rounds is not None:
-            seen = max(began, self.store.modified("rounds.parquet"))
-            reached = int(pd.read_parquet(io.BytesIO(rounds), columns=["round"])["round"].max())
-        lines = (self.store.find("error.txt") or b"").decode().strip().splitlines()
-        return Earlier(reached, began, seen, lines[-1][:300] if lines else "the process was gone")
+        known = self._known()
+        if known is None:
+            raise InputError(
+                f"{self.url} holds a result, but its experiment.json is gone or damaged: move it "
+                "away, or write --out with a new folder"
+            )
+        check_same(self.url, known, config, named_files(config))
+        return final
+
+    def _look_back(self) -> Earlier | None:
+        """What an unfinished try of this experiment has left here."""
+        if not {"experiment.json", ROUNDS} & {*self.store.names()}:
+            return None
+        came = 0, 0.0
+        try:
+            came = reached(self.store)
+        except ValueError as error:
+            self._leave_out(str(error))
+        lines = (self.store.find("error.txt") or b"").decode(errors="replace").strip().splitlines()
+        return Earlier(*came, lines[-1][:300] if lines else "the process was gone")
+
+    def _known(self) -> dict[str, Any] | None:
+        """What `experiment.json` holds; None if it is not there or damaged."""
+        known = self._json("experiment.json")
+        return known if known and isinstance(known.get("config"), dict) else None
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        """A file's table; None if it is not there, or not a whole one, which is told."""
+        data = self.store.find(name)
+        try:
+            tree = None if data is None else json.loads(data)
+        except ValueError:
+            self._leave_out(name)
+            return None
+        return tree if isinstance(tree, dict) else None
+
+    def _known_events(self) -> list[Event]:
+        """What earlier tries survived."""
+        data = self.store.find("events.parquet")
+        try:
+            return [] if data is None else _unpack_events(data)
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+            self._leave_out("events.parquet")
+            return []
+
+    def _leave_out(self, name: str) -> None:
+        """Tell once that a file is damaged."""
+        if name not in self._damaged:
+            self._damaged.add(name)
+            log.warning("%s/%s is damaged, and left out", self.url, name)
 
     def _write(self, name: str, data: bytes) -> None:
         self.store.write(name, data, durable=False)  # what a dying disk takes is measured again
@@ -155,20 +252,7 @@ def final_numbers(record: Record, seconds: float, events: Sequence[Event]) -> di
     }
 
 
-def pack_rows(rows: Sequence[Row]) -> bytes:
-    """Rows as the bytes of a Parquet file."""
-    return pack_frame(frame_of("", rows))
-
-
-def unpack_rows(data: bytes) -> list[Row]:
-    """The rows that `pack_rows` packed."""
-    columns = pd.read_parquet(io.BytesIO(data))[COLUMNS[1:]]
-    return list(columns.itertuples(index=False, name=None))
-
-
-def _unpack_events(data: bytes | None) -> list[Event]:
-    if data is None:
-        return []
+def _unpack_events(data: bytes) -> list[Event]:
     frame = pd.read_parquet(io.BytesIO(data)).drop(columns="trial")
     frame["when"] = [when.timestamp() for when in frame["when"]]
     known = frame.astype(object).where(frame.notna(), None)

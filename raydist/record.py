@@ -1,7 +1,7 @@
 """What a run leaves behind, and how pandas reads it.
 
 A trial's folder holds: `experiment.json` (the resolved configuration and its hash), `graph.json`
-(nodes by name, edges, A, mixing rate), `rounds.parquet` (trial, round, agent, metric, value),
+(nodes by name, edges, A, mixing rate), `rounds.parquet/` (round, agent, metric, value),
 `images.parquet` (the verdict on each test image), `events.parquet` (what it survived, if
 anything), `snapshots/`, `weights/` (safetensors) and `final.json`, written last: status, why it
 stopped, the final numbers.
@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from raydist.config import InputError
 from raydist.engine.store import Store
 from raydist.measure.masks import Masks
 
+ROUNDS = "rounds.parquet"  # a folder of parts: see `raydist.rounds`
 COLUMNS = ["trial", "round", "agent", "metric", "value"]
 STARTED = ("experiment.json", "params.json")  # ours, and the one that Tune writes
 CASCADE = (  # measured on the images that AutoAttack saw
@@ -124,16 +126,24 @@ class Result:
     """One finished run.
 
     Attributes:
-        rounds: as `load_rounds`.
+        trial: its name.
+        parts: what was measured, as the bytes of Parquet files.
         final: the final numbers by name, with status, stop_reason and stop_round.
         weights: every agent's parameters, (K, P).
         centroid: their mean, (P,).
     """
 
-    rounds: pd.DataFrame
+    trial: str
+    parts: Sequence[bytes]
     final: dict[str, Any]
     weights: NDArray[np.float64]
     centroid: NDArray[np.float64]
+
+    @cached_property
+    def rounds(self) -> pd.DataFrame:
+        """What was measured, as `load_rounds` has it; unpacked when it is asked for."""
+        frames = [read_part(data, self.trial) for data in self.parts]
+        return pd.concat(frames, ignore_index=True)
 
 
 def load(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -169,7 +179,12 @@ def load_rounds(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         InputError: if there is no run in that folder.
     """
-    frames = _frames(path, "rounds.parquet")
+    files = [(folder, name) for folder in _trials(path) for name in part_names(folder)]
+    frames = [
+        read_part(data, folder.name)
+        for folder, name in files
+        if (data := folder.find(name)) is not None
+    ]
     return pd.concat(frames, ignore_index=True) if frames else frame_of("", [])
 
 
@@ -236,6 +251,20 @@ def frame_of(trial: str, rows: Sequence[Row]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows), columns=COLUMNS[1:])
     frame.insert(0, "trial", trial)
     return frame.astype({"round": "int64", "value": "float64"})
+
+
+def part_names(folder: Store) -> list[str]:
+    """The files of a trial that hold what was measured round by round, in the order of rounds."""
+    names = folder.names(ROUNDS)
+    parts = [f"{ROUNDS}/{name}" for name in names if name.startswith("part-")]
+    return parts or names  # or one file, as earlier releases wrote it
+
+
+def read_part(data: bytes, trial: str) -> pd.DataFrame:
+    """One of those files as a part of the long frame."""
+    frame = pd.read_parquet(io.BytesIO(data), columns=COLUMNS[1:])
+    frame.insert(0, "trial", trial)
+    return frame
 
 
 def _trials(path: str | os.PathLike[str]) -> list[Store]:

@@ -84,6 +84,8 @@ def run_experiment(
             command.check_shared(folder.url)
     _check_folder(folder, experiment, resume)
     plan = make_plan(experiment)
+    if folder is not None:
+        folder.check(experiment, plan.contents, versions=True)
     with hold(None if folder is None else folder.store) as held:
         _check_folder(folder, experiment, resume)  # again, now that nobody else is at it
         if pool == "local":
@@ -110,9 +112,9 @@ def _check_folder(folder: "Folder | None", experiment: Experiment, resume: bool)
         return
     if folder is None:
         raise InputError("which run? resume = True needs out, the folder of the run")
-    if experiment_in(folder.store).digest() != experiment.digest():
-        raise InputError(f"{folder.url} holds another experiment: write --out with a new folder")
-    if folder.final(experiment.digest()) is not None:
+    experiment_in(folder.store)
+    folder.check(experiment, {})
+    if folder.final(experiment) is not None:
         raise InputError(f"{folder.url} has run to its end: read it with raydist.load")
 
 
@@ -134,7 +136,10 @@ def experiment_in(folder: Store) -> Experiment:
     except (OSError, ValueError, KeyError) as error:
         line = f"{folder.url} holds no run to resume: {folder.url}/{name} cannot be read"
         raise InputError(line) from error
-    return validate(tree)
+    try:
+        return validate(tree)
+    except InputError as error:
+        raise InputError(f"{folder.url}/{name}: {error}") from error
 
 
 def _experiment(config: Experiment | Mapping[str, Any] | str | os.PathLike[str]) -> Experiment:

@@ -85,7 +85,10 @@ class Job:
 def stored_images(study: Study) -> dict[str, Any]:
     """The images of all trials of a study, each set once in the object store, by `images_of`."""
     configs = {images_of(each): each for each in map(study.experiment, study.corners())}
-    return {name: ray.put(load_data(config)) for name, config in configs.items() if name}
+    found = {name: load_data(config) for name, config in configs.items() if name}
+    for data in found.values():
+        _ = data.digest  # travels with them, so no trial hashes them again
+    return {name: ray.put(data) for name, data in found.items()}
 
 
 class Trial(tune.Trainable):
@@ -139,7 +142,7 @@ class Trial(tune.Trainable):
     def _advance(self) -> dict[str, Any]:
         if self.records is None:
             experiment = self.job.study.experiment(self.point)
-            done = self.folder.final(experiment.digest())
+            done = self.folder.final(experiment)
             if done is not None:
                 return _at_the_end(done) | {"round": done["rounds_run"], "done": True}
             self._open(experiment)
@@ -184,7 +187,7 @@ class Trial(tune.Trainable):
         """Begin the run, or go on with it."""
         stored = self.job.images.get(images_of(experiment))
         plan = make_plan(experiment, images=ray.get(stored) if stored else None)
-        self.folder.begin(experiment, plan.graph, plan.A, plan.mixing_rate)
+        self.folder.begin(experiment, plan.graph, plan.A, plan.mixing_rate, plan.contents)
         logging.getLogger("raydist").handlers = [TrialLog(self.folder.store)]
         self.rounds, self.keeper = plan.rounds, Keeper(plan, self.folder)
         weights = f"{self.folder.url}/weights"

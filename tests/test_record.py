@@ -180,35 +180,44 @@ def test_numbers_that_json_does_not_know_become_missing(tmp_path):
 
 def test_final_numbers_are_those_of_the_same_experiment_only(tmp_path):
     folder = complete(tmp_path / "a")
-    assert folder.final(config().digest())["rounds_run"] == 2
-    assert folder.final(config(seed=1).digest()) is None
-    assert Folder(tmp_path / "b").final(config().digest()) is None
+    assert folder.final(config())["rounds_run"] == 2
+    assert Folder(tmp_path / "b").final(config()) is None
+    with pytest.raises(InputError, match=r"another experiment .seed is the default there, 1 here"):
+        folder.final(config(seed=1))
     (tmp_path / "a" / "final.json").write_text('{"status": "comp')
-    assert folder.final(config().digest()) is None
+    assert folder.final(config()) is None
 
 
-def test_another_try_begins_afresh(tmp_path):
-    complete(tmp_path / "a")
-    (tmp_path / "a" / "error.txt").write_text(ERROR)
-    folder = begin(tmp_path / "a", seed=1)
-    assert load(tmp_path)["status"].tolist() == ["unfinished"]
-    for record in (START, LAST):
-        folder.add(record)
-    folder.finish(LAST, 1.0)
-    assert load(tmp_path)["status"].tolist() == ["completed"]
-    rows = [row for row in WRITTEN if row[0] != 1]
-    pd.testing.assert_frame_equal(load_rounds(tmp_path), expected("a", rows))
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_ran_is_never_overwritten_by_another_experiment(tmp_path, finished):
+    folder = complete(tmp_path / "a")
+    if not finished:
+        folder.store.remove("final.json")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=r"another experiment .seed is .*write --out with a new"):
+        begin(tmp_path / "a", seed=1)
+    if finished:
+        with pytest.raises(InputError, match="has run to its end"):
+            begin(tmp_path / "a")
+        (tmp_path / "a" / "experiment.json").write_text("{")
+        with pytest.raises(InputError, match=r"a result, but its experiment.json is gone or dam"):
+            begin(tmp_path / "a")
+        (tmp_path / "a" / "experiment.json").write_bytes(before[tmp_path / "a/experiment.json"])
+        folder.fail("a later try")  # is not written beside a result
+    after = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert after == before
 
 
 def test_files_that_were_not_written_whole_do_not_disturb(tmp_path):
     complete(tmp_path / "a")
     before = load(tmp_path), load_rounds(tmp_path)
-    for name in ("experiment.json", "graph.json", "final.json", "rounds.parquet", "images.parquet"):
+    for name in ("experiment.json", "graph.json", "final.json", "images.parquet"):
         (tmp_path / "a" / f"{name}.part").write_bytes(b"\x00{half")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "experiment.json.part").write_text("{")
     for frame, old in zip((load(tmp_path), load_rounds(tmp_path)), before, strict=True):
         pd.testing.assert_frame_equal(frame, old)
+    (tmp_path / "a" / "final.json").unlink()
     begin(tmp_path / "a")
     assert not list((tmp_path / "a").glob("*.part"))
 

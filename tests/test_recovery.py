@@ -47,7 +47,7 @@ def finished(plan, pool, path):
 
     def ending(pool, n):
         pool.save(f"{path}/weights", n)
-        states.extend(pool.states())
+        states[:] = pool.states()
 
     for record in train(pool, plan, keeper, ending):
         folder.add(record)

@@ -64,7 +64,7 @@ class Dying(LocalPool):
         if self.calls in self.when:
             raise AgentDied("agent 1 died: on purpose", 1)
 
-    def step(self, n, noisy=False):
+    def step(self, n, noisy=(False,)):
         self._may_die()
         return super().step(n, noisy)
 
@@ -96,14 +96,18 @@ def run(plan, path, pool=None, until=None):
     """The run in a folder, cut short after round `until` as by the end of its process."""
     folder, pool = begun(plan, path), pool or LocalPool(plan)
     keeper, states = Keeper(plan, folder), []
+
+    def ending(pool, n):  # again, if somebody dies behind it
+        states[:] = pool.states()
+
     try:
-        for record in train(pool, plan, keeper, lambda pool, n: states.extend(pool.states())):
+        for record in train(pool, plan, keeper, ending):
             folder.add(record)
             pool.settle()  # so that the snapshots of a test are where it expects them
             keeper._next_look = 0.0
             if record.round == until:
                 folder.flush()
-                keeper.look(until)
+                keeper.look()
                 return None
         folder.finish(record, keeper.seconds())
         return np.stack(states), record, folder
@@ -327,18 +331,21 @@ def test_without_any_good_snapshot_the_run_begins_again(tmp_path, straight):
     assert events["replayed_from"].iloc[-1] == 0
 
 
-def test_the_state_of_another_experiment_is_not_taken(tmp_path):
+def test_the_state_of_another_experiment_or_agent_is_not_taken(tmp_path):
     one, other = (LocalPool(plan_of(LINEAR | {"seed": seed})) for seed in (0, 1))
     for pool in (one, other):
         pool.step(1)
         pool.close(1)
     other.agents[0].shards.write(1, str(tmp_path))
     other.settle()
-    data = (tmp_path / "round-000001" / "agent-000.safetensors").read_bytes()
-    before = one.states()[0]
-    why = one.agents[0].shards.restore(1, str(tmp_path), checksum(data))
-    assert "of the experiment" in why
-    np.testing.assert_array_equal(one.states()[0], before)
+    file = tmp_path / "round-000001" / "agent-000.safetensors"
+    before = one.states()
+    for agent, whose in ((one.agents[0], checksum(b"what one wrote")), (one.agents[1], None)):
+        data = file.read_bytes()
+        (file.parent / f"agent-{agent.spec.agent:03d}.safetensors").write_bytes(data)
+        why = agent.shards.restore(1, str(tmp_path), whose or checksum(data))
+        assert "its checksum differs" in why or why == "it is of agent 0"
+    np.testing.assert_array_equal(one.states(), before)
     for pool in (one, other):
         pool.shutdown()
 
@@ -377,7 +384,8 @@ def test_snapshots_lie_at_any_url(tmp_path, straight):
     assert not (tmp_path / "run" / "snapshots").exists()
     same(run(plan, tmp_path / "run"), straight)
     assert load_events(tmp_path / "run")["replayed_from"].tolist() == [6]
-    store = Store(f"memory://somewhere/snapshots/run-{plan.config.digest()}")
+    name = json.loads((tmp_path / "run" / "experiment.json").read_text())["hash"]
+    store = Store(f"memory://somewhere/snapshots/run-{name}")
     assert store.names() == ["round-000010"]
 
 

@@ -9,7 +9,8 @@ from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan
 from raydist.engine.pool import Pool, parameters_of
 from raydist.folder import Folder, final_numbers
-from raydist.record import Record, Result, Row, frame_of
+from raydist.record import Record, Result
+from raydist.rounds import Rounds
 
 FLUSH_SECONDS = 2.0
 
@@ -28,7 +29,6 @@ def complete(
     Returns:
         The result.
     """
-    rows: list[Row] = []
     states: list[Message] = []
 
     def ending(pool: Pool, n: int) -> None:
@@ -38,24 +38,24 @@ def complete(
 
     try:
         if folder is not None:
-            folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate)
+            folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate, plan.contents)
         keeper = Keeper(plan, folder)
+        rounds = Rounds(None, keeper.seconds) if folder is None else folder.rounds
         flushed = time.monotonic()
         for record in train(pool, plan, keeper, ending):
-            rows += record.rows()
+            rounds.add(record)
             tell(record)
-            if folder is not None:
-                folder.add(record)
-                if record.centroid or time.monotonic() - flushed > FLUSH_SECONDS:
-                    folder.flush()
-                    flushed = time.monotonic()
+            if folder is not None and time.monotonic() - flushed > FLUSH_SECONDS:
+                folder.flush()
+                flushed = time.monotonic()
         last, seconds = record, keeper.seconds()
+        rounds.flush()
         if folder is not None:
             folder.finish(last, seconds)
-            rows = folder.rows
+        parts = rounds.parts()
     finally:
         pool.shutdown()
     name = folder.name if folder is not None else "run"
     weights = parameters_of(states, plan.parameters)
     final = final_numbers(last, seconds, keeper.events)
-    return Result(frame_of(name, rows), final, weights, weights.mean(axis=0))
+    return Result(name, parts, final, weights, weights.mean(axis=0))

@@ -42,7 +42,8 @@ def train(
         pool: agents at round 0.
         plan: the run.
         keeper: of its snapshots; default: none are taken, a death costs all rounds.
-        ending: called with the pool and its last round when that is done, before it is told.
+        ending: called with the pool and its last round when that is done, before anything is
+            judged.
         early: called after a measured round was told; a reason, in words, ends the run there, and
             the record of that round is told again with all final numbers but those of test images.
 
@@ -56,15 +57,17 @@ def train(
         """Why the run ends after round n: once that was told, not when it is only replayed."""
         return early() if n == told else ""
 
+    def close(record: Record) -> None:
+        """Leave what was trained and measured, before anything is judged."""
+        keeper.finish(pool, record)
+        if ending is not None:
+            ending(pool, record.round)
+
     while True:
         try:
             start, watch = keeper.resume(pool, told)
             told = max(told, start or -1)
-            for record in _rounds(pool, plan, watch, keeper, start, last, leaves):
-                if record.outcome is not None:
-                    keeper.finish(pool)
-                    if ending is not None:
-                        ending(pool, record.round)
+            for record in _rounds(pool, plan, watch, keeper, start, last, leaves, close):
                 if record.round > told or record.outcome is not None:
                     told = record.round
                     yield record
@@ -124,6 +127,7 @@ def _rounds(
     start: int,
     last: int,
     leaves: Callable[[int], str],
+    close: Callable[[Record], None],
 ) -> Iterator[Record]:
     """The records from round `start` on, which is closed.
 
@@ -147,7 +151,7 @@ def _rounds(
             pool.learn_sensitivity(0)
         yield first
     for n in range(start + 1, plan.rounds + 1):
-        keeper.look(n - 1)
+        keeper.look()
         due, barrier = keeper.due(n), plan.next_barrier(n)
         alone = due or each_round or n > last
         infos = flight.land(n, n if alone else min(barrier, keeper.next(n), last))
@@ -165,6 +169,7 @@ def _rounds(
                 pool.close(n)
             if not plan.measured(n) and outcome.status != "diverged":
                 record = _measured(pool, plan, n, infos, theory)
+            close(record)
             yield _last(pool, plan, record, outcome, watch.summary(), theory)
             return
         if kept:
@@ -173,6 +178,7 @@ def _rounds(
         reason = leaves(n) if plan.measured(n) else ""
         if reason:
             flight.end(n)
+            close(record)
             early = Outcome("stopped", reason, n)
             yield _last(pool, plan, record, early, watch.summary(), theory, test=False)
             return

@@ -118,10 +118,9 @@ class Group:
         for agent in self.agents:
             agent.shards.write(n, url)
 
-    def settle(self) -> None:
+    def settle(self) -> list[str]:
         """As `Shards.settle`, of every agent."""
-        for agent in self.agents:
-            agent.shards.settle()
+        return [agent.shards.settle() for agent in self.agents]
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """As `Shards.restore`, of every agent."""

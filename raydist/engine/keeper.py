@@ -12,8 +12,8 @@ from raydist.engine.plan import Plan
 from raydist.engine.pool import Pool
 from raydist.engine.shelf import Found, Shelf
 from raydist.engine.watch import Watch
-from raydist.folder import Folder, pack_rows, unpack_rows
-from raydist.record import Event
+from raydist.folder import Folder, Stopwatch
+from raydist.record import Event, Record
 
 USUAL_SECONDS = 30.0  # between two snapshots
 LOOKING = 0.05  # the driver's share of time, at most, in which it looks for the agents' files
@@ -32,22 +32,24 @@ class Keeper:
         """
         self.events: list[Event] = [] if folder is None else folder.events
         self._plan, self._folder, self._table = plan, folder, plan.config.snapshot
-        self._began, self._before = time.monotonic(), 0.0
-        self._taken = {0: self._began}  # when the state after each round was copied
+        self._clock = Stopwatch() if folder is None else folder.clock
+        self._began = time.monotonic()
+        self._taken = {0: self._began}  # when the state that may be needed was copied, by round
         self._last, self._next_look = self._began, 0.0
+        self._cadence = self._table.seconds or USUAL_SECONDS  # between the last two snapshots
+        self._failing = False  # the last snapshot could not be written
         self._deaths = 0
         self._open: list[tuple[AgentDied, int]] = []  # deaths, at which round: not yet made good
         self._shelf: Shelf | None = None
         if folder is not None:
-            digest = plan.config.digest()
             url = f"{folder.url}/snapshots"
             if self._table.path is not None:
-                url = f"{self._table.path.rstrip('/')}/{folder.name}-{digest}"
-            self._shelf = Shelf(url, digest, plan.agents, self._unusable)
+                url = f"{self._table.path.rstrip('/')}/{folder.name}-{folder.hash}"
+            self._shelf = Shelf(url, folder.hash, plan.agents, self._unusable)
 
     def seconds(self) -> float:
         """How long the run has taken, with what earlier tries took."""
-        return self._before + time.monotonic() - self._began
+        return self._clock.seconds()
 
     def due(self, n: int) -> bool:
         """Whether the state after round n is to be kept; not that after the last one."""
@@ -63,7 +65,7 @@ class Keeper:
         return min(self._plan.rounds, -(-n // every) * every) if every else self._plan.rounds
 
     def take(self, pool: Pool, n: int, watch: Watch) -> None:
-        """Begin a snapshot.
+        """Begin a snapshot; one that was begun before is completed, or else given up.
 
         Args:
             pool: the agents; round n is closed.
@@ -71,30 +73,38 @@ class Keeper:
             watch: what was observed up to it.
         """
         assert self._shelf is not None
-        body = {"seconds": self.seconds(), "when": time.time(), "watch": watch.dump()}
-        self._shelf.begin(n, body)
+        now = time.monotonic()
+        self._cadence, self._last = now - self._last, now
+        self._settle(pool, self._table.keep)
+        try:
+            self._shelf.begin(n, {"seconds": self.seconds(), "watch": watch.dump()})
+        except Exception as error:  # each kind of storage has its own
+            self._not_kept(n, str(error))
+            return
         pool.snapshot(n, self._shelf.url)
-        self._taken[n] = self._last = time.monotonic()
+        self._taken[n] = now
 
-    def look(self, told: int) -> None:
-        """Complete the snapshots that all agents have written; in fact looks only now and then.
-
-        Args:
-            told: the last round that was told.
-        """
+    def look(self) -> None:
+        """Complete the snapshots that all agents have written; in fact looks only now and then."""
         began = time.monotonic()
         if self._shelf is not None and self._shelf.waiting and began >= self._next_look:
-            self._shelf.complete(self._history, self._table.keep, told)
+            self._complete(self._table.keep)
             now = time.monotonic()
-            self._next_look = now + (now - began) / LOOKING
+            self._next_look = now + min((now - began) / LOOKING, self._cadence / 4)
 
-    def finish(self, pool: Pool) -> None:
-        """At the end of the run: its last snapshot stays."""
+    def finish(self, pool: Pool, record: Record) -> None:
+        """At the end of the run: what was measured is written, and its last snapshot stays.
+
+        Args:
+            pool: the agents; the round of the record is closed.
+            record: the last one, before anything is judged.
+        """
+        if self._folder is not None:
+            self._folder.add(record)
+            self._folder.flush()
         if self._shelf is not None and self._table.every != 0:
-            pool.settle()
-            self._shelf.complete(self._history, 1, self._plan.rounds)
-            self._shelf.forget()
-            self._shelf.prune(1)
+            self._settle(pool, 1)
+            self._shelf.tidy()
 
     def survive(self, death: AgentDied, at: int) -> None:
         """Take note of a death.
@@ -130,7 +140,8 @@ class Keeper:
             pool.revive()
         if self._shelf is not None:  # those who live may have written all that was missing
             pool.settle()
-            self._shelf.complete(self._history, self._table.keep, told)
+            self._complete(self._table.keep)
+            self._shelf.forget()
         found = self._restore(pool)
         if found is None:
             pool.reset(self._plan)
@@ -148,12 +159,12 @@ class Keeper:
         """The newest snapshot that all agents can use, once they do."""
         if self._shelf is None:
             return None
-        self._shelf.forget()
         for found in self._shelf.newest_first():
             answers = pool.restore(found.round, self._shelf.url, found.checksums)
             wrong = [f"agent {k}: {answer}" for k, answer in enumerate(answers) if answer]
             if not wrong:
                 self._shelf.take(found.round)
+                self._shelf.tidy()
                 return found
             self._unusable(found.round, "; ".join(wrong))
         return None
@@ -172,19 +183,40 @@ class Keeper:
         """After another process that had begun this run: its rows, its seconds, the event."""
         assert self._folder is not None and self._folder.earlier is not None
         earlier, self._folder.earlier = self._folder.earlier, None
-        body = found.body if found else {}
-        n = found.round if found else 0
-        self._folder.rows = unpack_rows(found.history) if found else []
-        wasted = max(0.0, earlier.seen - body.get("when", earlier.began))
-        self._before = body.get("seconds", 0.0) + wasted
+        n, kept = (found.round, float(found.body["seconds"])) if found else (0, 0.0)
+        self._folder.rounds.restore(*(found.history if found else ([], None)))
+        self._folder.rounds.clear()
+        # both as the run itself counted them: no clock of a disk or of another machine is asked
+        wasted = max(0.0, earlier.seconds - kept)
         now = time.monotonic()
+        self._clock.start(kept + wasted + now - self._began)
         self._taken[n] = now
         lost = wasted + now - began
         self._tell(Event("run resumed", earlier.reason, earlier.round, (), n, lost))
 
-    def _history(self, n: int) -> bytes:
-        assert self._folder is not None
-        return pack_rows([row for row in self._folder.rows if row[0] <= n])
+    def _settle(self, pool: Pool, keep: int) -> None:
+        """Wait until the agents have written what was begun: it counts now, or never will."""
+        assert self._shelf is not None
+        wrong = [why for why in pool.settle() if why]
+        self._complete(keep)
+        for n in self._shelf.forget():
+            self._not_kept(n, f"it was not written: {'; '.join(wrong) or 'a part is missing'}")
+
+    def _complete(self, keep: int) -> None:
+        assert self._shelf is not None and self._folder is not None
+        rounds, before = self._folder.rounds, self._shelf.good
+        failed = self._shelf.complete(rounds.until, keep, rounds.last)
+        self._failing &= self._shelf.good == before
+        for n, why in failed.items():
+            self._not_kept(n, why)
+        kept = {0, *self._shelf.good, *self._shelf.begun}
+        self._taken = {n: at for n, at in self._taken.items() if n in kept}
+
+    def _not_kept(self, n: int, why: str) -> None:
+        """A snapshot could not be written; told once until one can be again."""
+        if not self._failing:
+            self._failing = True
+            self._unusable(n, f"{why} (told once until a snapshot is whole again)")
 
     def _unusable(self, n: int, why: str) -> None:
         self._tell(Event("snapshot unusable", why, n))

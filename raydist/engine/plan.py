@@ -7,7 +7,7 @@ one line for anything that could not work, so a sweep makes all its plans before
 import math
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import networkx as nx
@@ -21,6 +21,7 @@ from raydist.engine.checks import check_images, check_quadratic, checked, input_
 from raydist.engine.spec import AgentSpec
 from raydist.engine.store import Store
 from raydist.engine.task import Split
+from raydist.identity import named_files
 from raydist.learning import data as datasets
 from raydist.learning import partition
 from raydist.network import strategy, topology, weights
@@ -55,6 +56,12 @@ class Plan:
     shares: list[NDArray[np.int64]]
     parameters: int
     activations: int
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """Digests of the content of the files and images that the experiment names, by key."""
+        images = {} if self.data is None else {"data": self.data.digest}
+        return named_files(self.config) | images
 
     @property
     def agents(self) -> int:

@@ -70,8 +70,8 @@ class Pool(Protocol):
     def snapshot(self, n: int, url: str) -> None:
         """Begin to write the state after the closed round n, in the background."""
 
-    def settle(self) -> None:
-        """Wait until no agent writes a snapshot any more."""
+    def settle(self) -> list[str]:
+        """Wait until no agent writes; of each, why it could not write its last part, or ""."""
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """The state of a snapshot to all agents; of each, why it cannot be used, or ""."""
@@ -148,9 +148,9 @@ class LocalPool:
         """As `Pool.snapshot`."""
         self._group.snapshot(n, url)
 
-    def settle(self) -> None:
+    def settle(self) -> list[str]:
         """As `Pool.settle`."""
-        self._group.settle()
+        return self._group.settle()
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """As `Pool.restore`."""

@@ -147,9 +147,9 @@ class RayPool:
         """As `Pool.snapshot`; every actor writes its agents' files."""
         self._closed += [actor.snapshot.remote(n, url) for actor in self._actors]
 
-    def settle(self) -> None:
+    def settle(self) -> list[str]:
         """As `Pool.settle`."""
-        self._get([actor.settle.remote() for actor in self._actors])
+        return list(chain(*self._get([actor.settle.remote() for actor in self._actors])))
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """As `Pool.restore`; every actor reads its agents' files."""

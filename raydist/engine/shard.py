@@ -43,7 +43,6 @@ def capture(agent: "Agent") -> Shard:
     numbers: dict[str, Any] = {
         "round": agent.round,
         "agent": agent.spec.agent,
-        "config": agent.config.digest(),
         "upsilon": agent.local.distributional.upsilon,
         "periods": len(agent.snapshots),
         # in their order, which is that in which they are combined
@@ -62,13 +61,11 @@ def apply(agent: "Agent", shard: Shard) -> None:
         shard: the state; left as it is.
 
     Raises:
-        SnapshotError: if it belongs to another agent or experiment.
+        SnapshotError: if it belongs to another agent; the manifest says of which experiment it is.
     """
     numbers, tensors = shard.numbers, shard.tensors
-    if (numbers["agent"], numbers["config"]) != (agent.spec.agent, agent.config.digest()):
-        raise SnapshotError(
-            f"it is of agent {numbers['agent']} of the experiment {numbers['config']}"
-        )
+    if numbers["agent"] != agent.spec.agent:
+        raise SnapshotError(f"it is of agent {numbers['agent']}")
     here = {name: tensor.to(agent.device, copy=True) for name, tensor in tensors.items()}
     with torch.no_grad():
         agent.flat.w.copy_(here["w"])
@@ -122,6 +119,7 @@ class Shards:
         """Nothing is read or written yet."""
         self._agent, self._file = agent, agent_file(agent.spec.agent)
         self._writer: Thread | None = None
+        self._trouble = ""
 
     def write(self, n: int, url: str) -> None:
         """Begin to write the state after round n; the agent goes on as soon as it is copied.
@@ -136,14 +134,29 @@ class Shards:
         if self._agent.open or n != self._agent.round:
             raise RuntimeError(f"{self._file} cannot be written: round {n} is not just finished")
         self.settle()
-        args = capture(self._agent), Store(url), f"{folder_of(n)}/{self._file}"
-        self._writer = Thread(target=_write, args=args, daemon=True)
+        args = capture(self._agent), url, f"{folder_of(n)}/{self._file}"
+        self._writer = Thread(target=self._write, args=args, daemon=True)
         self._writer.start()
 
-    def settle(self) -> None:
-        """Wait until nothing is being written."""
+    def settle(self) -> str:
+        """Wait until nothing is being written.
+
+        Returns:
+            Why the last part could not be written, or "".
+        """
         if self._writer is not None:
             self._writer.join()
+        return self._trouble
+
+    def _write(self, shard: Shard, url: str, name: str) -> None:
+        """Write a shard, and then the receipt which says that it is there."""
+        self._trouble = ""
+        try:
+            data, store = pack(shard), Store(url)
+            store.write(name, data)
+            store.write(receipt_of(name), json.dumps({"sha256": checksum(data)}).encode())
+        except Exception as error:  # nobody waits for this thread: `settle` tells
+            self._trouble = f"{self._file}: {type(error).__name__}: {error}"
 
     def restore(self, n: int, url: str, sha256: str) -> str:
         """Go back, or forward, to the state after round n.
@@ -162,14 +175,3 @@ class Shards:
         except (SnapshotError, KeyError, RuntimeError) as error:  # of another shape, too
             return str(error)
         return ""
-
-
-def _write(shard: Shard, store: Store, name: str) -> None:
-    """Write a shard, and then the receipt which says that it is there, or why not."""
-    try:
-        data = pack(shard)
-        store.write(name, data)
-        receipt = {"sha256": checksum(data)}
-    except Exception as error:  # nobody waits for this thread: the receipt tells
-        receipt = {"error": f"{type(error).__name__}: {error}"}
-    store.write(receipt_of(name), json.dumps(receipt).encode())

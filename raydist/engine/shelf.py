@@ -1,6 +1,7 @@
 """The snapshots of one run, side by side: which are begun, which count, which are removed."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from raydist.engine.spec import agent_file
 from raydist.engine.store import Store
 
 Tell = Callable[[int, str], None]  # round of a snapshot that cannot be used, and why
+History = Callable[[int], tuple[list[int], bytes]]  # as `Rounds.until`
+log = logging.getLogger("raydist")
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,13 @@ class Found:
         round: n.
         checksums: of the agents' parts, in their order.
         body: what else the manifest holds.
-        history: `rounds.parquet`, everything that was measured up to round n.
+        history: what `Rounds.restore` needs to go back to round n.
     """
 
     round: int
     checksums: list[str]
     body: Mapping[str, Any]
-    history: bytes
+    history: tuple[list[int], bytes]
 
 
 class Shelf:
@@ -72,37 +75,71 @@ class Shelf:
         """Whether snapshots are being written."""
         return bool(self._begun)
 
-    def complete(self, history: Callable[[int], bytes], keep: int, told: int) -> None:
+    @property
+    def begun(self) -> list[int]:
+        """The rounds of the snapshots that are being written."""
+        return [*self._begun]
+
+    @property
+    def good(self) -> list[int]:
+        """The rounds of the snapshots that count, of those that this process knows."""
+        return [*self._good]
+
+    def complete(self, history: History, keep: int, told: int) -> dict[int, str]:
         """Write the manifests of the snapshots that are all there, and remove what is old.
 
         Args:
             history: (n) -> what was measured up to round n.
             keep: how many snapshots stay.
             told: the last round that the history has.
+
+        Returns:
+            The rounds of the snapshots that could not be completed, and why.
         """
+        failed: dict[int, str] = {}
         for n in sorted(m for m in self._begun if m <= told):
             try:
                 files = self._receipts(n)
                 if files is not None:
                     self._count(n, files, history(n))
-                    self.prune(keep)
-            except (OSError, ValueError, KeyError) as error:  # a full disk must not end the run
+            except Exception as error:  # each kind of storage has its own; it ends no run
                 self._begun.pop(n, None)
-                self._tell(n, str(error))
+                failed[n] = str(error) or type(error).__name__
+        self.prune(keep)
+        return failed
 
-    def forget(self) -> None:
-        """Give up the snapshots that were not completed."""
-        for n in self._begun:
-            self._store.remove(folder_of(n))
+    def forget(self) -> list[int]:
+        """Give up the snapshots that were not completed.
+
+        Returns:
+            Their rounds.
+        """
+        given_up = sorted(self._begun)
         self._begun.clear()
+        for n in given_up:
+            self._remove(folder_of(n))
+        return given_up
 
     def prune(self, keep: int) -> None:
         """Remove all but the last `keep` snapshots that count and those that are being written."""
-        self._good = self._good[-keep:]
+        old, self._good = self._good[:-keep], self._good[-keep:]
+        for n in old:
+            self._remove(folder_of(n))
+
+    def tidy(self) -> None:
+        """Remove whatever does not count and is not being written."""
         stay = {folder_of(n) for n in (*self._good, *self._begun)}
-        for folder in self._store.names():
-            if folder not in stay:
-                self._store.remove(folder)
+        try:
+            for folder in {*self._store.names()} - stay:
+                self._remove(folder)
+        except Exception as error:
+            log.warning("%s cannot be read: %s", self.url, error)
+
+    def _remove(self, folder: str) -> None:
+        try:
+            self._store.remove(folder)
+        except Exception as error:  # what stays lies in nobody's way
+            log.warning("%s/%s cannot be removed: %s", self.url, folder, error)
 
     def newest_first(self) -> Iterator[Found]:
         """The snapshots that may be used; who takes one calls `take`."""
@@ -112,7 +149,8 @@ class Shelf:
                 body = read_manifest(self._store, folder, self._config)
                 files = body["files"]
                 history = read_checked(self._store, folder, HISTORY, files[HISTORY])
-                yield Found(n, [files[name] for name in self._files], body, history)
+                sums = [files[name] for name in self._files]
+                yield Found(n, sums, body, (body.get("parts", []), history))
             except SnapshotError as error:
                 self._tell(n, str(error))
 
@@ -120,11 +158,12 @@ class Shelf:
         """The run goes on from snapshot n: later ones do not count."""
         self._good = [m for m in self._rounds() if m <= n and self._has_manifest(m)]
 
-    def _count(self, n: int, files: dict[str, str], history: bytes) -> None:
-        folder, body = folder_of(n), self._begun[n]
-        self._store.write(f"{folder}/{HISTORY}", history)
-        files[HISTORY] = checksum(history)
-        write_manifest(self._store, folder, {**body, "config": self._config, "files": files})
+    def _count(self, n: int, files: dict[str, str], history: tuple[list[int], bytes]) -> None:
+        folder, (parts, rows) = folder_of(n), history
+        self._store.write(f"{folder}/{HISTORY}", rows)
+        files[HISTORY] = checksum(rows)
+        body = {**self._begun[n], "config": self._config, "files": files, "parts": parts}
+        write_manifest(self._store, folder, body)
         del self._begun[n]
         self._good.append(n)
 
@@ -134,14 +173,10 @@ class Shelf:
         there = self._store.names(folder)
         if not {receipt_of(name) for name in self._files} <= {*there}:
             return None
-        receipts = {
-            name: json.loads(self._store.read(f"{folder}/{receipt_of(name)}"))
+        return {
+            name: json.loads(self._store.read(f"{folder}/{receipt_of(name)}"))["sha256"]
             for name in self._files
         }
-        wrong = [f"{k}: {r['error']}" for k, r in receipts.items() if "error" in r]
-        if wrong:
-            raise SnapshotError(f"it was not written, {'; '.join(wrong)}")
-        return {name: receipt["sha256"] for name, receipt in receipts.items()}
 
     def _rounds(self) -> list[int]:
         parts = (name.partition("-") for name in self._store.names())

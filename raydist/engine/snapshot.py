@@ -2,9 +2,10 @@
 
 One folder for each snapshot, `round-000120/`: of each agent `agent-003.safetensors` (weights,
 buffers, optimiser, averages) with a receipt `agent-003.json`, written by the agent itself;
-`rounds.parquet`, everything that was measured until then; and last of all `manifest.json` with the
-checksum of each file. A snapshot counts if and only if its manifest does. What is not here is a
-function of (seed, agent, round). Nothing that is read back is a pickle.
+`rounds.parquet`, what was measured until then and stands in no closed part of the trial's rounds;
+and last of all `manifest.json` with the checksum of each file. A snapshot counts if and only if its
+manifest does. What is not here is a function of (seed, agent, round). Nothing that is read back is
+a pickle.
 """
 
 import hashlib

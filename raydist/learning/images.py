@@ -3,9 +3,11 @@
 A message names the split, what it holds, what was expected and the expression to write.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,16 @@ class Data:
             check_alike(name, pair[0], self.train[0])
             if len(pair[1]):
                 check_values(name, pair, self.classes, self.scale)
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits that name the content: images, labels, scale."""
+        hashed = hashlib.sha256(repr((self.classes, self.scale)).encode())
+        for x, y in (self.train, self.validation, self.test):
+            hashed.update(repr((x.shape, str(x.dtype))).encode())
+            for part in (x, y):
+                hashed.update(np.ascontiguousarray(part).data)
+        return hashed.hexdigest()[:16]
 
     @property
     def shape(self) -> tuple[int, int, int]:
