@@ -15,9 +15,11 @@ from raydist.config import InputError, validate
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
+from raydist.engine.watch import Watch
 from raydist.measure import masks
 from raydist.network.strategy import STRATEGIES
 from raydist.network.theory import excess_risk
+from raydist.record import Record
 from raydist.seeding import Purpose, numpy_rng, torch_generator
 from raydist.study import read
 
@@ -336,6 +338,8 @@ def test_a_graph_of_ones_own_keeps_its_names_and_tells_of_its_weights(tmp_path):
     assert graph["A"] == [[0.75, 0.25, 0], [0.25, 0.625, 0.125], [0, 0.125, 0.875]]
     titles = [spec.title for spec in make_plan(validate(tree)).specs(threads=1, cuda=False)]
     assert titles == ["agent 0 (Rome)", "agent 1 (Oslo)", "agent 2 (Bern)"]
+    ended = Watch(make_plan(validate(tree))).observe(Record(1, [{}, {"loss": math.nan}, {}]))
+    assert ended.reason == "loss of agent 1 (Oslo) is nan in round 1"
 
 
 def test_same_seed_same_run_and_another_seed_another():

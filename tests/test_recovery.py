@@ -194,6 +194,8 @@ def test_what_an_agent_raises_is_told_with_its_name():
     behind = RayTaskError("step", f"{raised}, and (pid=8, repr=agent 3)\nTraceback", inner)
     assert str(agent_error(inner, {})) == "agents 4 to 7: ValueError: b"
     assert str(agent_error(behind, {})) == "agent 3: ValueError: b"
+    town = RayTaskError("step", "... repr=agent 3 (New York))", ValueError("b"))
+    assert str(agent_error(town, {})) == "agent 3 (New York): ValueError: b"
 
 
 def test_the_death_of_an_actor_names_all_its_agents():

@@ -56,8 +56,8 @@ class Actor(Group):
 
     def __repr__(self) -> str:
         """What Ray's logs and dashboard call it."""
-        first, last = self.agents[0].spec.agent, self.agents[-1].spec.agent
-        return f"agent {first}" if first == last else f"agents {first} to {last}"
+        first, last = self.agents[0].spec, self.agents[-1].spec
+        return first.title if first is last else f"agents {first.agent} to {last.agent}"
 
     def where(self) -> str:
         """The process that it is, and the file in which Ray keeps what it says."""

@@ -22,6 +22,7 @@ from raydist.engine.board import Aborted
 from raydist.engine.death import AgentDied, AgentError
 
 DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
+REPR = r"repr=(agents? \d+(?: to \d+| \([^()]*\))?)\)"  # of an actor, as its class has it
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries to place an agent: its node may be dying
 ANSWER_SECONDS = 600.0  # an agent that is silent for this long counts as dead
 UNAVAILABLE_SECONDS = 60.0
@@ -46,7 +47,7 @@ def agent_error(error: RayError, agents: Mapping[str, range]) -> AgentError:
         cause = cause.cause
     text = [line.strip() for line in str(cause).strip().splitlines()]
     if not isinstance(cause, DEATHS):
-        names = re.findall(r"repr=(agents? [\d to]+)\)", str(error))  # the last one raised it
+        names = re.findall(REPR, str(error))  # the last one raised it
         said = ": ".join([*names[-1:], type(cause).__name__, text[-1] if text else ""])
         if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in said:
             said = f"an agent ran out of memory: {SMALLER} ({said})"

@@ -34,7 +34,7 @@ class AgentSpec:
     scale: float
     threads: int
     cuda: bool
-    title: str = ""
+    title: str
 
 
 def agent_file(k: int) -> str:

@@ -16,6 +16,7 @@ from raydist.adversary.instability import (
     signs,
 )
 from raydist.engine.plan import Plan
+from raydist.network.topology import title
 from raydist.record import Outcome, Record
 
 FORMS = {"published": "val_fosc", "box": "val_fosc_box", "relative": "val_fosc_relative"}
@@ -71,7 +72,8 @@ class Watch:
         for k, info in enumerate([*record.agents, record.centroid]):
             bad = [name for name in FINITE if not math.isfinite(info.get(name, 0.0))]
             if bad:
-                who = f"agent {k}" if k < len(record.agents) else "the centroid"
+                known = k < len(record.agents)
+                who = title(self._plan.graph, k) if known else "the centroid"
                 return Outcome("diverged", f"{bad[0]} of {who} is {info[bad[0]]} in round {n}", n)
         self._look_for_overfitting(record)
         found = self._judge(record)
