@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raydist.evaluation.request import Request
     from raydist.evaluation.runs import evaluate_runs
-    from raydist.record import load, load_events, load_rounds
+    from raydist.reading import load, load_events, load_rounds
     from raydist.run import run_experiment
     from raydist.seeds import over_seeds
     from raydist.sweep import run_sweep
@@ -46,9 +46,9 @@ __all__ = [
 _HOMES = {
     "Request": "evaluation.request",
     "evaluate_runs": "evaluation.runs",
-    "load": "record",
-    "load_events": "record",
-    "load_rounds": "record",
+    "load": "reading",
+    "load_events": "reading",
+    "load_rounds": "reading",
     "over_seeds": "seeds",
     "run_experiment": "run",
     "run_sweep": "sweep",

@@ -1,4 +1,4 @@
-"""What a run leaves behind, and how pandas reads it.
+"""What a run leaves behind; `raydist.reading` is how pandas reads it.
 
 A trial's folder holds: `experiment.json` (the resolved configuration and its hash), `graph.json`
 (nodes by name, edges, A, mixing rate), `rounds.parquet/` (round, agent, metric, value),
@@ -10,7 +10,6 @@ Nothing that is read back is a pickle.
 
 import io
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -21,17 +20,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raydist.config import InputError
 from raydist.engine.store import Store
 from raydist.measure.masks import Masks
+from raydist.whose import AgentDtype
 
 ROUNDS = "rounds.parquet"  # a folder of parts: see `raydist.rounds`
 COLUMNS = ["trial", "round", "agent", "metric", "value"]
-STARTED = ("experiment.json", "params.json")  # ours, and the one that Tune writes
+KINDS: Any = {"round": "int64", "agent": AgentDtype(), "value": "float64"}
 CASCADE = (  # measured on the images that AutoAttack saw
     *("autoattack_acc", "apgd_ce_acc", "apgd_t_acc", "fab_t_acc", "square_acc", "overestimation"),
 )
-Row = tuple[int, str, str, float]  # round, agent, metric, value
+Row = tuple[int, str, str, float]  # round, agent as text, metric, value
 
 
 @dataclass(frozen=True)
@@ -146,65 +145,6 @@ class Result:
         return pd.concat(frames, ignore_index=True)
 
 
-def load(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """One row for each trial of a study (or for one run): configuration, final numbers, status.
-
-    Args:
-        path: the folder of a study or of a single run, or its fsspec URL.
-
-    Returns:
-        Columns: `trial`; the configuration under dotted keys (`threat.eps`); the final numbers
-        (`clean_acc`, `autoattack_acc`, ...); `mixing_rate`; `status` ("completed", "stopped",
-        "diverged", "failed", "unfinished"), `stop_reason`, `stop_round`, `seconds`; `recoveries`
-        and `seconds_lost`, how often it went on after a death and what that cost; for a failed
-        trial `error` and `log`, the path of its log.
-
-    Raises:
-        InputError: if there is no run in that folder.
-    """
-    frame = pd.DataFrame([_trial_row(folder) for folder in _trials(path)])
-    return frame.sort_values("trial", ignore_index=True)
-
-
-def load_rounds(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """Everything that was measured round by round, in long form.
-
-    Args:
-        path: the folder of a study or of a single run, or its fsspec URL.
-
-    Returns:
-        Columns `trial`, `round` (0 is the start), `agent` ("0".."K-1", "mean" or "centroid"),
-        `metric`, `value`.
-
-    Raises:
-        InputError: if there is no run in that folder.
-    """
-    files = [(folder, name) for folder in _trials(path) for name in part_names(folder)]
-    frames = [
-        read_part(data, folder.name)
-        for folder, name in files
-        if (data := folder.find(name)) is not None
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else frame_of("", [])
-
-
-def load_events(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """What the trials survived.
-
-    Args:
-        path: the folder of a study or of a single run, or its fsspec URL.
-
-    Returns:
-        One row for each event, with the columns `trial`, `when` (UTC) and those of `Event`.
-
-    Raises:
-        InputError: if there is no run in that folder.
-    """
-    frames = _frames(path, "events.parquet")
-    found = pd.concat(frames, ignore_index=True) if frames else events_frame("", [])
-    return found.sort_values(["trial", "when"], ignore_index=True)
-
-
 def events_frame(trial: str, events: Sequence[Event]) -> pd.DataFrame:
     """Events as the frame of `load_events`."""
     names = [column.name for column in fields(Event)]
@@ -250,7 +190,7 @@ def frame_of(trial: str, rows: Sequence[Row]) -> pd.DataFrame:
     """Rows as the long frame of `load_rounds`."""
     frame = pd.DataFrame(list(rows), columns=COLUMNS[1:])
     frame.insert(0, "trial", trial)
-    return frame.astype({"round": "int64", "value": "float64"})
+    return frame.astype(KINDS)
 
 
 def part_names(folder: Store) -> list[str]:
@@ -264,54 +204,10 @@ def read_part(data: bytes, trial: str) -> pd.DataFrame:
     """One of those files as a part of the long frame."""
     frame = pd.read_parquet(io.BytesIO(data), columns=COLUMNS[1:])
     frame.insert(0, "trial", trial)
-    return frame
+    return frame.astype(KINDS)
 
 
-def _trials(path: str | os.PathLike[str]) -> list[Store]:
-    root = Store(path)
-    names = root.names()
-    found = [root] if "experiment.json" in names else []
-    if not found:
-        below = [root.under(name) for name in names]
-        found = [folder for folder in below if {*STARTED} & {*folder.names()}]
-    if not found:
-        raise InputError(
-            f"{root.url} holds no run: expected the folder that a sweep or run has written"
-        )
-    return found
-
-
-def _frames(path: str | os.PathLike[str], name: str) -> list[pd.DataFrame]:
-    """The frames of that name of all trials that have one."""
-    files = (folder.find(name) for folder in _trials(path))
-    return [pd.read_parquet(io.BytesIO(data)) for data in files if data is not None]
-
-
-def _trial_row(folder: Store) -> dict[str, Any]:
-    row: dict[str, Any] = {"trial": folder.name}
-    experiment, graph = folder.find("experiment.json"), folder.find("graph.json")
-    if experiment is not None:
-        row |= _flatten(json.loads(experiment)["config"])
-    else:  # it failed before it began: what Tune wrote of it
-        row |= json.loads(folder.read("params.json"))
-    if graph is not None:
-        row["mixing_rate"] = json.loads(graph)["mixing_rate"]
-    ended, events, error = (folder.find(n) for n in ("final.json", "events.parquet", "error.txt"))
-    if ended is not None:
-        final: dict[str, Any] = json.loads(ended)
-        return row | _evaluated(folder, final, str(row.get("average.name") or "average"))
-    if events is not None:
-        deaths = pd.read_parquet(io.BytesIO(events)).dropna(subset="replayed_from")
-        lost = float(deaths["seconds_lost"].sum())
-        row |= {"recoveries": len(deaths), "seconds_lost": lost}
-    if error is not None:
-        lines = error.decode().strip().splitlines()
-        failed = {"status": "failed", "error": lines[-1] if lines else ""}
-        return row | failed | {"log": f"{folder.url}/error.txt"}
-    return row | {"status": "unfinished"}
-
-
-def _evaluated(folder: Store, final: dict[str, Any], average: str) -> dict[str, Any]:
+def evaluated(folder: Store, final: dict[str, Any], average: str) -> dict[str, Any]:
     """The final numbers with those that `raydist.evaluate` added later.
 
     Where both have a number, that of the later evaluation stands if it is of as many images.
@@ -343,13 +239,3 @@ def _evaluated(folder: Store, final: dict[str, Any], average: str) -> dict[str, 
         numbers = models.get(model, {})
         found |= {f"{prefix}_{name}": v for name, v in numbers.items() if name != "weights"}
     return found
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

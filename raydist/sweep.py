@@ -114,11 +114,11 @@ def _write_study(folder: Store, study: Study) -> None:
 
 def _summarise(folder: Store, ended: bool) -> "pd.DataFrame":
     """Write the table and the picture of a study, and return the table."""
-    from raydist import plot, record
+    from raydist import plot, reading
 
-    frame = record.load(folder.url)
+    frame = reading.load(folder.url)
     frame.attrs["interrupted"] = not ended or bool((frame["status"] == "unfinished").any())
-    folder.write("summary.png", plot.summary(frame, record.load_rounds(folder.url)))
+    folder.write("summary.png", plot.summary(frame, reading.load_rounds(folder.url)))
     folder.write("results.csv", frame.to_csv(index=False).encode())
     return frame
 

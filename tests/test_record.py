@@ -14,7 +14,8 @@ import pytest
 import raydist
 from raydist.config import InputError, validate
 from raydist.folder import Folder
-from raydist.record import Outcome, Record, frame_of, load, load_rounds
+from raydist.reading import load, load_rounds
+from raydist.record import Outcome, Record, frame_of
 
 A = np.array([[0.75, 0.25], [0.25, 0.75]])
 GRAPH = nx.path_graph(2)
@@ -52,7 +53,7 @@ def expected(trial, rows):
     frame = pd.DataFrame(
         [(trial, *row) for row in rows], columns=["trial", "round", "agent", "metric", "value"]
     )
-    return frame.astype({"round": "int64", "value": "float64"})
+    return frame.astype({"round": "int64", "agent": "agent", "value": "float64"})
 
 
 def config(seed=0):
@@ -113,6 +114,7 @@ def test_a_run_leaves_the_experiment_and_the_graph(tmp_path):
     assert experiment["hash"] == config().digest()
     assert validate(experiment["config"]) == config()
     graph = json.loads((tmp_path / "run" / "graph.json").read_text())
+    assert graph.pop("nodes") == ["0", "1"]
     assert graph == {"edges": [[0, 1]], "directed": False, "A": A.tolist(), "mixing_rate": 0.5}
     assert not list((tmp_path / "run").rglob("*.part"))
 
