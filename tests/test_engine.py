@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import networkx as nx
 import numpy as np
@@ -17,7 +18,7 @@ from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
 from raydist.engine.watch import Watch
 from raydist.measure import masks
-from raydist.network.strategy import STRATEGIES
+from raydist.network.strategy import STRATEGIES, update
 from raydist.network.theory import excess_risk
 from raydist.record import Record
 from raydist.seeding import Purpose, numpy_rng, torch_generator
@@ -412,6 +413,38 @@ def test_records_carry_what_was_measured_each_round():
     assert values(result, "loss")[1] == np.mean(
         [values(result, "loss", str(k))[1] for k in range(4)]
     )
+
+
+def test_an_agent_sends_along_the_edges_that_leave_it():
+    """Agent 0 is heard by all four others, 1 to 4 by the one before them."""
+    edges = [*([0, k] for k in range(1, 5)), *([k, k - 1] for k in range(1, 5))]
+    topology = {"kind": "edges", "directed": True, "weights": "averaging", "edges": edges}
+    result = run_experiment(quadratic(agents=5, rounds=2, topology=topology))
+    sent = [values(result, "bytes_sent", str(k))[2] for k in range(5)]
+    assert sent == [4 * 16, 16, 16, 16, 16]  # two numbers of 8 bytes
+
+
+def test_what_a_combination_takes_stands_at_its_own_round(monkeypatch):
+    """By a clock on which the combination of round n takes n seconds, and all else none."""
+    now, calls = [0.0], [0]
+
+    def slowly(*args):
+        calls[0] += 1
+        now[0] += calls[0]
+        update(*args)
+
+    monkeypatch.setattr("raydist.engine.clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr("raydist.network.strategy.update", slowly)
+    tree = quadratic(agents=1, kind="complete", rounds=8, evaluate={"every": 3})
+    assert values(run_experiment(tree), "seconds_combine") == {n: n for n in range(1, 9)}
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_the_mixing_rate_is_that_of_the_matrix_of_the_strategy(kind):
+    ring = {"ring": 1 / 3, "star": 3 / 4, "complete": 0.0}[kind]  # 1/3 + 2/3 cos(pi / 2)
+    for name, rate in zip(STRATEGIES, (0.0, ring, ring, 1.0), strict=True):
+        plan = make_plan(validate(quadratic(name, kind)))
+        assert plan.mixing_rate == pytest.approx(rate, abs=1e-12), name
 
 
 def test_round_fosc_is_the_first_order_gap_of_the_attack():

@@ -30,6 +30,8 @@ from raydist.network import strategy
 Message = NDArray[np.floating[Any]]
 Info = dict[str, float]
 
+BEFORE = "seconds_combine_before"  # of the round before, which ends when the next one begins
+
 
 class Agent:
     """One learner k with its own data, model and optimiser."""
@@ -74,7 +76,7 @@ class Agent:
         self._place = spec.neighbours.index(spec.agent)  # its own, among those it hears
         self.round, self.open = 0, False
         self.sent = self.flat.w.new_empty(self.message_size())
-        self.seconds_combine: Callable[[], float] = float  # of the round before; 0.0 at first
+        self.seconds_combine: Callable[[], float] | None = None  # of the last round, until told
         self.shards = Shards(self)
 
     def message_size(self) -> int:
@@ -103,7 +105,8 @@ class Agent:
 
         Returns:
             The message m_k(n), a buffer that the next call writes again; and what tells what was
-            measured, once the device is done with it: loss, grad_norm, fosc, lr, eps, times, bytes.
+            measured, once the device is done with it: loss, grad_norm, fosc, lr, eps, times, bytes;
+            under `BEFORE`, what the combination of the round before took, if nobody has asked yet.
 
         Raises:
             RuntimeError: if n is not the next round.
@@ -127,13 +130,14 @@ class Agent:
         self._send_companions()
         clock.mark()
         self.round, self.open = n, True
-        values, combining = torch.stack(list(measured.values())), self.seconds_combine
+        values = torch.stack(list(measured.values()))
+        combining, self.seconds_combine = self.seconds_combine, None
         upsilon = self.local.distributional.upsilon
         known = {"sensitivity": upsilon} if upsilon else {}
         known |= {"lr": self.local.lr(n), "eps": batch.threat.eps}
         if self.config.loss.name == "wasserstein":
             known["delta"] = self.local.task.own.delta(batch.threat)
-        size = float(self.sent.nbytes * (len(self.spec.neighbours) - 1))
+        size = float(self.sent.nbytes * self.spec.listeners)
 
         def tell() -> Info:
             attack, adapt = clock.seconds()
@@ -142,8 +146,8 @@ class Agent:
                 **known,
                 "seconds_attack": attack,
                 "seconds_adapt": adapt,
-                "seconds_combine": combining(),
                 "bytes_sent": size,
+                **({} if combining is None else {BEFORE: combining()}),
             }
 
         return self.sent, tell
@@ -222,10 +226,10 @@ class Agent:
 
         Returns:
             Of this agent's own state: distance from the start, squared distance from the centroid,
-            `passes` (how often it has been through its share), excess risk (quadratic task, or
-            `evaluate.excess_risk`), and that of the centroid, whose mean over the agents the driver
-            takes. Of the centroid, on this agent's part of the validation images: sums that the
-            driver adds up.
+            `seconds_combine` of its last round, `passes` (how often it has been through its share),
+            excess risk (quadratic task, or `evaluate.excess_risk`), and that of the centroid, whose
+            mean over the agents the driver takes. Of the centroid, on this agent's part of the
+            validation images: sums that the driver adds up.
 
         Raises:
             RuntimeError: if round n is not finished.
@@ -237,6 +241,8 @@ class Agent:
             "distance": torch.linalg.vector_norm(w - self.start).item(),
             "disagreement": (w - center[: w.numel()]).square().sum().item(),
         }
+        if self.seconds_combine is not None:
+            own["seconds_combine"], self.seconds_combine = self.seconds_combine(), None
         if self.config.data.set == "quadratic":
             risk = self.measurer.quadratic.excess_risk
             own["excess_risk"] = risk(w.cpu().double().numpy())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from raydist.engine.agent import Info
+from raydist.engine.agent import BEFORE, Info
 from raydist.engine.death import AgentDied
 from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan
@@ -134,7 +134,8 @@ def _rounds(
     Every `plan.every` rounds the state itself is measured, and no round is submitted until that is
     done: a rule that stops the run sees exactly the state that it judges. Round `last` is where the
     run is expected to end: those behind it are submitted one by one. After a measured round,
-    `leaves` says why the run ends with it, or "".
+    `leaves` says why the run ends with it, or "". The record of a round that is neither measured
+    nor kept in a snapshot waits for the next one, in which its combination is done.
 
     Yields:
         A record for each round after `start`; for round 0 as well if it is the start.
@@ -144,7 +145,7 @@ def _rounds(
     """
     theory, stop = plan.theory(), plan.config.stop
     each_round = bool(stop.fosc and stop.fosc.on == "train")  # is judged
-    flight = _Flight(pool, watch, start)
+    flight, held = _Flight(pool, watch, start), None
     if start == 0:
         first = _measured(pool, plan, 0, [], theory)
         if plan.sensed(0):
@@ -155,6 +156,9 @@ def _rounds(
         due, barrier = keeper.due(n), plan.next_barrier(n)
         alone = due or each_round or n > last
         infos = flight.land(n, n if alone else min(barrier, keeper.next(n), last))
+        _learn_combining(held, infos)
+        if held is not None:
+            yield held
         kept = due and n == flight.submitted
         closed = kept or n == barrier
         if closed:
@@ -174,7 +178,9 @@ def _rounds(
             return
         if kept:
             keeper.take(pool, n, watch)
-        yield record
+        held = None if kept or plan.measured(n) else record
+        if held is None:
+            yield record
         reason = leaves(n) if plan.measured(n) else ""
         if reason:
             flight.end(n)
@@ -182,6 +188,14 @@ def _rounds(
             early = Outcome("stopped", reason, n)
             yield _last(pool, plan, record, early, watch.summary(), theory, test=False)
             return
+
+
+def _learn_combining(held: Record | None, infos: list[Info]) -> None:
+    """Give a record what the combination of its round took, which agents tell in the next one."""
+    for k, info in enumerate(infos):
+        seconds = info.pop(BEFORE, None)
+        if held is not None and seconds is not None:
+            held.agents[k]["seconds_combine"] = seconds
 
 
 def _measured(

@@ -94,7 +94,7 @@ def predict_quadratic(
 
     Args:
         config: the experiment.
-        A: combination matrix of the graph, (K, K).
+        A: combination matrix of the run, (K, K).
         rounds: numbers of rounds, math.inf for the limit.
 
     Returns:
@@ -128,7 +128,7 @@ def predict_network(
 
     Args:
         config: the experiment.
-        A: combination matrix of the graph, (K, K).
+        A: combination matrix of the run, (K, K).
         images: as in `risk`.
         input_of: shape of one input, number of classes, what brings pixels to [0, 1].
         rounds: numbers of rounds, math.inf for the limit.

@@ -70,7 +70,9 @@ class ParallelPool(LocalPool):
         first.combine(n)  # alone with the mean gradient: it steps with that
         taken = time.perf_counter() - began
         for agent in self.agents:
-            agent.open, agent.seconds_combine = False, lambda: taken
+            agent.open, agent.seconds_combine = False, None
+        for info in infos:
+            info["seconds_combine"] = taken
         return self._gather(infos)
 
     def close(self, n: int) -> None:

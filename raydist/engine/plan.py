@@ -38,7 +38,7 @@ class Plan:
     Attributes:
         config: the experiment.
         graph: the topology, nodes 0..K-1.
-        A: its combination matrix, (K, K), columns sum to 1.
+        A: what its strategy combines with, (K, K), columns sum to 1: not always the graph's.
         mixing_rate: of A.
         rounds: the length of the run.
         data: the images; None for the quadratic task.
@@ -104,7 +104,6 @@ class Plan:
 
     def specs(self, threads: int, cuda: bool) -> list[AgentSpec]:
         """What each agent is told; arguments as in `AgentSpec`."""
-        mixing = strategy.combination_matrix(self.config.strategy, self.A)
         config = self.config
         if config.model.checkpoint is not None:  # agents may run in another folder
             file = str(Path(config.model.checkpoint).expanduser().absolute())
@@ -117,6 +116,7 @@ class Plan:
                 config=config,
                 neighbours=tuple(int(l) for l in np.flatnonzero(column)),
                 weights=tuple(float(a) for a in column[np.flatnonzero(column)]),
+                listeners=int(np.count_nonzero(np.delete(self.A[k], k))),
                 times=self.times,
                 shape=shape,
                 classes=classes,
@@ -125,7 +125,7 @@ class Plan:
                 cuda=cuda,
                 title=topology.title(self.graph, k),
             )
-            for k, column in enumerate(mixing.T)
+            for k, column in enumerate(self.A.T)
         ]
 
     def share(self, k: int) -> Split | None:
@@ -219,6 +219,7 @@ def make_plan(
     graph = checked("topology", _graph, config)
     A = checked("topology", weights.build, config.topology.weights, graph)
     checked("topology", weights.check, A, graph)
+    A = strategy.combination_matrix(config.strategy, A)
     combines = config.strategy in ("consensus", "diffusion")
     if combines and weights.unused(config.topology.weights, graph):
         warnings.warn(

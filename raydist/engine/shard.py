@@ -83,7 +83,7 @@ def apply(agent: "Agent", shard: Shard) -> None:
     agent.snapshots = [here[f"period.{i}"] for i in range(numbers["periods"])]
     if agent.average is not None:
         agent.average.value, agent.average.count = here["average"], numbers["averaged"]
-    agent.round, agent.open = numbers["round"], False
+    agent.round, agent.open, agent.seconds_combine = numbers["round"], False, None
 
 
 def pack(shard: Shard) -> bytes:

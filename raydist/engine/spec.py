@@ -15,6 +15,7 @@ class AgentSpec:
         config: the experiment.
         neighbours: the l of its neighbourhood N_k in ascending order, k among them.
         weights: the a_lk in the same order.
+        listeners: how many others hear it; on a directed graph not those that it hears.
         times: length, epochs and periods of the run.
         shape: of one input, (C, H, W).
         classes: number of classes.
@@ -28,6 +29,7 @@ class AgentSpec:
     config: Experiment
     neighbours: tuple[int, ...]
     weights: tuple[float, ...]
+    listeners: int
     times: Timetable
     shape: tuple[int, ...]
     classes: int
