@@ -16,6 +16,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raydist.config import InputError, MachineError
     from raydist.evaluation.request import Request
     from raydist.evaluation.runs import evaluate_runs
     from raydist.reading import load, load_events, load_rounds
@@ -33,6 +34,8 @@ os.environ.setdefault(
 os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 
 __all__ = [
+    "InputError",
+    "MachineError",
     "Request",
     "evaluate_runs",
     "load",
@@ -44,6 +47,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "InputError": "config",
+    "MachineError": "config",
     "Request": "evaluation.request",
     "evaluate_runs": "evaluation.runs",
     "load": "reading",

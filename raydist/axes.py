@@ -8,7 +8,8 @@ from typing import Any
 from raydist.config import Experiment, InputError, shown
 from raydist.naming import Point
 
-CORNERS = 512  # points that are all checked; of more than that one axis at a time
+CORNERS = 512  # points of lists to draw from that are all checked; of more, one axis at a time
+GRID = 2048  # points of a grid that are all checked, because all of them will run
 # How many numbers each search space of Ray Tune takes; a choice takes any list.
 SPACES = {
     "uniform": 2,
@@ -34,9 +35,11 @@ def check_axis(key: str, axis: Any) -> None:
     if isinstance(axis, list):
         if not axis:
             raise InputError(f"axes.{key} is empty, expected one value or more: remove it")
-        again = [value for n, value in enumerate(axis) if value in axis[:n]]
-        if again:
-            raise InputError(f"axes.{key} holds {shown(again[0])} twice: remove one")
+        seen: set[Any] = set()
+        for value in axis:
+            if _frozen(value) in seen:
+                raise InputError(f"axes.{key} holds {shown(value)} twice: remove one")
+            seen.add(_frozen(value))
         return
     if isinstance(axis, dict) and axis and not SPACES.keys() & axis.keys():
         table = getattr(Experiment.model_fields.get(key), "annotation", None)
@@ -55,6 +58,13 @@ def check_axis(key: str, axis: Any) -> None:
     problem = _problem(space, values)
     if problem:
         raise InputError(f"axes.{key}: {space} is {shown(values)}, expected {problem}")
+
+
+def _frozen(value: Any) -> Any:
+    """A value that a set takes, equal where the values are."""
+    if isinstance(value, dict):
+        return frozenset((key, _frozen(each)) for key, each in value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _problem(space: str, values: Any) -> str:
@@ -91,8 +101,8 @@ def ends(space: Mapping[str, Any]) -> list[Any]:
 def corners(axes: Mapping[str, Any], spaces: Sequence[str]) -> Iterator[Point]:
     """The points to check before anything starts: the grid, at both ends of every space.
 
-    Where lists are drawn from and have too many combinations, each value of each axis once, the
-    other axes at their first.
+    Where there are too many, each value of each axis once, the other axes at their first; of a long
+    list its first and last ones.
 
     Args:
         axes: dotted key -> list or search space.
@@ -103,14 +113,15 @@ def corners(axes: Mapping[str, Any], spaces: Sequence[str]) -> Iterator[Point]:
     """
     values = {k: ends(v) if isinstance(v, dict) else v for k, v in axes.items()}
     drawn = any(isinstance(axes[key], list) for key in spaces)
-    if not drawn or math.prod(len(v) for v in values.values()) <= CORNERS:
+    if math.prod(len(v) for v in values.values()) <= (CORNERS if drawn else GRID):
         for point in itertools.product(*values.values()):
             yield dict(zip(values, point, strict=True))
         return
     first = {key: choices[0] for key, choices in values.items()}
     yield first
     for key, choices in values.items():
-        yield from (first | {key: value} for value in choices[1:])
+        some = choices[1:] if len(choices) <= CORNERS else [*choices[1:CORNERS], choices[-1]]
+        yield from (first | {key: value} for value in some)
 
 
 def check_drawn(axes: Mapping[str, Any], spaces: Sequence[str], algorithm: str | None) -> None:

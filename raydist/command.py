@@ -1,7 +1,9 @@
 """What all commands share: wrong input is one line on stderr and exit code 2."""
 
 import errno
+import functools
 import os
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from raydist.config import Experiment, InputError, MachineError
+from raydist import ending
+from raydist.config import REMEDIES, Experiment, InputError, MachineError
 from raydist.engine import lock
 from raydist.engine.store import Store
-from raydist.show import errors
+from raydist.show import say
 
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130  # exit codes
+FAILED, WRONG_INPUT = 1, 2  # exit codes; of what is ended from outside `ending.code()`
 
 Settings = Annotated[
     list[str] | None,
@@ -101,24 +104,82 @@ def run(main: Callable[..., Any]) -> None:
     """
     warnings.formatwarning = _one_line
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
+
+    @functools.wraps(main)
+    def ended(*args: Any, **settings: Any) -> int:
+        try:
+            return int(main(*args, **settings) or 0)
+        except KeyboardInterrupt as error:  # of which typer would say nothing
+            return told(error, "")
+
+    app.command()(ended)
+    with ending.heard():
+        raise SystemExit(_code(app))
+
+
+def _code(app: typer.Typer) -> int:
+    """The exit code of a command; what ended it before its end is told in one line."""
     try:
-        code = app(standalone_mode=False)
+        return int(app(standalone_mode=False) or 0)
     except InputError as error:
-        errors.print(f"raydist: {error}", markup=False)
-        code = WRONG_INPUT
-    except MachineError as error:
-        errors.print(f"raydist: {error}", markup=False)
-        code = FAILED
-    except KeyboardInterrupt:
-        errors.print("raydist: interrupted")
-        code = INTERRUPTED
+        say(f"raydist: {error}")
+        return WRONG_INPUT
     except typer.Exit as error:
-        code = error.exit_code
+        return error.exit_code
     except Exception as error:
+        if isinstance(error, BrokenPipeError):  # of what is not printed by our console
+            return 128 + signal.SIGPIPE
+        machine = machine_error(error)
+        if machine is not None:
+            say(f"raydist: {machine}")
+            return FAILED
         if not hasattr(error, "exit_code"):  # not a usage error of the command line
             raise
         line = error.format_message() if hasattr(error, "format_message") else str(error)
-        errors.print(f"raydist: {line}", markup=False)
-        code = WRONG_INPUT
-    raise SystemExit(code or 0)
+        say(f"raydist: {line}")
+        return WRONG_INPUT
+
+
+def told(error: BaseException, resume: str) -> int:
+    """Tell in one line what ended a command early, and how to go on.
+
+    Args:
+        error: what ended it.
+        resume: the command that goes on; "" if there is none.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BaseException: that error, unless the user or the machine has ended the command.
+    """
+    machine = machine_error(error)
+    if machine is None and not isinstance(error, KeyboardInterrupt):
+        raise error
+    line = ending.words() if machine is None else str(machine)
+    say(f"raydist: {line}" + (f"; continue with {resume}" if resume else ""))
+    return ending.code() if machine is None else FAILED
+
+
+def machine_error(error: BaseException) -> MachineError | None:
+    """What the machine refused, where that is the cause of an error, in whatever it is wrapped.
+
+    Args:
+        error: any; Ray and Tune wrap those of others.
+
+    Returns:
+        The error in one line; None if the machine has nothing to do with it.
+    """
+    chain: list[BaseException] = []
+    each: BaseException | None = None if isinstance(error, InputError) else error
+    while each is not None and each not in chain:
+        chain.append(each)
+        each = getattr(each, "cause", None) or each.__cause__ or each.__context__
+    for each in chain:
+        if isinstance(each, MachineError):
+            return each
+    for each in chain:
+        if isinstance(each, OSError) and each.errno in REMEDIES:
+            name = each.filename or "a file"
+            return MachineError.of(f"{name} cannot be written or read", each)
+    return None

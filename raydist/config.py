@@ -308,7 +308,7 @@ def _line(problem: ErrorDetails, table: type[BaseModel]) -> str:
     """One problem: key, value, what was expected, what to write."""
     location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    where = "".join(parts).removeprefix(".")
+    where = "".join(parts).removeprefix(".") or "the experiment"
     if problem["type"] == "extra_forbidden":
         return f"{where} is not a known key{nearest(str(location[-1]), _fields(table, location))}"
     if problem["type"] == "missing":

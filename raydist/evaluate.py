@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from raydist import command
+from raydist import command, ending
 from raydist.config import InputError
 from raydist.engine.store import locate
 from raydist.evaluation.names import PARTS, PRESETS
 from raydist.fields import parse_budget
-from raydist.show import console, errors, evaluation_notes, evaluation_table
+from raydist.show import console, evaluation_notes, evaluation_table, say
 
 
 def main(
@@ -82,18 +82,18 @@ def main(
             runs, request, pool, address=address, cpus=cpus, gpus=gpus, quiet=quiet
         )
     except KeyboardInterrupt:
-        errors.print("raydist: interrupted; the same command goes on where it stopped")
-        return command.INTERRUPTED
+        say(f"raydist: {ending.words()}; the same command goes on where it stopped")
+        return ending.code()
     if not quiet:
         console.print(evaluation_table(frame))
         for note in evaluation_notes(frame):
-            console.print(note, style="dim", highlight=False)
+            console.print(note, style="dim")
         where = f"{locate(runs[0])}/evaluation"
-        console.print(f"table {where}/evaluation.csv   pictures {where}/*.png", highlight=False)
+        console.print(f"table {where}/evaluation.csv   pictures {where}/*.png")
     if "error" not in frame:
         return 0
     for _, row in frame[frame["error"].notna()].iterrows():
-        errors.print(f"failed: {row['trial']} {row['model']}: {row['error']}", markup=False)
+        say(f"failed: {row['trial']} {row['model']}: {row['error']}")
     return command.FAILED
 
 
@@ -104,7 +104,7 @@ def _names(text: str) -> tuple[str, ...]:
 def _count(flag: str, text: str) -> int | Literal["all"]:
     if text == "all":
         return "all"
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise InputError(f'{flag} is "{text}", expected "all" or a whole number, 1 or more')
     return int(text)
 

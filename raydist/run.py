@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
 from raydist import command
 from raydist.config import Experiment, InputError, validate
 from raydist.engine.death import AgentError
 from raydist.engine.lock import Held, hold
 from raydist.engine.store import Store
-from raydist.show import console, errors, number, numbers
+from raydist.show import Words, console, number, numbers, progress, say
 from raydist.study import from_tree, read
 
 if TYPE_CHECKING:
@@ -153,7 +153,8 @@ def _run(plan: "Plan", pool: "Pool", folder: "Folder | None", held: Held, quiet:
     """Run a plan on a pool with a progress bar."""
     from raydist.engine.complete import complete
 
-    with _progress(quiet) as bar:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with progress(quiet, *columns, Words("{task.fields[status]}")) as bar:
         task = bar.add_task("rounds", total=plan.rounds, status="")
 
         def tell(record: "Record") -> None:
@@ -178,13 +179,6 @@ def _run_on_ray(
             return run_on_train(plan, scaling(plan.config, cluster_resources()), folder)
         resources = layout(plan.config, cluster_resources())
         return _run(plan, RayPool(plan, resources), folder, held, quiet)
-
-
-def _progress(quiet: bool) -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    status = TextColumn("{task.fields[status]}")
-    off = quiet or not console.is_terminal
-    return Progress(*columns, status, console=console, transient=True, disable=off)
 
 
 def _status(record: "Record") -> str:
@@ -218,7 +212,7 @@ def main(
 
     plan = make_plan(experiment)
     if not quiet:
-        console.print(f"{experiment.strategy}: {plan.describe()}", highlight=False)
+        console.print(f"{experiment.strategy}: {plan.describe()}")
     if dry_run:
         return 0
     try:
@@ -230,29 +224,31 @@ def main(
             resume=resume is not None,
             quiet=quiet,
         )
-    except (KeyboardInterrupt, AgentError) as error:
+    except (KeyboardInterrupt, Exception) as error:
         return _told(error, experiment, folder)
     if not quiet:
         for name, value in result.final.items():
-            console.print(f"{name:24} {number(value)}", highlight=False)
-        console.print(f"results {folder}", highlight=False)
+            console.print(f"{name:24} {number(value)}")
+        console.print(f"results {folder}")
     return 0
 
 
-def _told(error: KeyboardInterrupt | AgentError, experiment: Experiment, path: str) -> int:
+def _told(error: BaseException, experiment: Experiment, path: str) -> int:
     """What ended a run early, where its traceback is, how to go on: one line; the exit code."""
     from raydist.folder import Folder
 
-    folder, failed = Folder(path), isinstance(error, AgentError)
+    folder = Folder(path)
     begun = folder.store.find("experiment.json") is not None
-    line = str(error) if failed else "interrupted"
-    if failed and begun:
+    resume = f"python -m raydist.run --resume {path}"
+    resume = resume if begun and experiment.engine != "train" else ""
+    if not isinstance(error, AgentError) or command.machine_error(error):
+        return command.told(error, resume)
+    line = f"raydist: {error}"
+    if begun:
         folder.fail("".join(traceback.format_exception(error)))
         line += f" (log: {path}/error.txt)"
-    if begun and experiment.engine != "train":
-        line += f"; continue with python -m raydist.run --resume {path}"
-    errors.print(f"raydist: {line}", markup=False)
-    return command.FAILED if failed else command.INTERRUPTED
+    say(line + (f"; continue with {resume}" if resume else ""))
+    return command.FAILED
 
 
 if __name__ == "__main__":

@@ -1,18 +1,79 @@
 """What the commands print: tables and lines for people."""
 
 import math
+import os
+import signal
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.progress import Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
+from rich.text import Text
+
+from raydist import ending
+from raydist.config import printable
 
 if TYPE_CHECKING:  # --help and a wrong setting need no table
     import pandas as pd
 
-console = Console() if Console().is_terminal else Console(width=120)
-errors = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+for _size in ("COLUMNS", "LINES"):  # 0 and "²" say nothing
+    if not (os.environ.get(_size, "80").isdecimal() and int(os.environ.get(_size, "80"))):
+        del os.environ[_size]
+
+
+class _Plain(Console):
+    """A console that prints text as it is: it finds no markup in it and lets no escape through."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False, **how)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(printable(text), **how)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), (sys.stderr if self.stderr else sys.stdout).fileno()
+        )
+        if not self.stderr:
+            ending.end(signal.SIGPIPE)
+
+
+console = _Plain() if Console().is_terminal else _Plain(width=120)
+errors = _Plain(stderr=True, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """A line on stderr, if somebody reads that."""
+    with suppress(OSError):  # a terminal that is gone
+        errors.print(line)
+
+
+class Words(TextColumn):
+    """A column of a progress bar, whose text is printed as it is."""
+
+    def render(self, task: Task) -> Text:
+        """As `TextColumn.render`."""
+        return Text(printable(self.text_format.format(task=task)))
+
+
+def progress(quiet: bool, *columns: str | ProgressColumn) -> Progress:
+    """Progress bars on a terminal.
+
+    Args:
+        quiet: show none.
+        *columns: as of `rich.progress.Progress`.
+
+    Returns:
+        The bars, a context manager.
+    """
+    off = quiet or not console.is_terminal
+    return Progress(*columns, console=console, transient=True, disable=off)
+
 
 # Final numbers that a table shows where a study has them: heading, and factor to its unit.
 COLUMNS = {
@@ -201,4 +262,4 @@ def evaluation_notes(frame: "pd.DataFrame") -> list[str]:
 def print_failures(frame: "pd.DataFrame") -> None:
     """One line on stderr for each failed trial: its error's last line and the path of its log."""
     for _, row in frame[frame["status"] == "failed"].iterrows():
-        errors.print(f"failed: {row['trial']}: {row['error']} (log: {row['log']})", markup=False)
+        say(f"failed: {row['trial']}: {row['error']} (log: {row['log']})")

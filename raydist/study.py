@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from raydist.axes import check_axis, check_drawn, corners
 from raydist.config import (
+    DEEPEST,
     Experiment,
     InputError,
     explain,
@@ -33,6 +34,8 @@ from raydist.search import Search
 
 TABLES = ("base", "axes", "stop", "search")
 KEY = r"[\w-]+(\.[\w-]+)*"  # a dotted key
+MOST_TRIALS = 100_000  # each takes some 30 kB of the driver's memory
+DEEP = r"(?<![\w.-])[\w-]+(?:\.[\w-]+){100,}"  # one that no table has
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,10 @@ def read(file: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Study:
     Raises:
         InputError: if the file cannot be read or says something that is not understood.
     """
+    if not isinstance(file, str | os.PathLike):
+        raise InputError(
+            f"{shown(file)} is no study and no experiment, expected a table or the path of a file"
+        )
     path = Path(file)
     tree = _toml(path)
     tree.setdefault("name", path.stem)
@@ -169,23 +176,34 @@ def from_tree(
         base["stop"] = tables["stop"]
     if "topology" in base:
         base["topology"] = _expand("topology", base["topology"], folders)
+    for key in (*tables["axes"], *(overrides or {})):
+        if key.count(".") > DEEPEST:
+            raise InputError(
+                f"{shown(key)} is nested too deeply, expected at most {DEEPEST} levels"
+            )
     fixed = {k: _expand(k, v, folders) for k, v in (overrides or {}).items()}
     swept = {
         key: _expand_axis(key, axis, folders)
         for key, axis in tables["axes"].items()
-        if not any(f"{key}.".startswith(f"{k}.") for k in fixed)
+        if not any(".".join(key.split(".")[:n]) in fixed for n in range(1, key.count(".") + 2))
     }
     for key, axis in swept.items():
         check_axis(key, axis)
-        for other in swept:
-            if other.startswith(f"{key}."):
-                raise InputError(f"axes.{key} and axes.{other} set the same value: remove one")
+        parts = key.split(".")
+        for other in (".".join(parts[:n]) for n in range(1, len(parts))):
+            if other in swept:
+                raise InputError(f"axes.{other} and axes.{key} set the same value: remove one")
     try:
         search = Search.model_validate(tables["search"])
     except ValidationError as error:
         raise InputError("search." + explain(error, Search)) from None
     study = Study(name, base, swept, search, fixed)
     check_drawn(study.axes, study.spaces, search.algorithm)
+    if study.trials > MOST_TRIALS:
+        raise InputError(
+            f"the axes make {study.trials:,} trials, expected at most {MOST_TRIALS:,}: write fewer "
+            'values, or search = { algorithm = "random", samples = 200 }'
+        )
     return study
 
 
@@ -236,8 +254,15 @@ def parse_overrides(overrides: Sequence[str]) -> Point:
 def _toml(path: Path) -> dict[str, Any]:
     text = ""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise InputError(f"{path} cannot be read: it is a pipe or device, expected a file")
         text = path.read_text(encoding="utf-8")
+        deep = re.search(DEEP, text)  # takes the parser hours
+        if deep:
+            raise InputError(f"{path} cannot be read: {shown(deep[0])} has too many parts")
         return tomllib.loads(text)
+    except InputError:
+        raise
     except tomllib.TOMLDecodeError as error:
         last = f"at line {len(text.splitlines())}, the last"
         line = str(error).replace("at end of document", last)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from raydist import command
+from raydist import command, ending
 from raydist.command import check_new_folder
 from raydist.config import Experiment, InputError
 from raydist.engine.lock import Held, hold
 from raydist.engine.store import Store
 from raydist.naming import Point, folder_name, value_label
-from raydist.show import console, errors, footnotes, print_failures, results_table, seeds_table
+from raydist.show import console, footnotes, print_failures, results_table, seeds_table
 from raydist.study import Study, from_tree, read
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def run_sweep(
 
     Raises:
         InputError: if something in the study cannot work; nothing was started or written.
+        KeyboardInterrupt: if it was interrupted before a trial had begun.
     """
     if not isinstance(study, Study):
         study = from_tree(study) if isinstance(study, Mapping) else read(study)
@@ -77,9 +78,9 @@ def run_sweep(
 
     max_concurrent = max_concurrent or study.search.max_concurrent
     if not quiet:
-        console.print(f"{study.name}: {study.trials} trials", highlight=False)
+        console.print(f"{study.name}: {study.trials} trials")
         for line in dict.fromkeys(need.line for _, need in trials):
-            console.print(f"  {line}", highlight=False)
+            console.print(f"  {line}")
     with hold(folder) as held:
         if not resume:  # again, now that nobody else is at it
             check_new_folder(folder)
@@ -88,12 +89,17 @@ def run_sweep(
             job = Job(study, folder.url, pool, cluster_resources(), os.getcwd(), images)
             fit, line = check_cluster(job, trials, max_concurrent)
             if not quiet:
-                console.print(f"  {line}", highlight=False)
+                console.print(f"  {line}")
             _write_study(folder, study)
             longest = max(need.rounds for _, need in trials)
             ended = _run(job, max_concurrent, fit, longest, held, quiet)
         held.check(now=True)
-        return _summarise(folder, ended)
+        try:
+            return _summarise(folder, ended)
+        except InputError as error:
+            if ended:
+                raise
+            raise KeyboardInterrupt from error  # before a trial had begun
 
 
 def _check_shared(folder: Store, name: str) -> None:
@@ -218,7 +224,7 @@ def _run(
     trials = source(study, out, max_concurrent, fit)
     if trials.count == 0:
         return True
-    with TuneProgress(trials.count, held, quiet) as progress:
+    with ending.gently(), TuneProgress(trials.count, held, quiet) as progress:
         tune.Tuner(
             tune.with_resources(tune.with_parameters(Trial, job=job), job.resources),
             tune_config=tune.TuneConfig(
@@ -264,31 +270,42 @@ def main(
         _show_plans(study, pool, address, max_concurrent)
         return 0
     out = resume or out or f"runs/{study.name}"
-    frame = run_sweep(
-        study,
-        out=out,
-        resume=resume is not None,
-        pool=pool,
-        address=address,
-        max_concurrent=max_concurrent,
-        quiet=quiet,
-    )
+    try:
+        frame = run_sweep(
+            study,
+            out=out,
+            resume=resume is not None,
+            pool=pool,
+            address=address,
+            max_concurrent=max_concurrent,
+            quiet=quiet,
+        )
+    except (KeyboardInterrupt, Exception) as error:
+        return command.told(error, _how_to_resume(out))
     if not quiet:
-        console.print(results_table(frame, list(study.axes)))
-        if "seed" in study.axes:
-            from raydist.seeds import over_seeds
-
-            console.print(seeds_table(over_seeds(frame), list(study.axes)))
-        for note in footnotes(frame):
-            console.print(note, style="dim", highlight=False)
-        where = f"results {out}/results.csv   picture {out}/summary.png"
-        console.print(where, highlight=False, markup=False)
+        _show(frame, study, out)
     print_failures(frame)
     if frame.attrs["interrupted"]:
-        line = f"raydist: interrupted; continue with python -m raydist.sweep --resume {out}"
-        errors.print(line, markup=False)
-        return command.INTERRUPTED
+        return command.told(KeyboardInterrupt(), _how_to_resume(out))
     return command.FAILED if (frame["status"] == "failed").any() else 0
+
+
+def _how_to_resume(out: str) -> str:
+    """The command that goes on; "" where nothing has begun."""
+    there = Store(out).find(STUDY_FILE) is not None
+    return f"python -m raydist.sweep --resume {out}" if there else ""
+
+
+def _show(frame: "pd.DataFrame", study: Study, out: str) -> None:
+    """The tables of a study, and where everything else is."""
+    console.print(results_table(frame, list(study.axes)))
+    if "seed" in study.axes:
+        from raydist.seeds import over_seeds
+
+        console.print(seeds_table(over_seeds(frame), list(study.axes)))
+    for note in footnotes(frame):
+        console.print(note, style="dim")
+    console.print(f"results {out}/results.csv   picture {out}/summary.png")
 
 
 def _study_in(path: str) -> Study:
@@ -324,8 +341,8 @@ def _show_plans(study: Study, pool: str, address: str | None, max_concurrent: in
         table.add_row(*(value_label(cell) for cell in cells))
     console.print(table)
     drawn = f", drawn from {', '.join(study.spaces)} (shown at their ends)" if study.spaces else ""
-    console.print(f"{study.trials} trials{drawn}", highlight=False)
-    console.print(line, highlight=False)
+    console.print(f"{study.trials} trials{drawn}")
+    console.print(line)
 
 
 if __name__ == "__main__":

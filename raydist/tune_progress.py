@@ -4,10 +4,12 @@ import time
 from typing import Any
 
 from ray import tune
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
+from rich.text import Text
 
+from raydist.config import printable
 from raydist.engine.lock import Held
-from raydist.show import console, numbers
+from raydist.show import Words, console, numbers, progress
 
 SHOWN = ("loss", "val_clean_acc", "val_pgd10_acc", "val_fosc", "excess_risk")
 
@@ -25,15 +27,13 @@ class TuneProgress(tune.Callback):
         """
         self.quiet, self.finished, self.total, self.held = quiet, 0, trials, held
         self._began = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
+        self._bar = progress(
+            quiet,
+            Words("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[status]}"),
-            console=console,
-            transient=True,
-            disable=quiet or not console.is_terminal,
+            Words("{task.fields[status]}"),
         )
         self._overall = self._bar.add_task("trials", total=trials, status="starting agents ...")
         self._running: dict[str, Any] = {}
@@ -82,9 +82,9 @@ class TuneProgress(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune when a trial has failed."""
-        self._end(str(trial), "[red]failed[/red]")
+        self._end(str(trial), "failed", "red")
 
-    def _end(self, name: str, how: str) -> None:
+    def _end(self, name: str, how: str, style: str = "") -> None:
         self.finished += 1
         if name in self._running:
             self._bar.remove_task(self._running.pop(name))
@@ -92,4 +92,5 @@ class TuneProgress(tune.Callback):
         if not self.quiet:
             seconds = time.monotonic() - self._began
             counted = f"{self.finished}/{self.total}"
-            console.print(f"[dim]{seconds:6.0f} s {counted}[/dim] {name} {how}", highlight=False)
+            count = (f"{seconds:6.0f} s {counted}", "dim")
+            console.print(Text.assemble(count, f" {printable(name)} ", (printable(how), style)))

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 
@@ -416,6 +417,38 @@ def test_files_that_cannot_be_read(complaint, tmp_path):
         )
 
 
+def test_what_would_take_for_ever_is_answered(complaint, tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    line = "pipe.toml cannot be read: it is a pipe or device, expected a file"
+    assert complaint("run", "pipe.toml") == line
+    deep = ".".join("a" * 100_000)
+    assert complaints(complaint, tmp_path, f"{toml()}\n{deep} = 1").endswith("too many parts")
+    for key in (f"axes.{'.'.join('a' * 90)}", f'axes."{deep}"'):
+        text = toml() + f"\n{key} = [1, 2]"
+        assert re.search(r"too many parts|nested too deeply", complaints(complaint, tmp_path, text))
+    (tmp_path / "study.toml").write_text(toml())
+    assert "nested too deeply" in complaint("run", "study.toml", f"{deep[:60_001]}=1")
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [{"seed": [*range(400_000)]}, {"seed": [*range(800)], "optim.lr": [*range(1, 501)]}],
+)
+def test_more_trials_than_a_driver_can_hold_are_refused(axes):
+    tree = {"topology": {"kind": "ring", "agents": 4}, "rounds": 2}
+    with pytest.raises(InputError, match="the axes make 400,000 trials, expected at most 100,000"):
+        raydist.run_sweep({"base": tree, "axes": axes})
+
+
+@pytest.mark.parametrize("config", [[1], None, 3, ("a",)])
+def test_what_is_no_table_is_told(config):
+    for function in (raydist.run_experiment, raydist.run_sweep):
+        with pytest.raises(raydist.InputError, match="is no study and no experiment, expected a"):
+            function(config)
+    with pytest.raises(InputError, match=r"^the experiment is .*, expected a table"):
+        validate(config)
+
+
 def test_paths_that_no_file_has(complaint, tmp_path):
     assert complaint("run", "x" * 300).endswith("x cannot be read: File name too long")
     for path in ("x" * 300, "\\u0000"):
@@ -640,7 +673,8 @@ def test_the_python_functions_raise_the_same_line():
 @pytest.mark.parametrize("module", ["raydist.sweep", "raydist.run"])
 def test_as_a_user_calls_it(tmp_path, module):
     (tmp_path / "study.toml").write_text(toml({"threat.eps": "8"}))
-    environment = os.environ | {"COLUMNS": "40"}  # narrower than the line
+    width = "0" if module.endswith("run") else "40"  # not known; narrower than the line
+    environment = os.environ | {"COLUMNS": width}
     done = subprocess.run(
         [sys.executable, "-m", module, "study.toml"],
         cwd=tmp_path,

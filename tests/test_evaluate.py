@@ -428,6 +428,7 @@ COMMAND = [
     (["{run}", "--preset", "paper"], '--preset is "paper", expected one of autoattack'),
     (["{run}", "--preset", "autoattack", "--attacks", "fgsm"], "write one of them"),
     (["{run}", "--images", "many"], '--images is "many", expected "all" or a whole number'),
+    (["{run}", "--images", "²"], '--images is "²", expected "all" or a whole number'),
     (["{run}", "--eps", "eight"], '--eps is "eight", expected a number or a fraction'),
     (["{run}", "--eps", "8"], '"8/255"'),
     (["{run}", "--models", "teacher"], "has no model teacher: it has centroid"),

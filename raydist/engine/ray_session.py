@@ -14,6 +14,7 @@ import torch
 from ray.exceptions import AuthenticationError
 
 import raydist
+from raydist import ending
 from raydist.config import InputError
 
 CONNECT_SECONDS = 5.0
@@ -45,16 +46,18 @@ def ray_session(address: str | None) -> Generator[None]:
     mode = os.environ.get("RAY_AUTH_MODE")  # Ray may change it
     _check_reachable(address)
     try:
-        if address == "local":
-            ray.init(address, include_dashboard=False, _system_config=UNWATCHED, **QUIET)
-        else:
-            _join(address)
+        with ending.kept():
+            if address == "local":
+                ray.init(address, include_dashboard=False, _system_config=UNWATCHED, **QUIET)
+            else:
+                _join(address)
     except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
         raise InputError(_why(error, address, mode)) from error
     try:
         yield
     finally:
-        ray.shutdown()
+        with ending.undisturbed():
+            ray.shutdown()
 
 
 def _join(address: str) -> None:

@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from raydist.config import InputError
 from raydist.engine.lock import hold
@@ -28,7 +21,7 @@ from raydist.evaluation.results import Results
 from raydist.evaluation.subject import Subject, open_subject, trials
 from raydist.evaluation.units import Unit
 from raydist.evaluation.work import perform
-from raydist.show import console, errors
+from raydist.show import Words, console, progress, say
 
 TELL_SECONDS = 20.0
 
@@ -144,18 +137,17 @@ def _subjects(
     if not found:
         raise InputError(why[0])
     for line in why if not quiet else []:
-        errors.print(f"left out: {line}", markup=False)
+        say(f"left out: {line}")
     return found
 
 
 def _shown(units: Sequence[Unit], done: Done, quiet: bool) -> Iterator[tuple[Unit, Any]]:
     """What was found, while a bar (or without a terminal, a line now and then) counts the units."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    status = TextColumn("{task.description}")
     off = quiet or not console.is_terminal
     began = told = time.monotonic()
     finished = 0
-    with Progress(*columns, status, console=console, transient=True, disable=off) as bar:
+    with progress(quiet, *columns, Words("{task.description}")) as bar:
         task = bar.add_task("", total=len(units))
         for unit, found in done:
             what = f"{unit.folder.name} {unit.model} {unit.task}"
@@ -167,7 +159,7 @@ def _shown(units: Sequence[Unit], done: Done, quiet: bool) -> Iterator[tuple[Uni
             if off and not quiet and now - told > TELL_SECONDS:
                 told = now
                 line = f"{now - began:6.0f} s {finished}/{len(units)} {what}"
-                console.print(line, highlight=False, markup=False)
+                console.print(line)
 
 
 def _leave(results: Sequence[Results], frame: pd.DataFrame, run: Path) -> None:
