@@ -224,6 +224,8 @@ def main(
             resume=resume is not None,
             quiet=quiet,
         )
+    except InputError:
+        raise
     except (KeyboardInterrupt, Exception) as error:
         return _told(error, experiment, folder)
     if not quiet:

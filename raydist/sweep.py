@@ -280,6 +280,8 @@ def main(
             max_concurrent=max_concurrent,
             quiet=quiet,
         )
+    except InputError:
+        raise
     except (KeyboardInterrupt, Exception) as error:
         return command.told(error, _how_to_resume(out))
     if not quiet:
