@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from raydist.config import Experiment, InputError
 from raydist.engine.store import Store
-from raydist.identity import check_same, check_versions, description, named_files
+from raydist.identity import check_same, description, named_files
 from raydist.network.topology import names
 from raydist.record import ROUNDS, Event, Record, events_frame, survived
 from raydist.rounds import Rounds, reached
@@ -90,7 +90,7 @@ class Folder:
         Raises:
             InputError: if the folder holds another experiment or a result, or cannot be written.
         """
-        contents = dict(contents or {})
+        contents = named_files(config) | dict(contents or {})
         try:
             self.check(config, contents)
             if self.final(config) is not None:
@@ -113,23 +113,25 @@ class Folder:
             raise InputError(f"{self.url} cannot be written: {error.strerror or error}") from error
         self.clock.start(0.0)
 
-    def check(self, config: Experiment, contents: dict[str, str], versions: bool = False) -> None:
+    def check(self, config: Experiment, contents: dict[str, str]) -> dict[str, str]:
         """The folder holds nothing, or this experiment.
 
         Args:
             config: the experiment.
             contents: digests of the files and images that the experiment names.
-            versions: whether an unfinished try has to be of versions that agree with ours.
+
+        Returns:
+            The versions with which an unfinished try was begun, as far as it recorded them.
 
         Raises:
-            InputError: if not.
+            InputError: if it holds another experiment.
         """
         known = self._known()
         if known is None:
-            return
+            return {}
         check_same(self.url, known, config, named_files(config) | contents)
-        if versions and self.store.find("final.json") is None:
-            check_versions(self.url, known.get("versions", {}))
+        finished = self.store.find("final.json") is not None
+        return {} if finished else dict(known.get("versions", {}))
 
     def add(self, record: Record) -> None:
         """Take in a record; `flush` writes."""

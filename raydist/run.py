@@ -18,6 +18,7 @@ from raydist.config import Experiment, InputError, validate
 from raydist.engine.death import AgentError
 from raydist.engine.lock import Held, hold
 from raydist.engine.store import Store
+from raydist.identity import check_versions
 from raydist.show import Words, console, number, numbers, progress, say
 from raydist.study import from_tree, read
 
@@ -85,7 +86,7 @@ def run_experiment(
     _check_folder(folder, experiment, resume)
     plan = make_plan(experiment)
     if folder is not None:
-        folder.check(experiment, plan.contents, versions=True)
+        check_versions(folder.url, folder.check(experiment, plan.contents))
     with hold(None if folder is None else folder.store) as held:
         _check_folder(folder, experiment, resume)  # again, now that nobody else is at it
         if pool == "local":

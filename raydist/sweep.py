@@ -22,6 +22,7 @@ from raydist.config import Experiment, InputError
 from raydist.engine.lock import Held, hold
 from raydist.engine.store import Store
 from raydist.naming import Point, folder_name, value_label
+from raydist.resume import STUDY_FILE, check_resumed, study_in
 from raydist.show import console, footnotes, print_failures, results_table, seeds_table
 from raydist.study import Study, from_tree, read
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
     from raydist.estimate import Needs
     from raydist.tune_trial import Job
-
-STUDY_FILE = "study.json"
 
 
 def run_sweep(
@@ -82,7 +81,9 @@ def run_sweep(
         for line in dict.fromkeys(need.line for _, need in trials):
             console.print(f"  {line}")
     with hold(folder) as held:
-        if not resume:  # again, now that nobody else is at it
+        if resume:
+            check_resumed(folder, study)
+        else:  # again, now that nobody else is at it
             check_new_folder(folder)
         with ray_session(address):
             images = stored_images(study)
@@ -265,7 +266,7 @@ def main(
         raise InputError(f"--resume {resume} says all there is: write it without FILE and --out")
     if resume is None and file is None:
         raise InputError("which study? write python -m raydist.sweep FILE or --resume DIR")
-    study = _study_in(resume) if resume else read(file or "", settings or [])
+    study = study_in(resume) if resume else read(file or "", settings or [])
     if dry_run:
         _show_plans(study, pool, address, max_concurrent)
         return 0
@@ -308,15 +309,6 @@ def _show(frame: "pd.DataFrame", study: Study, out: str) -> None:
     for note in footnotes(frame):
         console.print(note, style="dim")
     console.print(f"results {out}/results.csv   picture {out}/summary.png")
-
-
-def _study_in(path: str) -> Study:
-    folder = Store(path)
-    try:
-        return Study.from_json(folder.read(STUDY_FILE).decode())
-    except (OSError, ValueError, TypeError) as error:
-        line = f"{path} holds no study to resume: {folder.url}/{STUDY_FILE} cannot be read"
-        raise InputError(line) from error
 
 
 def _show_plans(study: Study, pool: str, address: str | None, max_concurrent: int | None) -> None:

@@ -88,7 +88,7 @@ class Dying(LocalPool):
 
 def begun(plan, path):
     folder = Folder(path)
-    folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate)
+    folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate, plan.contents)
     return folder
 
 
