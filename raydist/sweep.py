@@ -334,9 +334,18 @@ def _show_plans(study: Study, pool: str, address: str | None, max_concurrent: in
         cells = [*point.values(), *counts, *sizes]
         table.add_row(*(value_label(cell) for cell in cells))
     console.print(table)
-    drawn = f", drawn from {', '.join(study.spaces)} (shown at their ends)" if study.spaces else ""
-    console.print(f"{study.trials} trials{drawn}")
+    console.print(f"{study.trials} trials{counted(study)}")
     console.print(line)
+
+
+def counted(study: Study) -> str:
+    """How many trials that makes, where values are drawn: each draw runs at all values of lists."""
+    if not study.spaces:
+        return ""
+    lists = {k: len(axis) for k, axis in study.axes.items() if k not in study.spaces}
+    draws = f"{study.samples} draws of {', '.join(study.spaces)} (shown at their ends)"
+    each = f", each at {' × '.join(f'{n} {key}' for key, n in lists.items())}" if lists else ""
+    return f": {draws}{each}"
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ def points(study: Study) -> list[Point]:
     """The trials of a study whose points do not depend on results, in their order.
 
     Args:
-        study: the study; every combination of its lists runs at `study.samples` draws from its
-            search spaces, no point twice.
+        study: the study; `study.samples` draws from its search spaces, no draw twice, and at each
+            of them every combination of its lists.
 
     Returns:
         The points; those that differ in the seed only are neighbours.
@@ -52,21 +52,21 @@ def points(study: Study) -> list[Point]:
     random = np.random.RandomState(study.search.seed)
     domains = {key: domain(study.axes[key]) for key in study.spaces}
     grid = {k: axis for k, axis in study.axes.items() if k not in domains and k != "seed"}
-    drawn_before: set[str] = set()
+    before: set[str] = set()
     found: list[Point] = []
     for _ in range(study.samples):
-        for values in itertools.product(*grid.values()):
-            fixed = dict(zip(grid, values, strict=True))
-            for _ in range(REPEATS if domains else 1):
-                drawn = {
-                    key: value(study.axes[key], each.sample(random_state=random))
-                    for key, each in domains.items()
-                }
-                name = json.dumps(fixed | drawn, sort_keys=True)
-                if name not in drawn_before:
-                    drawn_before.add(name)
+        for _ in range(REPEATS if domains else 1):
+            drawn = {
+                key: value(study.axes[key], each.sample(random_state=random))
+                for key, each in domains.items()
+            }
+            name = json.dumps(drawn, sort_keys=True)
+            if name not in before:
+                before.add(name)
+                for values in itertools.product(*grid.values()):  # all at the same draw
+                    fixed = dict(zip(grid, values, strict=True))
                     found += with_seeds(study, fixed | drawn)
-                    break
+                break
     return found
 
 

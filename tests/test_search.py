@@ -21,6 +21,7 @@ from raydist.engine.store import Store
 from raydist.record import Outcome, Record
 from raydist.search import METRICS
 from raydist.study import from_tree
+from raydist.sweep import counted
 from raydist.tune_optuna import PROPOSALS, Proposals
 from raydist.tune_search import OBJECTIVE, points, scheduler
 
@@ -49,15 +50,24 @@ def study(axes, base=QUADRATIC, **search):
     return from_tree({"base": base, "axes": axes, "search": search})
 
 
-def test_seeds_of_a_point_are_neighbours_and_share_its_draws():
-    found = points(study({"seed": [5, 6], **LR, "strategy": ["consensus", "diffusion"]}, samples=3))
-    assert len(found) == 12
-    pairs = list(zip(found[::2], found[1::2], strict=True))
-    for first, second in pairs:
-        assert list(first) == ["seed", "optim.lr", "strategy"]  # in the order of the file
-        assert (first["seed"], second["seed"]) == (5, 6)
-        assert first["optim.lr"] == second["optim.lr"] and first["strategy"] == second["strategy"]
-    assert len({first["optim.lr"] for first, _ in pairs}) == 6  # one draw for each other point
+def test_a_draw_runs_at_every_value_of_the_lists_and_seeds_are_neighbours():
+    axes = {"seed": [5, 6], **LR, "strategy": ["consensus", "diffusion"], "data.batch": [1, 2, 3]}
+    one = study(axes, samples=4)
+    found = points(one)
+    assert len(found) == one.trials == 4 * 3 * 2 * 2
+    by_draw = {}
+    for point in found:
+        assert list(point) == list(axes)  # in the order of the file
+        others = point["seed"], point["strategy"], point["data.batch"]
+        by_draw.setdefault(point["optim.lr"], []).append(others)
+    wanted = sorted(itertools.product(*(axes[key] for key in ("seed", "strategy", "data.batch"))))
+    assert len(by_draw) == 4 and all(sorted(each) == wanted for each in by_draw.values())
+    for first, second in zip(found[::2], found[1::2], strict=True):
+        assert {**first, "seed": 6} == second and first["seed"] == 5
+    drawn = (
+        ": 4 draws of optim.lr (shown at their ends), each at 2 seed × 2 strategy × 3 data.batch"
+    )
+    assert counted(one) == drawn and counted(study({"seed": [0]})) == ""
 
 
 def test_a_grid_keeps_the_order_of_its_lists():
