@@ -20,7 +20,6 @@ from pydantic import ValidationError
 
 from raydist.axes import check_axis, check_drawn, corners
 from raydist.config import (
-    DEEPEST,
     Experiment,
     InputError,
     explain,
@@ -31,6 +30,7 @@ from raydist.config import (
 )
 from raydist.naming import Point, value_label
 from raydist.search import Search
+from raydist.values import DEEPEST
 
 TABLES = ("base", "axes", "stop", "search")
 KEY = r"[\w-]+(\.[\w-]+)*"  # a dotted key
