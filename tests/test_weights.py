@@ -221,7 +221,9 @@ def test_weights_that_a_rule_does_not_look_at(rule, values, unused):
 
 def test_averaging_is_doubly_stochastic_on_regular_graphs_only():
     assert weights.is_doubly_stochastic(weights.averaging(build("ring", 6)))
-    assert not weights.is_doubly_stochastic(weights.averaging(build("star", 6)))
+    star = weights.averaging(build("star", 6))
+    assert not weights.is_doubly_stochastic(star)
+    assert not weights.is_doubly_stochastic(star.T)  # rows that sum to 1, columns that do not
     assert not weights.is_doubly_stochastic(np.array([[2.0, -1.0], [-1.0, 2.0]]))
 
 
@@ -262,6 +264,7 @@ BAD = [
     (np.eye(4) + np.diag([1.0, 0, 0], 1) - np.diag([1.0, 0, 0], -1), "weights[1][0] is -1.0"),
     (np.full((4, 4), 0.24), "column 0 of weights sums to 0.96, expected 1"),
     (np.diag([1, 1, 1, 0.5]), "column 3 of weights sums to 0.5"),
+    (np.diag([1, 1.25, 1, 1]), "column 1 of weights sums to 1.25"),
     (weights.averaging(nx.star_graph(3)).T, "the rows do, so transpose the matrix"),
     (np.full((4, 4), 1 / 4), "agent 2 gives weight 0.25 to agent 0, which is not its neighbour"),
     (np.eye(4), "agents 1, 2, 3 are cut off from agent 0"),
