@@ -189,9 +189,11 @@ class FoscRule(Table):
     """When training counts as unstable: FOSC too high for `patience` measurements in a row."""
 
     threshold: PositiveFloat | None = None  # absolute
-    relative: Annotated[float, Field(gt=1)] | None = None  # multiple of the running median
+    relative: Annotated[float, Field(gt=1)] | None = (
+        None  # multiple of the median of what was calm before
+    )
     patience: PositiveInt = 3
-    warmup: Annotated[int, Field(ge=0)] = 0  # measurements that are only remembered
+    warmup: Annotated[int, Field(ge=0)] = 0  # measurements that count as calm
     on: Literal["validation", "train"] = "validation"
     form: Literal["published", "box", "relative"] = "published"
     adv_above_clean: bool = False  # a sign too: adversarial above clean training accuracy

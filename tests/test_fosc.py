@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raydist.adversary.attack import ascend, pgd
-from raydist.adversary.fosc import first_order_gap, fosc, relative_gap, unstable
+from raydist.adversary.fosc import first_order_gap, fosc, relative_gap
 from raydist.adversary.threat import ThreatModel
 
 NORMS = ["linf", "l2", "l1"]
@@ -176,52 +176,3 @@ def test_the_free_gap_of_the_last_gradient_equals_a_new_measurement():
     found = ascend(model, x, y, threat, steps=3, alpha=0.1)
     free = first_order_gap(x, found.x_last, found.grad, threat)
     torch.testing.assert_close(free, fosc(model, x, found.x_last, y, threat))
-
-
-CALM = [0.1, 0.12, 0.09, 0.11]
-
-
-@pytest.mark.parametrize(
-    ("values", "options", "expected"),
-    [
-        ([], {"threshold": 0.5}, False),
-        (CALM, {"threshold": 0.5}, False),
-        ([*CALM, 0.6], {"threshold": 0.5}, True),
-        ([*CALM, 0.5], {"threshold": 0.5}, False),  # exceeds means above
-        ([*CALM, 0.6, 0.1], {"threshold": 0.5}, False),  # healed
-        ([*CALM, 0.6], {"threshold": 0.5, "patience": 2}, False),
-        ([*CALM, 0.6, 0.7], {"threshold": 0.5, "patience": 2}, True),
-        ([*CALM, 0.6, 0.1, 0.7], {"threshold": 0.5, "patience": 2}, False),
-        ([0.6], {"threshold": 0.5, "warmup": 1}, False),
-        ([0.6, 0.7], {"threshold": 0.5, "warmup": 1}, True),
-        ([0.6, 0.7], {"threshold": 0.5, "warmup": 1, "patience": 2}, False),
-        ([*CALM, 0.41], {"relative": 4.0}, False),  # the median is 0.105
-        ([*CALM, 0.43], {"relative": 4.0}, True),
-        ([5.0], {"relative": 4.0}, False),  # nothing to compare with
-        ([0.1, 1.0, 1.0], {"relative": 4.0, "warmup": 2}, False),  # the warm-up is in the median
-        ([*CALM, 0.43], {"relative": 4.0, "threshold": 9.0}, True),  # either one
-        ([*CALM, 0.43], {"relative": 9.0, "threshold": 0.4}, True),
-        ([*CALM, math.nan], {"threshold": 0.5}, True),
-        ([*CALM, math.inf], {"relative": 4.0}, True),
-        ([math.nan, 0.1, 0.5], {"relative": 4.0}, True),  # the median is of finite values
-        ([math.nan], {"relative": 4.0, "warmup": 1}, False),
-    ],
-)
-def test_the_detector(values, options, expected):
-    assert unstable(values, **options) is expected
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "neither threshold nor relative"),
-        ({"threshold": -1.0}, "threshold is -1.0"),
-        ({"threshold": math.nan}, "threshold is nan"),
-        ({"relative": 0.0}, "relative is 0.0"),
-        ({"threshold": 0.5, "patience": 0}, "patience is 0"),
-        ({"threshold": 0.5, "warmup": -1}, "warmup -1"),
-    ],
-)
-def test_the_detector_refuses_bad_settings(options, message):
-    with pytest.raises(ValueError, match=message):
-        unstable(CALM, **options)

@@ -1,20 +1,25 @@
 import itertools
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from raydist.adversary.fosc import unstable
-from raydist.adversary.instability import (
-    Episode,
-    add_gaussian,
-    episodes,
-    persistent,
-    remedy_rounds,
-    signs,
-)
+from raydist.adversary.instability import Chronicle, Episode, add_gaussian, remedy_rounds
 
 CALM = [0.1, 0.12, 0.09, 0.11]
+
+
+def judged(fosc, clean=(), adv=(), **rule):
+    """The signs of each measurement."""
+    run = Chronicle(**rule)
+    more = zip(clean, adv, strict=True) if clean else [()] * len(fosc)
+    return [
+        run.judge(n, value, *both) for (n, value), both in zip(enumerate(fosc), more, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -29,11 +34,10 @@ CALM = [0.1, 0.12, 0.09, 0.11]
         ([*CALM, 0.6], {"threshold": 0.5, "warmup": 4}, {"fosc_absolute"}),
         ([*CALM, 0.6], {"threshold": 0.5, "warmup": 5}, set()),
         ([*CALM, 0.6, 0.1], {"threshold": 0.5}, set()),
-        ([], {"threshold": 0.5, "relative": 4.0}, set()),
     ],
 )
 def test_signs_of_fosc(fosc, options, expected):
-    assert signs(fosc, **options) == expected
+    assert judged(fosc, **options)[-1] == expected
 
 
 @pytest.mark.parametrize(
@@ -44,21 +48,107 @@ def test_signs_of_fosc(fosc, options, expected):
         ([0.5, 0.6], [0.3, 0.6], 0, False),  # above means above
         ([0.5, 0.6], [0.3, 0.7], 1, True),
         ([0.5, 0.6], [0.3, 0.7], 2, False),
-        ([], [], 0, False),
+        ([0.5, math.nan], [0.3, math.nan], 0, False),
     ],
 )
 def test_the_sign_of_the_accuracies(clean, adv, warmup, expected):
-    found = signs(CALM, clean, adv, threshold=0.5, warmup=warmup)
+    found = judged(CALM[:2], clean, adv, threshold=0.5, warmup=warmup)[-1]
     assert found == ({"adv_above_clean"} if expected else set())
 
 
-def test_flags_that_persist_are_the_rule_of_unstable():
-    values = [0.1, 0.9, 0.8, 0.1, 0.9, 0.9, 0.9, 0.2]
-    flags = [bool(signs(values[: n + 1], threshold=0.5, warmup=1)) for n in range(len(values))]
-    for end, patience in itertools.product(range(len(values) + 1), (1, 2, 3)):
-        rule = unstable(values[:end], threshold=0.5, patience=patience, warmup=1)
-        assert persistent(flags[:end], patience) == rule
-    assert sum(persistent(flags[:end], 3) for end in range(9)) == 1
+@pytest.mark.parametrize(
+    ("values", "options", "expected"),
+    [
+        ([], {"threshold": 0.5}, False),
+        (CALM, {"threshold": 0.5}, False),
+        ([*CALM, 0.6], {"threshold": 0.5}, True),
+        ([*CALM, 0.5], {"threshold": 0.5}, False),  # exceeds means above
+        ([*CALM, 0.6, 0.1], {"threshold": 0.5}, False),  # healed
+        ([*CALM, 0.6], {"threshold": 0.5, "patience": 2}, False),
+        ([*CALM, 0.6, 0.7], {"threshold": 0.5, "patience": 2}, True),
+        ([*CALM, 0.6, 0.1, 0.7], {"threshold": 0.5, "patience": 2}, False),
+        ([0.6], {"threshold": 0.5, "warmup": 1}, False),
+        ([0.6, 0.7], {"threshold": 0.5, "warmup": 1}, True),
+        ([0.6, 0.7], {"threshold": 0.5, "warmup": 1, "patience": 2}, False),
+        ([*CALM, 0.41], {"relative": 4.0}, False),  # the median is 0.105
+        ([*CALM, 0.43], {"relative": 4.0}, True),
+        ([5.0], {"relative": 4.0}, False),  # nothing to compare with
+        ([0.1, 1.0, 1.0], {"relative": 4.0, "warmup": 2}, False),  # the warm-up is in the median
+        ([*CALM, 0.43], {"relative": 4.0, "threshold": 9.0}, True),  # either one
+        ([*CALM, 0.43], {"relative": 9.0, "threshold": 0.4}, True),
+        ([*CALM, math.nan], {"threshold": 0.5}, True),
+        ([*CALM, math.inf], {"relative": 4.0}, True),
+        ([math.nan, 0.1, 0.5], {"relative": 4.0}, True),  # the median is of finite values
+        ([math.nan], {"relative": 4.0, "warmup": 1}, False),
+    ],
+)
+def test_the_detector(values, options, expected):
+    options = dict(options)
+    patience, run = options.pop("patience", 1), Chronicle(**options)
+    for n, value in enumerate(values):
+        run.judge(n, value)
+    assert (run.in_a_row >= patience) is expected
+
+
+@pytest.mark.parametrize(
+    ("before", "warmup"),
+    [
+        ([0.1], 0),  # one calm measurement is a reference
+        ([0.1, 0.1], 2),  # onset right after the warm-up,
+        ([0.1, 0.1, 0.1, 0.6], 4),  # in its last measurement,
+        ([0.1, 0.1, 0.1], 2),  # one later
+        ([0.3, 0.1, 0.1, 0.6, 0.1], 4),
+    ],
+)
+@pytest.mark.parametrize("length", [1, 3, 100])
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_instability_lasts_as_long_as_fosc_is_high(before, warmup, length, ends):
+    """However long it lasts, six times as much is no new normal."""
+    run, first = Chronicle(relative=4.0, warmup=warmup), len(before)
+    values = [*before, *[0.6] * length, *[0.1] * (3 if ends else 0)]
+    flags = [bool(run.judge(n, value)) for n, value in enumerate(values)]
+    assert flags == [False] * first + [True] * length + [False] * (len(values) - first - length)
+    over = (first + length, "alone") if ends else (None, "")
+    assert run.episodes == [Episode(first, *over)]
+    assert run.in_a_row == (0 if ends else length)
+
+
+def test_a_fosc_that_grows_slowly_is_calm():
+    assert not any(judged([0.1 * 1.02**n for n in range(100)], relative=4.0))
+
+
+@given(
+    values=st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.5, 0.9, 2.0, math.nan]), max_size=25),
+    warmup=st.integers(0, 3),
+    cut=st.integers(0, 25),
+)
+def test_the_reference_is_the_median_of_what_was_calm(values, warmup, cut):
+    """Against all that was before, looked through anew each time; also from what was dumped."""
+    calm, expected = [], []
+    for n, value in enumerate(values):
+        finite = not math.isnan(value)
+        high = finite and (value > 0.8 or (bool(calm) and value > 3 * np.median(calm)))
+        expected.append(n >= warmup and (high or not finite))
+        if finite and not expected[-1]:
+            calm.append(value)
+    runs = [Chronicle(threshold=0.8, relative=3.0, warmup=warmup)]
+    found = []
+    for n, value in enumerate(values):
+        if n == cut:
+            runs.append(Chronicle(threshold=0.8, relative=3.0, warmup=warmup))
+            runs[1].load(json.loads(json.dumps(runs[0].dump())))
+        found.append(bool(runs[-1].judge(n, value)))
+    assert found == expected
+
+
+def chronicle(rounds, flags, remedied=()):
+    run = Chronicle(threshold=0.5)
+    for n in range(1, max(rounds, default=0) + 1):
+        if n in remedied:
+            run.remedied()
+        if n in rounds:
+            run.judge(n, float(flags[rounds.index(n)]))
+    return run.episodes
 
 
 @pytest.mark.parametrize(
@@ -77,14 +167,14 @@ def test_flags_that_persist_are_the_rule_of_unstable():
 )
 def test_episodes(flags, remedied, expected):
     rounds = [10 * (n + 1) for n in range(len(flags))]
-    found = episodes(rounds, [flag == "x" for flag in flags], remedied)
+    found = chronicle(rounds, [flag == "x" for flag in flags], remedied)
     assert found == [Episode(*one) for one in expected]
 
 
 @pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=5)))
 def test_episodes_cover_exactly_the_flagged_measurements(flags):
     rounds = [3, 4, 8, 20, 21]
-    found = episodes(rounds, flags)
+    found = chronicle(rounds, flags)
     inside = [
         any(e.onset_round <= n < (e.recovery_round or math.inf) for e in found) for n in rounds
     ]
@@ -136,11 +226,10 @@ def test_noise_is_clipped_to_the_box_and_comes_from_the_generator_alone():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: signs(CALM, [0.5], [], threshold=0.5), "train_clean has 1 measurements"),
-        (lambda: signs(CALM, threshold=-1.0), "threshold is -1.0"),
-        (lambda: persistent([True], 0), "patience is 0"),
-        (lambda: episodes([1, 2], [True]), "with 1 flags"),
-        (lambda: episodes([2, 2], [True, False]), "expected increasing rounds"),
+        (lambda: Chronicle(threshold=-1.0), "threshold is -1.0"),
+        (lambda: Chronicle(threshold=math.nan), "threshold is nan"),
+        (lambda: Chronicle(relative=0.0), "relative is 0.0"),
+        (lambda: Chronicle(warmup=-1), "warmup is -1"),
         (lambda: remedy_rounds(0, 5), "epoch_rounds is 0"),
         (lambda: remedy_rounds(5, -1), "after_round -1"),
         (lambda: remedy_rounds(5, 5, 0), "batches 0"),

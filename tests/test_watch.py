@@ -58,15 +58,54 @@ def test_the_noise_is_added_before_the_attack():
     pool.shutdown()
 
 
+def seen(stop, fosc):
+    """A watch that has seen FOSC in rounds 1, 2, ... of a run with two rounds in an epoch.
+
+    Returns:
+        The watch, the flags of the rounds, the rounds that had the remedy's noise.
+    """
+    tree = digits(**UNSTABLE | {"rounds": 99, "evaluate": {"every": 1}}, stop=stop)
+    watch, flags, noisy = Watch(make_plan(validate(tree))), [], []
+    for n, value in enumerate(fosc, 1):
+        noisy += [n] if watch.noisy(n) else []
+        record = Record(n, [{"loss": 1.0}], {"val_fosc": value})
+        assert watch.observe(record) is None
+        flags.append(record.centroid["unstable"])
+    return watch, flags, noisy
+
+
 def test_an_instability_that_ends_is_recorded_with_its_rounds():
-    calm = {"fosc": {"threshold": 0.05, "warmup": 0, "patience": 99}, "on_instability": "watch"}
-    tree = digits(**UNSTABLE | {"rounds": 16}, stop=calm, model={"name": "small-cnn"})
-    result = run_experiment(tree | {"optim": {"lr": 0.05, "momentum": 0.9}})
-    flags = values(result, "unstable", "centroid")
-    fosc = values(result, "val_fosc", "centroid")
-    assert flags == {n: float(fosc[n] > 0.05) for n in flags}
-    first = next((n for n in flags if flags[n]), None)
-    assert result.final.get("onset_round") == first
+    """A sixfold jump for 40 rounds, as long as ten times the calm before it, then recovery."""
+    stop = {"fosc": {"relative": 4.0, "warmup": 2, "patience": 50}, "on_instability": "watch"}
+    watch, flags, noisy = seen(stop, [0.1] * 4 + [0.6] * 40 + [0.1, 0.6, 0.6])
+    assert flags == [0] * 4 + [1] * 40 + [0, 1, 1] and noisy == []
+    assert watch.summary() == {
+        "unstable_episodes": 2,
+        "onset_round": 5,
+        "recovery_round": 45,
+        "recovered_by": "alone",
+    }
+    for length, columns in ((3, {"recovered_by": "", "onset_round": 5}), (0, {})):
+        found = seen(stop, [0.1] * 4 + [0.6] * length)[0].summary()
+        assert found == {"unstable_episodes": length > 0, **columns}
+
+
+def test_the_remedy_follows_an_epoch_whose_last_measurement_is_unstable():
+    """Epochs of rounds 1-2, 3-4, ...: unstable at first only, at last only, in both, in none."""
+    stop = {"fosc": {"threshold": 0.5}, "on_instability": "heal", "remedy": {"batches": 1}}
+    watch, _, noisy = seen(stop, [0.9, 0.1, 0.1, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1])
+    assert noisy == [5, 7]
+    first, second = watch._chronicle.episodes
+    assert (first.onset_round, first.recovery_round, first.by) == (1, 2, "alone")
+    assert (second.onset_round, second.recovery_round, second.by) == (4, 7, "remedy")
+
+
+def test_a_relative_jump_that_lasts_stops_a_run_with_fewer_calm_measurements_than_patience():
+    stop = {"fosc": {"relative": 4.0, "patience": 5}}
+    watch, _, _ = seen(stop, [0.1, 0.6, 0.6, 0.6, 0.6])
+    outcome = watch.observe(Record(6, [{"loss": 1.0}], {"val_fosc": 0.6}))
+    assert (outcome.status, outcome.round) == ("stopped", 6)
+    assert "fosc_relative, 5 measurements in a row" in outcome.reason
 
 
 def test_watching_needs_a_rule():

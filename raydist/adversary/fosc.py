@@ -1,4 +1,4 @@
-"""The first-order stationary condition (FOSC) of an attack, and a detector of its jumps.
+"""The first-order stationary condition (FOSC) of an attack.
 
     c(x') = max_{‖d‖ ≤ ε} ⟨d, g⟩ − ⟨x' − x, g⟩ = ε‖g‖_* − ⟨x' − x, g⟩,   g = ∇_x' ℓ(x')
 
@@ -8,10 +8,6 @@ inside the ball gains. x is the clean point, not the random start, and ℓ is th
 FOSC is large on rugged losses and 0 where the gradient vanishes: a model with saturated outputs
 looks robust to gradient attacks and has FOSC 0, so compare with an attack without gradients too.
 """
-
-import math
-from collections.abc import Sequence
-from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -124,60 +120,3 @@ def _box_maximiser(x: Tensor, g: Tensor, threat: ThreatModel) -> Tensor:
         inside = threat.norm_of(torch.minimum(middle * slope, room)).unsqueeze(1) <= threat.eps
         inner, outer = torch.where(inside, middle, inner), torch.where(inside, outer, middle)
     return g.sign() * torch.minimum(inner * slope, room)
-
-
-def unstable(
-    values: Sequence[float],
-    *,
-    threshold: float | None = None,
-    relative: float | None = None,
-    patience: int = 1,
-    warmup: int = 0,
-) -> bool:
-    """Whether the history of measured FOSC ends in a jump, the onset of gradient masking.
-
-    True if each of the last `patience` measurements, all past the first `warmup`, is not finite,
-    or exceeds `threshold`, or exceeds `relative` times the median of all finite measurements before
-    it (those of the warm-up included; none: no comparison).
-
-    Args:
-        values: FOSC, one per measurement, oldest first.
-        threshold: absolute level, ≥ 0; thresholds are tied to data and loss.
-        relative: factor on the running median, > 0, such as 3 to 5.
-        patience: consecutive measurements needed, ≥ 1.
-        warmup: measurements that never count as exceeding, ≥ 0.
-
-    Returns:
-        True if the training is unstable now.
-
-    Raises:
-        ValueError: neither threshold nor relative given, or a number out of its range.
-
-    Example:
-        >>> unstable([0.1, 0.2, 0.1, 0.9], threshold=0.5)
-        True
-        >>> unstable([0.1, 0.2, 0.1, 0.9], relative=4.0, patience=2)
-        False
-    """
-    if threshold is None and relative is None:
-        raise ValueError("neither threshold nor relative is given: write threshold = 0.5")
-    if threshold is not None and not threshold >= 0:
-        raise ValueError(f"threshold is {threshold}, expected a number >= 0: write 0.5")
-    if relative is not None and not relative > 0:
-        raise ValueError(f"relative is {relative}, expected a factor > 0: write 4.0")
-    if patience < 1 or warmup < 0:
-        raise ValueError(
-            f"patience is {patience} and warmup {warmup}, expected patience >= 1, warmup >= 0:"
-            " write patience = 3"
-        )
-
-    def exceeds(n: int) -> bool:
-        before = [value for value in values[:n] if math.isfinite(value)]
-        return (
-            not math.isfinite(values[n])
-            or (threshold is not None and values[n] > threshold)
-            or (relative is not None and bool(before) and values[n] > relative * median(before))
-        )
-
-    first = len(values) - patience
-    return first >= warmup and all(exceeds(n) for n in range(first, len(values)))

@@ -5,91 +5,24 @@ and on the training images the accuracy under attack rises above the clean one. 
 themselves. The remedy is Gaussian noise on the inputs in the first ten rounds of an epoch, whenever
 FOSC was too high at the end of the epoch before (arXiv:2410.07675).
 
-One measurement has `signs`; a history of "has signs" is a list of flags. `persistent` flags stop a
-run, one flag asks for the remedy, and `episodes` are what the flags tell in the end.
+A `Chronicle` judges the measurements of one run as they come: each has signs or is calm. What was
+calm is what the next one is compared with, so that an instability never becomes its own measure.
 """
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, get_args
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from raydist.adversary.fosc import unstable
-
 Sign = Literal["fosc_absolute", "fosc_relative", "adv_above_clean"]
 How = Literal["std", "variance"]
 
-
-def signs(
-    fosc: Sequence[float],
-    train_clean: Sequence[float] = (),
-    train_adv: Sequence[float] = (),
-    *,
-    threshold: float | None = None,
-    relative: float | None = None,
-    warmup: int = 0,
-) -> set[Sign]:
-    """The signs of instability in the last measurement, given those before it.
-
-    - "fosc_absolute": FOSC is above `threshold`, or not finite.
-    - "fosc_relative": FOSC is above `relative` times its running median, or not finite.
-    - "adv_above_clean": training accuracy under attack is above the clean one. Each must be
-      counted on its own: where only images that are right without attack count as right under
-      attack, this cannot happen.
-
-    Args:
-        fosc: FOSC, one per measurement, oldest first.
-        train_clean: clean accuracy on training images, one per measurement; none: no such sign.
-        train_adv: accuracy under the training attack on the same images.
-        threshold: absolute level of FOSC, ≥ 0; None: no such sign.
-        relative: factor on the median of the FOSC before, > 0; None: no such sign.
-        warmup: measurements that never show a sign, ≥ 0.
-
-    Returns:
-        The signs; empty for a stable run.
-
-    Raises:
-        ValueError: the two accuracies differ in number, or a setting is out of its range.
-
-    Example:
-        >>> sorted(signs([0.1, 0.1, 0.9], [0.5, 0.5, 0.5], [0.3, 0.3, 0.6], threshold=0.5))
-        ['adv_above_clean', 'fosc_absolute']
-    """
-    if len(train_clean) != len(train_adv):
-        raise ValueError(
-            f"train_clean has {len(train_clean)} measurements and train_adv {len(train_adv)},"
-            " expected the same number: give both for each measurement"
-        )
-    found: set[Sign] = set()
-    if threshold is not None and unstable(fosc, threshold=threshold, warmup=warmup):
-        found.add("fosc_absolute")
-    if relative is not None and unstable(fosc, relative=relative, warmup=warmup):
-        found.add("fosc_relative")
-    if len(train_adv) > warmup and train_adv[-1] > train_clean[-1]:
-        found.add("adv_above_clean")
-    return found
-
-
-def persistent(flags: Sequence[bool], patience: int) -> bool:
-    """Whether each of the last `patience` measurements was flagged: time to stop.
-
-    Args:
-        flags: whether each measurement showed a sign, oldest first.
-        patience: consecutive measurements needed, ≥ 1.
-
-    Returns:
-        True if all of them are flagged, and there are that many.
-
-    Raises:
-        ValueError: patience is below 1.
-    """
-    if patience < 1:
-        raise ValueError(f"patience is {patience}, expected an integer >= 1: write 3")
-    return len(flags) >= patience and all(flags[-patience:])
+REFERENCE = 1000  # calm measurements that are remembered: the latest
 
 
 @dataclass(frozen=True)
@@ -104,47 +37,126 @@ class Episode:
     """
 
     onset_round: int
-    recovery_round: int | None
-    by: Literal["alone", "remedy", ""]
+    recovery_round: int | None = None
+    by: Literal["alone", "remedy", ""] = ""
 
 
-def episodes(
-    rounds: Sequence[int], flags: Sequence[bool], remedied: Collection[int] = ()
-) -> list[Episode]:
-    """The times of instability in a run.
+class Chronicle:
+    """The measurements of a run, one after the other, and its times of instability.
 
-    A measurement in round n is of the state after n updates, so that the rounds that can end an
-    episode are those past its onset up to its recovery.
-
-    Args:
-        rounds: the measured rounds, increasing.
-        flags: whether each of them showed a sign.
-        remedied: the rounds, measured or not, in which the remedy was applied.
-
-    Returns:
-        The episodes, in their order; only the last one can be without recovery.
-
-    Raises:
-        ValueError: rounds are out of order, or not as many as flags.
+    Attributes:
+        episodes: the times of instability, in their order; only the last one can be without
+            recovery.
+        in_a_row: how many of the last measurements showed a sign without one that did not: from
+            some number on it is time to stop.
 
     Example:
-        >>> episodes([10, 20, 30], [False, True, False])
-        [Episode(onset_round=20, recovery_round=30, by='alone')]
+        >>> run = Chronicle(relative=4.0)
+        >>> [sorted(run.judge(n, fosc)) for n, fosc in enumerate([0.1, 0.1, 0.6, 0.6, 0.1])][2:]
+        [['fosc_relative'], ['fosc_relative'], []]
+        >>> run.episodes
+        [Episode(onset_round=2, recovery_round=4, by='alone')]
     """
-    if len(rounds) != len(flags) or any(n >= later for n, later in pairwise(rounds)):
-        raise ValueError(
-            f"rounds is {list(rounds)} with {len(flags)} flags, expected increasing rounds, one"
-            " for each flag: write [10, 20] with [False, True]"
-        )
-    found, onset = list[Episode](), None
-    for n, flag in zip(rounds, flags, strict=True):
-        if flag and onset is None:
-            onset = n
-        elif not flag and onset is not None:
-            helped = any(onset < remedy <= n for remedy in remedied)
-            found.append(Episode(onset, n, "remedy" if helped else "alone"))
-            onset = None
-    return found if onset is None else [*found, Episode(onset, None, "")]
+
+    def __init__(
+        self, *, threshold: float | None = None, relative: float | None = None, warmup: int = 0
+    ) -> None:
+        """Begin with no measurement.
+
+        Args:
+            threshold: absolute level of FOSC, ≥ 0, tied to data and loss; None: no such sign.
+            relative: factor on the reference, > 0, such as 3 to 5; None: no such sign.
+            warmup: measurements that count as calm whatever they are, ≥ 0.
+
+        Raises:
+            ValueError: a number is out of its range.
+        """
+        if threshold is not None and not threshold >= 0:
+            raise ValueError(f"threshold is {threshold}, expected a number >= 0: write 0.5")
+        if relative is not None and not relative > 0:
+            raise ValueError(f"relative is {relative}, expected a factor > 0: write 4.0")
+        if warmup < 0:
+            raise ValueError(f"warmup is {warmup}, expected an integer >= 0: write 3")
+        self._threshold, self._relative, self._warmup = threshold, relative, warmup
+        self.episodes: list[Episode] = []
+        self.in_a_row, self._seen, self._helped = 0, 0, False
+        self._calm: deque[float] = deque(maxlen=REFERENCE)
+
+    def judge(
+        self, n: int, fosc: float, clean: float = math.nan, adversarial: float = math.nan
+    ) -> set[Sign]:
+        """Take in the measurement of the state after round n; its signs, none for a calm one.
+
+        - "fosc_absolute": FOSC is above `threshold`, or not finite.
+        - "fosc_relative": FOSC is above `relative` times the reference, the median of the calm
+          measurements before it (none: no comparison), or not finite.
+        - "adv_above_clean": training accuracy under attack is above the clean one. Each must be
+          counted on its own: where only images that are right without attack count as right under
+          attack, this cannot happen.
+
+        Args:
+            n: the round, above the ones before.
+            fosc: FOSC.
+            clean: clean accuracy on training images; NaN: not measured.
+            adversarial: accuracy under the training attack on the same images.
+
+        Returns:
+            The signs.
+        """
+        found: set[Sign] = set()
+        if self._seen >= self._warmup:
+            finite = math.isfinite(fosc)
+            if self._threshold is not None and not (finite and fosc <= self._threshold):
+                found.add("fosc_absolute")
+            if self._relative is not None and not (finite and fosc <= self._limit()):
+                found.add("fosc_relative")
+            if adversarial > clean:
+                found.add("adv_above_clean")
+        self._seen += 1
+        if not found and math.isfinite(fosc):
+            self._calm.append(fosc)
+        self._take_down(n, bool(found))
+        return found
+
+    def remedied(self) -> None:
+        """The remedy was applied in a round since the last measurement.
+
+        A measurement in round n is of the state after n updates: what ends an episode are the
+        rounds past its onset, up to its recovery.
+        """
+        self._helped = True
+
+    def dump(self) -> dict[str, Any]:
+        """The state as JSON has it."""
+        return {
+            "episodes": [asdict(episode) for episode in self.episodes],
+            "in_a_row": self.in_a_row,
+            "seen": self._seen,
+            "helped": self._helped,
+            "calm": [*self._calm],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `dump` gave."""
+        self.episodes = [Episode(**episode) for episode in state["episodes"]]
+        self.in_a_row, self._seen = state["in_a_row"], state["seen"]
+        self._helped = state["helped"]
+        self._calm = deque(state["calm"], maxlen=REFERENCE)
+
+    def _limit(self) -> float:
+        """The highest FOSC without the relative sign."""
+        assert self._relative is not None
+        return self._relative * median(self._calm) if self._calm else math.inf
+
+    def _take_down(self, n: int, flag: bool) -> None:
+        """An episode begins, goes on or ends."""
+        if flag and self.in_a_row == 0:
+            self.episodes.append(Episode(n))
+            self._helped = False
+        elif not flag and self.in_a_row > 0:
+            by: Literal["alone", "remedy"] = "remedy" if self._helped else "alone"
+            self.episodes[-1] = replace(self.episodes[-1], recovery_round=n, by=by)
+        self.in_a_row = self.in_a_row + 1 if flag else 0
 
 
 def remedy_rounds(epoch_rounds: int, after_round: int, batches: int = 10) -> range:

@@ -8,13 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from raydist.adversary.instability import (
-    catastrophic_overfitting,
-    episodes,
-    persistent,
-    remedy_rounds,
-    signs,
-)
+from raydist.adversary.instability import Chronicle, catastrophic_overfitting, remedy_rounds
 from raydist.engine.plan import Plan
 from raydist.network.topology import title
 from raydist.record import Outcome, Record
@@ -24,36 +18,29 @@ FINITE = ("loss", "grad_norm", "distance", "val_loss")
 
 
 class Watch:
-    """The history of a run's measurements and what follows from it."""
+    """What is remembered of a run's measurements, and what follows from it."""
 
     def __init__(self, plan: Plan) -> None:
         """Begin with no measurement."""
         self._plan, self._rule = plan, plan.config.stop.fosc
-        self._rounds: list[int] = []
-        self._fosc: list[float] = []
-        self._accuracies: tuple[list[float], list[float]] = ([], [])
-        self._flags: list[bool] = []
-        self._noisy: set[int] = set()
+        rule = self._rule.model_dump() if self._rule else {}
+        bounds = {name: rule[name] for name in ("threshold", "relative", "warmup") if name in rule}
+        self._chronicle = Chronicle(**bounds)
+        self._noisy: set[int] = set()  # rounds to come
         self._overfitting: int | None = None
 
     def dump(self) -> dict[str, Any]:
-        """The history as JSON has it, for a watch that goes on from here."""
+        """The state as JSON has it, for a watch that goes on from here."""
         return {
-            "rounds": [*self._rounds],
-            "fosc": [*self._fosc],
-            "accuracies": [[*history] for history in self._accuracies],
-            "flags": [*self._flags],
+            "chronicle": self._chronicle.dump(),
             "noisy": sorted(self._noisy),
             "overfitting": self._overfitting,
         }
 
-    def load(self, history: Mapping[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `dump` gave."""
-        self._rounds, self._fosc = [*history["rounds"]], [*history["fosc"]]
-        clean, adversarial = history["accuracies"]
-        self._accuracies = [*clean], [*adversarial]
-        self._flags, self._noisy = [*history["flags"]], {*history["noisy"]}
-        self._overfitting = history["overfitting"]
+        self._chronicle.load(state["chronicle"])
+        self._noisy, self._overfitting = {*state["noisy"]}, state["overfitting"]
 
     def noisy(self, n: int) -> bool:
         """Whether the inputs of round n get the remedy's noise."""
@@ -76,50 +63,37 @@ class Watch:
                 who = title(self._plan.graph, k) if known else "the centroid"
                 return Outcome("diverged", f"{bad[0]} of {who} is {info[bad[0]]} in round {n}", n)
         self._look_for_overfitting(record)
-        found = self._judge(record)
-        if found and self._plan.config.stop.on_instability == "heal":
-            self._noisy |= set(
-                remedy_rounds(self._plan.epoch, n, self._plan.config.stop.remedy.batches)
-            )
-        if found and self._plan.config.stop.on_instability == "stop":
+        if n in self._noisy:
+            self._chronicle.remedied()
+        self._noisy = {later for later in self._noisy if later > n}
+        reason = self._judge(record)
+        if reason and self._plan.config.stop.on_instability == "stop":
             assert self._rule is not None
-            if persistent(self._flags, self._rule.patience):
-                return Outcome(
-                    "stopped",
-                    f"FOSC on {self._rule.on} is {self._fosc[-1]:.4g} in round {n}: "
-                    f"{' and '.join(sorted(found))}, {self._rule.patience} measurements in a row",
-                    n,
-                )
+            if self._chronicle.in_a_row >= self._rule.patience:
+                return Outcome("stopped", reason, n)
         return Outcome("completed", "", n) if n == self._plan.rounds else None
 
-    def _judge(self, record: Record) -> set[str]:
-        """The signs of instability in a record, which gets `unstable` if it is a measurement."""
-        rule = self._rule
+    def _judge(self, record: Record) -> str:
+        """Why a record is unstable, or ""; it gets `unstable` if it is a measurement."""
+        rule, stop, n = self._rule, self._plan.config.stop, record.round
         if rule is None:
-            return set()
-        train = rule.on == "train"
-        fosc = record.mean.get("fosc") if train else record.centroid.get(FORMS[rule.form])
+            return ""
+        mean = record.mean
+        fosc = mean.get("fosc") if rule.on == "train" else record.centroid.get(FORMS[rule.form])
         if fosc is None:
-            return set()
-        self._rounds.append(record.round)
-        self._fosc.append(fosc)
-        if rule.adv_above_clean:
-            for history, name in zip(
-                self._accuracies, ("train_clean_acc", "train_adv_acc"), strict=True
-            ):
-                history.append(record.mean.get(name, math.nan))
-        found: set[str] = set(
-            signs(
-                self._fosc,
-                *self._accuracies,
-                threshold=rule.threshold,
-                relative=rule.relative,
-                warmup=rule.warmup,
-            )
-        )
-        self._flags.append(bool(found))
+            return ""
+        names = ("train_clean_acc", "train_adv_acc") if rule.adv_above_clean else ()
+        found = self._chronicle.judge(n, fosc, *(mean.get(name, math.nan) for name in names))
         record.centroid["unstable"] = float(bool(found))
-        return found
+        if stop.on_instability == "heal":  # the last measurement of an epoch decides on the next
+            coming = {*remedy_rounds(self._plan.epoch, n, stop.remedy.batches)}
+            self._noisy = self._noisy | coming if found else self._noisy - coming
+        if not found:
+            return ""
+        return (
+            f"FOSC on {rule.on} is {fosc:.4g} in round {n}: {' and '.join(sorted(found))}, "
+            f"{rule.patience} measurements in a row"
+        )
 
     def _look_for_overfitting(self, record: Record) -> None:
         """Remember the first round in which FGSM looks much weaker than PGD, if it trains."""
@@ -136,7 +110,7 @@ class Watch:
             columns["catastrophic_overfitting_round"] = float(self._overfitting)
         if self._rule is None:
             return columns
-        found = episodes(self._rounds, self._flags, self._noisy)
+        found = self._chronicle.episodes
         columns["unstable_episodes"] = float(len(found))
         if found:
             columns["onset_round"] = float(found[0].onset_round)
