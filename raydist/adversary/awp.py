@@ -38,15 +38,18 @@ def untraced(model: nn.Module) -> Generator[None]:
     The mode stays as it is: in train mode BatchNorm normalises by the batch, as in training, and
     its running statistics are restored afterwards.
     """
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    tables = [module._buffers for module in model.modules()]
+    kept = [(t, name, b, b.clone()) for t in tables for name, b in t.items() if b is not None]
     cuda = {p.get_device() for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices=sorted(cuda)):
         try:
             yield
         finally:
             with torch.no_grad():
-                for buffer, value in kept:
+                for table, name, buffer, value in kept:
                     buffer.copy_(value)
+                    if table.get(name) is not buffer:  # a pass has put another one there
+                        table[name] = buffer
 
 
 def perturbation(

@@ -26,6 +26,7 @@ from raydist.engine.task import Split, build_model, image_task, quadratic_task
 from raydist.learning.average import Ensemble, RunningAverage
 from raydist.measure import masks, trained
 from raydist.network import strategy
+from raydist.seeding import Purpose
 
 Message = NDArray[np.floating[Any]]
 Info = dict[str, float]
@@ -251,7 +252,8 @@ class Agent:
         own["passes"] = n * self.config.data.batch / self._share
         measured = self.config.evaluate.excess_risk > 0
         if measured:
-            own["excess_risk"] = self.measurer.excess_risk(self.flat.module)
+            with self.flat.holding(self.flat.state()) as model:
+                own["excess_risk"] = self.measurer.excess_risk(model)
         with self.flat.holding(center) as model:
             if measured:
                 own["centroid_excess_risk"] = self.measurer.excess_risk(model, [self.spec.agent])
@@ -278,7 +280,8 @@ class Agent:
 
     def power(self, n: int) -> Message:
         """This agent's part of the network's sensitivity after round n (`Distributional.power`)."""
-        return self.local.distributional.power(n).cpu().numpy()
+        with self.local.border.passing(Purpose.IN_MEASUREMENT, n):
+            return self.local.distributional.power(n).cpu().numpy()
 
     def learn_sensitivity(self, power: Message) -> None:
         """Take in the network's sensitivity."""

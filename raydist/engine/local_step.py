@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raydist.adversary import awp, telemetry
-from raydist.adversary.attack import Ascent, Gradient, by_autograd
+from raydist.adversary.attack import Ascent, Gradient, PerSample, by_autograd
 from raydist.adversary.fosc import first_order_gap
 from raydist.adversary.instability import add_gaussian
 from raydist.adversary.schedule import Timetable, lr_at
@@ -21,6 +21,7 @@ from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.engine.distributional import Distributional
 from raydist.engine.flat import FlatModel
+from raydist.engine.foreign import Border
 from raydist.engine.precision import computed, tf32
 from raydist.engine.replay import Replay
 from raydist.engine.task import Task
@@ -37,12 +38,14 @@ class Attacked:
         y: labels, (N,).
         points: the attack's result.
         threat: at the budget of the round.
+        round: n.
     """
 
     x: Tensor
     y: Tensor
     points: Ascent
     threat: ThreatModel
+    round: int
 
 
 class LocalStep:
@@ -68,11 +71,12 @@ class LocalStep:
         self.model = computed(flat.module, config)
         self.distributional = Distributional(config, self.model, task)
         self.optimiser = self._optimiser(flat.w)
+        self.border = Border(config, agent, flat)
         self._ascent: Gradient = by_autograd
         self._descent: Callable[..., Tensor] | None = None
         if config.cuda_graphs and self._device.type == "cuda":
-            self._ascent = _replayed_ascent()
-            self._descent = Replay(self._backward, self.model.buffers)
+            self._ascent = self._replayed_ascent()
+            self._descent = Replay(self._backward, self._changed)
 
     def attack(self, n: int, noisy: bool) -> Attacked:
         """The batch of round n, attacked.
@@ -90,14 +94,14 @@ class LocalStep:
             remedy, draw = self.config.stop.remedy, self._draw(Purpose.NOISE, n)
             x = add_gaussian(x, remedy.amount, remedy.how, generator=draw, bounds=threat.bounds)
         draw = self._draw(Purpose.ATTACK, n)
-        with tf32(self.config.precision == "tf32"):
+        with tf32(self.config.precision == "tf32"), self.border.passing(Purpose.IN_ATTACK, n):
             pointwise = partial(self.task.attack, self.model, x, y, threat, draw, self._ascent)
             points = (
                 self.distributional.attack(x, y, threat, pointwise)
                 if self.config.loss.name == "wasserstein"
                 else pointwise()
             )
-        return Attacked(x, y, points, threat)
+        return Attacked(x, y, points, threat, n)
 
     def gradient(self, batch: Attacked) -> dict[str, Tensor]:
         """∇̂J(w) into the flat gradient, model in train mode.
@@ -110,7 +114,11 @@ class LocalStep:
         """
         model, loss = self.model.train(), self.task.loss
         x, x_adv, y = batch.x, batch.points.x_adv, batch.y
-        with tf32(self.config.precision == "tf32"), ExitStack() as weights:
+        with (
+            tf32(self.config.precision == "tf32"),
+            self.border.passing(Purpose.IN_STEP, batch.round),
+            ExitStack() as weights,
+        ):
             if self.config.loss.awp:
                 v = awp.perturbation(model, loss, x, x_adv, y, self.config.loss.awp)
                 weights.enter_context(awp.perturbed(model, v))
@@ -129,6 +137,7 @@ class LocalStep:
         self.flat.grad.zero_()
         value = self.task.loss(self.model, x, x_adv, y)
         torch.autograd.backward(value)
+        self.border.bind()  # here, so that a recording does so too
         return value.detach()
 
     def look_closer(self, batch: Attacked, n: int) -> Callable[[], dict[str, Tensor]]:
@@ -143,8 +152,25 @@ class LocalStep:
             along PGD, `grad_norm_ce` and `grad_norm_kl` (TRADES), and `grad_cosine` of the gradient
             before and after the agent's own step (centralized agents make none).
         """
-        model, x, x_adv, y = self.model, batch.x, batch.points.x_adv, batch.y
         before = self.flat.in_order(self.flat.grad)
+        with self.border.passing(Purpose.IN_TELEMETRY, n):
+            found = self._look(batch, n)
+
+        def after() -> dict[str, Tensor]:
+            if self.config.strategy == "centralized":
+                return found
+            with self.border.passing(Purpose.IN_STEP, n):  # the draws of `gradient`
+                now = telemetry.weight_gradient(
+                    self.model,
+                    lambda: self.task.loss(self.model, batch.x, batch.points.x_adv, batch.y),
+                )
+            return found | {"grad_cosine": telemetry.cosine(before, now)}
+
+        return after
+
+    def _look(self, batch: Attacked, n: int) -> dict[str, Tensor]:
+        """Telemetry before the own step."""
+        model, x, x_adv, y = self.model, batch.x, batch.points.x_adv, batch.y
         found = dict(
             zip(
                 ("train_clean_acc", "train_adv_acc"),
@@ -166,14 +192,7 @@ class LocalStep:
             terms = telemetry.trades_gradients(model, x, x_adv, y, 1.0)
             for name in ("ce", "kl"):
                 found[f"grad_norm_{name}"] = torch.linalg.vector_norm(terms[name])
-
-        def after() -> dict[str, Tensor]:
-            if self.config.strategy == "centralized":
-                return found
-            now = telemetry.weight_gradient(model, lambda: self.task.loss(model, x, x_adv, y))
-            return found | {"grad_cosine": telemetry.cosine(before, now)}
-
-        return after
+        return found
 
     def step(self, n: int) -> None:
         """The optimiser's step of round n with the flat gradient."""
@@ -209,14 +228,23 @@ class LocalStep:
             **table.deat(),
         )
 
+    def _replayed_ascent(self) -> Gradient:
+        """`by_autograd`, replayed for the model and the loss that an attack asks for."""
+
+        def gradient(model: torch.nn.Module, loss: PerSample, *inputs: Tensor) -> Tensor:
+            found = by_autograd(model, loss, *inputs)
+            self.border.bind()
+            return found
+
+        replay = cache(lambda model, loss: Replay(partial(gradient, model, loss), self._changed))
+        return lambda model, loss, x, target: replay(model, loss)(x, target)
+
+    def _changed(self) -> list[Tensor]:
+        """What a pass may write besides its result."""
+        return [self.flat.whole, *self.model.buffers()]
+
     def _draw(self, purpose: Purpose, n: int) -> torch.Generator:
         return torch_generator(purpose, self.config.seed, self.agent, n, self._device)
-
-
-def _replayed_ascent() -> Gradient:
-    """`by_autograd`, replayed for the model and the loss that an attack asks for."""
-    replay = cache(lambda model, loss: Replay(partial(by_autograd, model, loss)))
-    return lambda model, loss, x, target: replay(model, loss)(x, target)
 
 
 def _vectors(optimiser: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> list[Tensor]:

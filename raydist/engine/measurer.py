@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 
 import numpy as np
@@ -11,9 +12,11 @@ from torch import nn
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.engine import excess
+from raydist.engine.foreign import drawn
 from raydist.engine.task import Split, build_model, quadratic_of
 from raydist.learning.quadratic import Quadratic
 from raydist.measure import masks, trained
+from raydist.seeding import Purpose
 
 SHARE = 32  # images that one agent measures at least: smaller parts cost more than they save
 
@@ -50,7 +53,8 @@ class Measurer:
     def validate(self, model: nn.Module, n: int) -> trained.Sums:
         """Sums over this agent's part of the validation images, after round n."""
         part = self._part("validation", self._config.evaluate.images, shared=True)
-        return trained.validate(model, part, self._threat, self._config, n)
+        with self._drawn(_first(part), n):
+            return trained.validate(model, part, self._threat, self._config, n)
 
     @cached_property
     def quadratic(self) -> Quadratic:
@@ -78,7 +82,10 @@ class Measurer:
         return [self._risk(start, k) for k in range(self._config.topology.agents)]
 
     def _risk(self, model: nn.Module, k: int) -> float:
-        return excess.risk(model, self._config, self._held["risk"], k, self._scale, self._device)
+        with self._drawn(k):
+            return excess.risk(
+                model, self._config, self._held["risk"], k, self._scale, self._device
+            )
 
     def judge(self, model: nn.Module, shared: bool) -> masks.Masks:
         """Verdicts on test images.
@@ -95,7 +102,10 @@ class Measurer:
         part = self._part("test", wanted.test, shared)
         attacked = self._part("test", min(wanted.test, wanted.autoattack, key=_number), shared)
         curved = self._curved(wanted.hessian if shared else 0)
-        return masks.judge(model, part, attacked, self._threat, curved, self._config, self._classes)
+        with self._drawn(_first(part)):
+            return masks.judge(
+                model, part, attacked, self._threat, curved, self._config, self._classes
+            )
 
     def _curved(self, images: int) -> trained.Part:
         """The first of this agent's own training images, as many as it has to see of so many."""
@@ -104,6 +114,10 @@ class Measurer:
         mine = images // agents + (self._agent < images % agents)
         chosen = np.arange(min(mine, len(y)))
         return trained.Part(chosen, x, y, self._scale, self._device)
+
+    def _drawn(self, first: int, n: int = 0) -> AbstractContextManager[None]:
+        """What a foreign model draws follows from what is measured, not from who measures it."""
+        return drawn(self._config, Purpose.IN_MEASUREMENT, first, n, self._device)
 
     def _part(self, split: str, limit: int | str, shared: bool) -> trained.Part:
         """The first images of a split; if shared out, every S-th of them for S agents."""
@@ -114,6 +128,10 @@ class Measurer:
             parts = min(self._config.topology.agents, max(1, images // SHARE))
             chosen = chosen[chosen % parts == self._agent]
         return trained.Part(chosen, x, y, self._scale, self._device)
+
+
+def _first(part: trained.Part) -> int:
+    return int(part.index[0]) if len(part.index) else 0
 
 
 def _number(count: int | str) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from raydist.engine.foreign import drawn
 from raydist.evaluation import scans
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request
@@ -42,8 +43,15 @@ def perform(unit: Unit, request: Request) -> Iterator[Entry]:
     Yields:
         Entries, each as soon as it is known.
     """
-    began = time.perf_counter()
-    for entry in TASKS[unit.task](open_subject(unit.folder), unit, request, **unit.args):
+    began, subject = time.perf_counter(), open_subject(unit.folder)
+    entries = TASKS[unit.task](subject, unit, request, **unit.args)
+    first = unit.args.get("images", 0)
+    first = first[0] if isinstance(first, tuple) else 0
+    while True:  # each entry begins with the same draws, whatever was known before
+        with drawn(subject.config, Purpose.IN_MEASUREMENT, first, 0, subject.device):
+            entry = next(entries, None)
+        if entry is None:
+            return
         now = time.perf_counter()
         yield replace(entry, seconds=now - began)
         began = now

@@ -12,7 +12,7 @@ from torch import nn
 from raydist.closest import closest
 from raydist.learning import resnet, small, vgg
 from raydist.learning.wideresnet import wide_resnet
-from raydist.seeding import Purpose, seed_for
+from raydist.seeding import Purpose, drawing
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "linear": small.linear,
@@ -112,9 +112,7 @@ def build(
             f'model "{name}": {error}; its arguments are '
             + ", ".join(inspect.signature(function).parameters)
         ) from None
-    with torch.random.fork_rng(devices=[]):
-        # not torch.manual_seed: that one would reseed the GPUs too
-        torch.default_generator.manual_seed(seed_for(Purpose.MODEL, seed))
+    with drawing(Purpose.MODEL, seed):
         model = function(**kwargs)
     if not isinstance(model, nn.Module):
         raise ValueError(

@@ -1,0 +1,127 @@
+"""Models and losses as users write them: they draw, and put weights and gradients elsewhere."""
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+DRAWN = []  # what `noisy` drew, in the order of its calls
+
+
+def flat_linear(layer, classes):
+    return nn.Sequential(nn.Flatten(), layer(64, classes))
+
+
+# losses
+
+
+def plain(model, x, x_adv, y):
+    return F.cross_entropy(model(x_adv), y)
+
+
+def clears(model, x, x_adv, y):
+    model.zero_grad()
+    return plain(model, x, x_adv, y)
+
+
+def forgets(model, x, x_adv, y):
+    for p in model.parameters():
+        p.grad = None
+    return plain(model, x, x_adv, y)
+
+
+def replaces(model, x, x_adv, y):
+    model[1].bias = nn.Parameter(model[1].bias.detach().clone())
+    return plain(model, x, x_adv, y)
+
+
+def noisy(model, x, x_adv, y):
+    noise = float(torch.rand(())), float(np.random.rand()), random.random()
+    DRAWN.append(noise)
+    return plain(model, x, x_adv, y) * sum(noise)
+
+
+# models
+
+
+class ClampNew(nn.Linear):
+    def forward(self, x):
+        self.weight.data = self.weight.data.clamp(-0.05, 0.05)
+        return super().forward(x)
+
+
+class ClampInPlace(nn.Linear):
+    def forward(self, x):
+        self.weight.data.clamp_(-0.05, 0.05)
+        return super().forward(x)
+
+
+def clamp_new(shape, classes):
+    return flat_linear(ClampNew, classes)
+
+
+def clamp_in_place(shape, classes):
+    return flat_linear(ClampInPlace, classes)
+
+
+class Center(nn.Module):
+    """Takes away the running mean of its inputs."""
+
+    def __init__(self, size, in_place):
+        super().__init__()
+        self.in_place = in_place
+        self.register_buffer("mean", torch.zeros(size))
+
+    def forward(self, x):
+        if self.training:
+            new = 0.5 * self.mean + 0.5 * x.detach().mean(0)
+            if self.in_place:
+                self.mean.copy_(new)
+            else:
+                self.mean = new
+        return x - self.mean
+
+
+def center_new(shape, classes):
+    return nn.Sequential(nn.Flatten(), Center(64, False), nn.Linear(64, classes))
+
+
+def center_in_place(shape, classes):
+    return nn.Sequential(nn.Flatten(), Center(64, True), nn.Linear(64, classes))
+
+
+class Late(nn.Module):
+    """Makes its layer in the first forward, or only in the first one for training."""
+
+    def __init__(self, classes, training_only):
+        super().__init__()
+        self.classes, self.training_only, self.first = classes, training_only, None
+        self.bias = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, x):
+        x = x.flatten(1)
+        if self.first is None and (self.training or not self.training_only):
+            self.first = nn.Linear(x.shape[1], self.classes)
+        return self.bias + (x[:, : self.classes] if self.first is None else self.first(x))
+
+
+def late(shape, classes):
+    return Late(classes, False)
+
+
+def too_late(shape, classes):
+    return Late(classes, True)
+
+
+class Noise(nn.Module):
+    """Draws in every pass, with all three generators, also in eval mode."""
+
+    def forward(self, x):
+        drop = random.random() < 0.5
+        return x * np.random.uniform(0.9, 1.1) + 0.1 * torch.randn_like(x) * drop
+
+
+def drawing_net(shape, classes):
+    return nn.Sequential(nn.Flatten(), Noise(), nn.Linear(64, classes), nn.Dropout(0.1))
