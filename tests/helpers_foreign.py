@@ -33,7 +33,7 @@ def forgets(model, x, x_adv, y):
 
 
 def replaces(model, x, x_adv, y):
-    model[1].bias = nn.Parameter(model[1].bias.detach().clone())
+    model[2].bias = nn.Parameter(model[2].bias.detach().clone())
     return plain(model, x, x_adv, y)
 
 
@@ -125,3 +125,73 @@ class Noise(nn.Module):
 
 def drawing_net(shape, classes):
     return nn.Sequential(nn.Flatten(), Noise(), nn.Linear(64, classes), nn.Dropout(0.1))
+
+
+# models that a run cannot use, or only as they are
+
+
+def linear(shape, classes):
+    return flat_linear(nn.Linear, classes)
+
+
+def scripted(shape, classes):
+    return torch.jit.script(linear(shape, classes))
+
+
+def lazy(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, net, before=lambda x: x, after=lambda z: z):
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x):
+        return self.after(self.net(self.before(x)))
+
+
+def subtracts_in_place(shape, classes):
+    return Wrapped(linear(shape, classes), before=lambda x: x.sub_(0.5))
+
+
+def detached_inputs(shape, classes):
+    return Wrapped(linear(shape, classes), before=torch.detach)
+
+
+def detached_outputs(shape, classes):
+    return Wrapped(linear(shape, classes), after=torch.detach)
+
+
+def squeezed(shape, classes):
+    return Wrapped(linear(shape, classes), after=torch.squeeze)
+
+
+def fixed_batch(shape, classes):
+    return Wrapped(linear(shape, classes), before=lambda x: x.view(32, -1))
+
+
+def batch_norm(shape, classes, statistics=True):
+    norm = nn.BatchNorm1d(64, track_running_stats=statistics)
+    return nn.Sequential(nn.Flatten(), norm, nn.Linear(64, classes))
+
+
+def breaks_in_training(shape, classes):
+    def check(logits):
+        assert not net.training, "no labels were given"
+        return logits
+
+    net = Wrapped(linear(shape, classes), after=check)
+    return net
+
+
+def few(model, x, x_adv, y):
+    """Takes no batch as large as the experiment's."""
+    assert len(x) < 5, "at most four images"
+    return plain(model, x, x_adv, y)
+
+
+def random_start(shape, classes):
+    net = linear(shape, classes)
+    net[1].weight.data = torch.tensor(np.random.randn(classes, 64) / 8, dtype=torch.float32)
+    return net

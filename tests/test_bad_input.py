@@ -520,8 +520,8 @@ def own(part, name):
         (
             "loss",
             "each_loss",
-            'loss "OWN:each_loss" returned a tensor of shape (2,), expected a scalar tensor with a '
-            "gradient",
+            'loss "OWN:each_loss" returned a tensor of shape (32,), expected a scalar tensor with '
+            "a gradient",
         ),
         (
             "loss",

@@ -73,8 +73,9 @@ def test_weights_and_statistics_that_are_put_elsewhere_come_back(kind, strategy)
 
 
 def test_what_cannot_come_back_is_refused_by_its_name():
-    with pytest.raises(InputError, match=r'"1\.bias" of the model was replaced'):
-        make_plan(validate(digits(loss={"name": "helpers_foreign:replaces"})))
+    with pytest.raises(InputError, match=r'"2\.bias" of the model was replaced'):
+        replacing = {"loss": {"name": "helpers_foreign:replaces"}}
+        make_plan(validate(digits(model={"name": "helpers_foreign:center_new"}, **replacing)))
     with pytest.raises(InputError, match=r'the parameter "first\.weight" came into the model'):
         make_plan(validate(digits(model={"name": "helpers_foreign:too_late"})))
 
@@ -117,8 +118,5 @@ def test_an_evaluation_draws_the_same_again(tmp_path):
         scramble(i)
         request = Request(images=32, attacks=("pgd2", "apgd-ce"), parts=("robustness", "masking"))
         tables.append(evaluate_runs(tmp_path / name, request))
-    for table in tables:
-        table.drop(
-            columns=[c for c in table if c in ("trial", "run") or "seconds" in c], inplace=True
-        )
-    assert tables[0].equals(tables[1])
+    same = [c for c in tables[0] if c not in ("trial", "run") and "seconds" not in c]
+    assert tables[0][same].equals(tables[1][same])

@@ -1,21 +1,14 @@
 """Checks at the door: what would fail in the middle of a run is told before it starts."""
 
-import os
 import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import torch
-from torch import Tensor, nn
-
 from raydist.config import Experiment, InputError
 from raydist.engine.excess import predictable
 from raydist.engine.own import Own
-from raydist.engine.precision import unsafe_in_channels_last
-from raydist.engine.task import DTYPES, build_model, loss_named, quadratic_of
-from raydist.learning import model as models
-from raydist.learning.data import Data, to_tensor
-from raydist.learning.model import parameter_count
+from raydist.engine.task import quadratic_of
+from raydist.learning.data import Data
 from raydist.measure import attacks
 
 COPIES = 3  # of a model's parameters that an agent holds at least
@@ -188,98 +181,3 @@ def _check_excess_risk(config: Experiment, share: int) -> None:
             "evaluate.subspace predicts plain SGD (no momentum, weight decay, awp or schedules, "
             'one threat for all) on loss.name = "standard" or "pgd_at": write evaluate.subspace = 0'
         )
-
-
-def check_memory(config: Experiment, shape: tuple[int, ...], classes: int) -> None:
-    """One model of ours fits into this machine; its size is found without building it.
-
-    Args:
-        config: the experiment.
-        shape: of one input.
-        classes: number of classes.
-
-    Raises:
-        InputError: if it does not fit.
-    """
-    name, width = config.model.name, config.model.width
-    if width <= 1 or ":" in name:
-        return
-    with torch.device("meta"):
-        model = checked("model", models.build, name, shape, classes, width=width)
-    needed = COPIES * parameter_count(model) * DTYPES[config.dtype].itemsize
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise InputError(
-            f"model.width is {width:g}: {parameter_count(model):,} parameters need "
-            f"{needed / 1e9:,.0f} GB, but this machine has {memory / 1e9:,.0f} GB: write less"
-        )
-
-
-def probe_key(config: Experiment) -> str:
-    """All that the result of `probe` depends on: many trials of a study have it in common."""
-    kept: dict[str, bool | set[str]] = {"model": True, "loss": True, "dtype": True}
-    kept["data"] = {"set", "params", "root", "validation"}
-    return config.model_dump_json(include=kept)
-
-
-def probe(config: Experiment, data: Data | None) -> tuple[int, int]:
-    """Build the model and try model and loss on two samples.
-
-    Args:
-        config: the experiment.
-        data: the images, if any.
-
-    Returns:
-        The number of parameters; how many numbers the modules give out for one sample.
-
-    Raises:
-        InputError: if the model does not give (N, classes) or the loss no scalar with a gradient.
-    """
-    shape, classes, scale = input_of(config, data)
-    check_memory(config, shape, classes)
-    model = checked("model", build_model, config, shape, classes)
-    loss, _ = checked("loss", loss_named, config)
-    parameters = parameter_count(model)
-    if parameters == 0:
-        raise InputError(f'model "{config.model.name}" has no parameters to train')
-    if config.channels_last and unsafe_in_channels_last(model):
-        raise InputError(
-            f'channels_last is not safe for model "{config.model.name}" of width '
-            f"{config.model.width:g}: it has strided 1x1 convolutions of fewer than 16 channels: "
-            "write channels_last = false"
-        )
-    if data is None:
-        return parameters, 0
-    counted: list[int] = []
-
-    def count(module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and not list(module.children()):
-            counted.append(output.numel())
-
-    hooks = [module.register_forward_hook(count) for module in model.modules()]
-    x = to_tensor(data.train[0][:2], scale, DTYPES[config.dtype])
-    y = torch.from_numpy(data.train[1][:2].copy())
-    try:
-        outputs = model(x)
-    except Exception as error:
-        raise InputError(
-            f'model "{config.model.name}" does not take images of shape {shape}: {one_line(error)}'
-        ) from error
-    for hook in hooks:
-        hook.remove()
-    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (len(y), classes):
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise InputError(
-            f'model "{config.model.name}" returned {got} for {len(y)} images, expected logits '
-            f"of shape ({len(y)}, {classes})"
-        )
-    value = checked("loss", loss, model, x, x, y)
-    if not isinstance(value, Tensor) or value.ndim != 0 or not value.requires_grad:
-        got = type(value).__name__
-        if isinstance(value, Tensor):
-            grad = "" if value.requires_grad else ", without a gradient"
-            got = f"a tensor of shape {tuple(value.shape)}{grad}"
-        raise InputError(
-            f'loss "{config.loss.name}" returned {got}, expected a scalar tensor with a gradient'
-        )
-    return parameters, sum(counted) // len(y)

@@ -80,12 +80,12 @@ class FlatModel:
         self.w = nn.Parameter(self.whole[:size])
         self.w.grad = torch.zeros_like(self.w)
         self.statistics = self.whole[size:]
-        self._bound = []
+        self._bound, modules = [], dict(module.named_modules())
         for place, (name, t) in zip(self._places, tensors.items(), strict=True):
             view = place.seen(self.whole)
             grad = place.seen(self.w.grad) if name in parameters else None
             above, _, key = name.rpartition(".")
-            owner = module.get_submodule(above)
+            owner = modules[above]
             table = owner._buffers if grad is None else owner._parameters
             self._bound.append(_Bound(name, table, key, t, view, grad))
             t.data, t.grad = view.copy_(t.detach()), grad

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from raydist.adversary.schedule import Timetable
 from raydist.config import Experiment, InputError
 from raydist.engine import excess
-from raydist.engine.checks import check_images, check_quadratic, checked, input_of, probe, probe_key
+from raydist.engine.checks import check_images, check_quadratic, checked, input_of
+from raydist.engine.probe import probe, probe_key
 from raydist.engine.spec import AgentSpec
 from raydist.engine.store import Store
 from raydist.engine.task import Split

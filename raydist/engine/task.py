@@ -24,7 +24,7 @@ from raydist.learning import data as datasets
 from raydist.learning import model as models
 from raydist.learning.quadratic import Quadratic
 from raydist.plugin import resolve
-from raydist.seeding import Purpose, numpy_rng, torch_generator
+from raydist.seeding import Purpose, drawing, numpy_rng, torch_generator
 
 Attack = Callable[..., Ascent]
 Split = tuple[NDArray[Any], NDArray[np.int64]]
@@ -60,6 +60,9 @@ def build_model(config: Experiment, shape: tuple[int, ...], classes: int) -> nn.
     extra |= models.NORMALISATION.get(config.data.set, {})
     name, width = config.model.name, config.model.width
     model = models.build(name, shape, classes, width=width, seed=config.seed, **extra)
+    if ":" in name:
+        with drawing(Purpose.MODEL, config.seed, round=1):
+            model = models.whole(model, shape)
     if config.model.checkpoint is not None:
         key_map = config.model.key_map
         if key_map == "published":

@@ -1,5 +1,6 @@
 """Models by name: inputs in [0, 1], so that budgets are in pixels; normalisation inside."""
 
+import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from raydist.closest import closest
 from raydist.learning import resnet, small, vgg
@@ -123,6 +125,45 @@ def build(
     if not len(mean) == len(std) == shape[0]:
         raise ValueError(f"mean is {mean}, std is {std}, expected {shape[0]} numbers each")
     return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), net=model))
+
+
+def whole(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """A model with all of its layers, those too that it makes in its first pass.
+
+    Args:
+        model: as it was built; left as it is.
+        shape: of an input.
+
+    Returns:
+        The model after a pass of two black images in eval mode, if that has made parameters; else
+        the model, through which nothing has passed.
+
+    Raises:
+        ValueError: if it has lazy layers, and the pass fails.
+    """
+    lazy = any(map(is_lazy, model.parameters()))
+    first = next((p for p in model.parameters() if not is_lazy(p)), torch.zeros(()))
+    try:
+        tried = copy.deepcopy(model)
+        modes = {module: module.training for module in tried.modules()}
+        with torch.no_grad():
+            tried.eval()(torch.zeros(2, *shape, dtype=first.dtype))
+    except Exception as error:
+        if lazy:
+            raise ValueError(
+                f"the model's lazy layers cannot be made from images of shape {shape}: {error}"
+            ) from error
+        return model  # what is wrong with it is told by who uses it
+    if not lazy and _names(tried) == _names(model):
+        return model
+    tried.train()
+    for module, mode in modes.items():
+        module.training = mode
+    return tried
+
+
+def _names(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
 
 
 def _contract(function: Callable[..., Any], shape: tuple[int, ...], classes: int) -> dict[str, Any]:
