@@ -61,14 +61,15 @@ def sample(files, number, seed):
     for file, source in sources.items():
         nodes, types = list(ast_nodes(get_ast(source))), list(annotations(source))
         for operator in operators:
-            found = (place for node in nodes for place in operator.mutation_positions(node))
-            for occurrence, (start, _) in enumerate(found):
-                if not any(begin <= start < end for begin, end in types):
-                    places[file, start].append((operator, occurrence))
+            found = [(node, at) for node in nodes for at, _ in operator.mutation_positions(node)]
+            for occurrence, (node, at) in enumerate(found):
+                star = node.type == "operator" and node.parent.type in ("parameters", "lambdef")
+                if not star and not any(begin <= at < end for begin, end in types):
+                    places[file, at].append((operator, occurrence))
     rng = random.Random(seed)
-    for file, start in rng.sample(sorted(places), min(number, len(places))):
-        operator, occurrence = rng.choice(places[file, start])
-        yield Mutant(file, start[0], mutate_code(sources[file], operator, occurrence))
+    for file, at in rng.sample(sorted(places), min(number, len(places))):
+        operator, occurrence = rng.choice(places[file, at])
+        yield Mutant(file, at[0], mutate_code(sources[file], operator, occurrence))
 
 
 def annotations(source):

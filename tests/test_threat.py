@@ -160,6 +160,7 @@ def test_norms_and_dual_norms_by_hand():
         (("linf", math.nan), "eps is nan"),
         (("l2", math.inf), "eps is inf"),
         (("l2", 0.1, (1.0, 0.0)), "low < high"),
+        (("l2", 0.1, (0.5, 0.5)), "low < high"),
         (("l2", 0.1, (0.0, math.nan)), "low < high"),
     ],
 )

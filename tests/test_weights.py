@@ -264,7 +264,7 @@ BAD = [
     (np.eye(4) + np.diag([1.0, 0, 0], 1) - np.diag([1.0, 0, 0], -1), "weights[1][0] is -1.0"),
     (np.full((4, 4), 0.24), "column 0 of weights sums to 0.96, expected 1"),
     (np.diag([1, 1, 1, 0.5]), "column 3 of weights sums to 0.5"),
-    (np.diag([1, 1.25, 1, 1]), "column 1 of weights sums to 1.25"),
+    (np.diag([1 - 1e-15, 1.25, 1, 1]), "column 1 of weights sums to 1.25"),
     (weights.averaging(nx.star_graph(3)).T, "the rows do, so transpose the matrix"),
     (np.full((4, 4), 1 / 4), "agent 2 gives weight 0.25 to agent 0, which is not its neighbour"),
     (np.eye(4), "agents 1, 2, 3 are cut off from agent 0"),
