@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from raydist.config import Experiment, InputError
-from raydist.engine.excess import predictable
+from raydist.engine.excess import unpredictable
 from raydist.engine.own import Own
 from raydist.engine.task import quadratic_of
 from raydist.learning.data import Data
@@ -176,7 +176,7 @@ def _check_excess_risk(config: Experiment, share: int) -> None:
             "evaluate.subspace predicts the excess risk, but evaluate.excess_risk is 0: write "
             "evaluate.excess_risk = 512"
         )
-    if config.loss.name not in ("standard", "pgd_at") or not predictable(config):
+    if config.loss.name not in ("standard", "pgd_at") or unpredictable(config):
         raise InputError(
             "evaluate.subspace predicts plain SGD (no momentum, weight decay, awp or schedules, "
             'one threat for all) on loss.name = "standard" or "pgd_at": write evaluate.subspace = 0'

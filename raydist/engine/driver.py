@@ -246,6 +246,8 @@ def _last(
         final["exchange_chosen"] = pool.exchange
     if math.inf in theory:
         final["excess_risk_limit"] = theory[math.inf]
+    if plan.data is None and plan.theory_missing:  # the one task that has it unasked
+        final["excess_risk_theory_missing"] = plan.theory_missing
     if test and plan.data is not None and outcome.status != "diverged":
         judged = masks.merge(pool.evaluate("now"))
         final |= masks.summary(judged)

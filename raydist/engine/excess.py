@@ -22,6 +22,7 @@ from raydist.config import Experiment
 from raydist.engine.own import Own
 from raydist.engine.task import (
     DTYPES,
+    LOSSES,
     Split,
     attack_named,
     build_model,
@@ -79,12 +80,47 @@ def batches(
         yield own.images(pixels), torch.tensor(y[part], device=device)
 
 
-def predictable(config: Experiment) -> bool:
-    """Whether the theory is about this kind of step: plain SGD on one unchanging risk."""
-    optim, threat = config.optim, config.threat
-    plain = (optim.name, optim.momentum, optim.weight_decay) == ("sgd", 0, 0)
-    steady = (optim.schedule.name, threat.schedule.name) == ("constant", "constant")
-    return plain and steady and not threat.agents and config.loss.awp == 0
+def unpredictable(config: Experiment) -> str:
+    """Why the theory is not about a run: it is of plain SGD on one risk that is smooth.
+
+    Args:
+        config: the experiment.
+
+    Returns:
+        The reason, "" if there is none.
+    """
+    optim, schedules = config.optim, (config.optim.schedule.name, config.threat.schedule.name)
+    reasons = {
+        "optim is not plain SGD": (optim.name, optim.momentum, optim.weight_decay) != ("sgd", 0, 0),
+        "a schedule changes the step or the risk": schedules != ("constant", "constant"),
+        "loss.awp moves the weights": config.loss.awp > 0,
+        "the remedy adds noise to the inputs": config.stop.on_instability == "heal",
+    }
+    if config.data.set == "quadratic":
+        agents = [Own(config, k) for k in range(config.topology.agents)]
+        attacked = [own for own in agents if own.threat.eps > 0]
+        reasons |= {
+            "without data.noise the risk under attack has kinks, and no Hessian there": (
+                config.data.noise == 0 and bool(attacked)
+            ),
+            "the training attack does not reach the worst perturbations, of which the risk is": (
+                not all(_reaches(config, own) for own in attacked)
+            ),
+        }
+    else:
+        reasons["agents have threats of their own"] = bool(config.threat.agents)
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _reaches(config: Experiment, own: Own) -> bool:
+    """Whether an agent of the quadratic task trains on the worst perturbation of every sample."""
+    # from the sample itself all steps lead outwards; from elsewhere they may end in another corner
+    table = config.attack
+    name = table.name or LOSSES["quadratic"][1]
+    start = table.start or ("zero" if name == "fgsm" else "uniform")
+    steps = 1 if name == "fgsm" else table.steps
+    way = steps * own.alpha(name, own.threat)
+    return start == "zero" and way >= own.threat.eps * (1 - 1e-12)
 
 
 def predict_quadratic(

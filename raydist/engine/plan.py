@@ -176,6 +176,11 @@ class Plan:
             f"about {self.agent_bytes() / 1e6:,.0f} MB per agent"
         )
 
+    @property
+    def theory_missing(self) -> str:
+        """Why the excess risk of this run is not predicted, "" if it can be."""
+        return excess.unpredictable(self.config)
+
     def theory(self) -> dict[float, float]:
         """Predicted excess risk of every measured round and, at math.inf, in the limit, (E1).
 
@@ -183,7 +188,7 @@ class Plan:
             Round -> ER_n; empty where the theory does not apply or was not asked for.
         """
         rounds = [*filter(self.measured, range(self.rounds + 1)), math.inf]
-        if not excess.predictable(self.config):
+        if self.theory_missing:
             return {}
         if self.data is None:
             values = excess.predict_quadratic(self.config, self.A, rounds)
