@@ -102,6 +102,24 @@ class Rounds:
             self._ends.append(self.last)
             self._rows = _Rows()
 
+    def newest(self) -> Record | None:
+        """The record of the last round, as it was added; None if there is none."""
+        if self.last < 0:
+            return None
+        if self._rows.round:
+            data = self._rows.pack(self._seconds())
+        else:  # a part ends with that round
+            data = self._read(_name(len(self._ends) - 1))
+        rows = [row for row in _unpacked(data) if row[0] == self.last]
+        agents: dict[int, dict[str, float]] = {}
+        centroid: dict[str, float] = {}
+        for _, who, metric, value in rows:
+            if who == "centroid":
+                centroid[metric] = value
+            elif who != "mean":  # which follows from the agents
+                agents.setdefault(int(who), {})[metric] = value
+        return Record(self.last, [agents[k] for k in sorted(agents)], centroid)
+
     def until(self, n: int) -> tuple[list[int], bytes]:
         """What `restore` needs to go back to round n.
 

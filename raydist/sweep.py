@@ -211,7 +211,8 @@ def _run(
     from ray import tune
 
     from raydist.tune_progress import TuneProgress
-    from raydist.tune_search import scheduler, source
+    from raydist.tune_scheduler import scheduler
+    from raydist.tune_search import source
     from raydist.tune_trial import Trial
 
     # Failed trials are told by ourselves, in one line each.
@@ -232,7 +233,7 @@ def _run(
                 num_samples=trials.count,
                 reuse_actors=True,
                 search_alg=trials.searcher,
-                scheduler=scheduler(study, rounds),
+                scheduler=scheduler(study, rounds, out),
                 trial_name_creator=lambda trial: folder_name(job.point(trial.config)),
                 trial_dirname_creator=lambda trial: folder_name(job.point(trial.config)),
             ),

@@ -1,4 +1,4 @@
-"""Which points a study runs, in which order, and which of its trials are ended early.
+"""Which points a study runs, and in which order.
 
 Points of lists and of random draws are all known before the start. Optuna proposes one point after
 the other from the results so far. Either way the seeds of one point are neighbours.
@@ -6,7 +6,6 @@ the other from the results so far. Either way the seeds of one point are neighbo
 
 import itertools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,11 +14,6 @@ from typing import Any
 
 import numpy as np
 from ray import tune
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    MedianStoppingRule,
-    TrialScheduler,
-)
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from raydist.config import InputError
@@ -169,59 +163,3 @@ def check_installed(study: Study) -> None:
             'search.algorithm = "optuna" needs the package optuna: '
             "write pip install 'raydist[optuna]'"
         )
-
-
-class _EndsGently:
-    """A scheduler that lets a trial end itself, so that it leaves a whole folder."""
-
-    reason = ""
-
-    def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """As `TrialScheduler.on_trial_result`."""
-        # The median rule keeps what it gets: of all that was reported, what it looks at.
-        judged = {key: result[key] for key in ("round", OBJECTIVE) if key in result}
-        decision: str = super().on_trial_result(controller, trial, judged)  # type: ignore[misc]
-        if decision != TrialScheduler.STOP:
-            return decision
-        trial.temporary_state.ray_actor.end_early.remote(self.reason)  # runs before the next step
-        return TrialScheduler.CONTINUE
-
-    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """As `TrialScheduler.on_trial_complete`; one that failed is compared with nothing."""
-        if OBJECTIVE in result:
-            super().on_trial_complete(controller, trial, result)  # type: ignore[misc]
-
-
-class Asha(_EndsGently, ASHAScheduler):
-    """Asynchronous successive halving (arXiv:1810.05934)."""
-
-
-class Median(_EndsGently, MedianStoppingRule):
-    """The median stopping rule of Vizier."""
-
-
-def scheduler(study: Study, rounds: int) -> TrialScheduler | None:
-    """What compares running trials and ends the worse ones early.
-
-    Args:
-        study: the study.
-        rounds: of its longest trial.
-
-    Returns:
-        Tune's scheduler, with our own round as its time; None if all trials run to their end.
-    """
-    search = study.search
-    if search.scheduler is None:
-        return None
-    common: dict[str, Any] = {"time_attr": "round", "metric": OBJECTIVE, "mode": search.better}
-    grace = min(search.grace or math.ceil(rounds / 10), rounds)
-    found: Asha | Median
-    if search.scheduler == "asha":
-        reduction = search.reduction or 4
-        found = Asha(**common, max_t=rounds, grace_period=grace, reduction_factor=reduction)
-        found.reason = f"asha: {search.metric} is not among the best 1 in {reduction:g} at its rung"
-    else:  # it would pause a trial that has none to be compared with; ours go on
-        common["min_time_slice"] = math.inf
-        found = Median(**common, grace_period=grace)
-        found.reason = f"median: {search.metric} is worse than the median of the other trials"
-    return found

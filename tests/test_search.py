@@ -23,7 +23,8 @@ from raydist.search import METRICS
 from raydist.study import from_tree
 from raydist.sweep import counted
 from raydist.tune_optuna import PROPOSALS, Proposals
-from raydist.tune_search import OBJECTIVE, points, scheduler
+from raydist.tune_scheduler import scheduler
+from raydist.tune_search import OBJECTIVE, points
 
 QUADRATIC = {
     "topology": {"kind": "ring", "agents": 3},
@@ -231,8 +232,9 @@ def test_failed_trials_do_not_count_and_are_proposed_again_when_resumed(tmp_path
 @pytest.mark.parametrize(
     ("name", "reason"), [("asha", "asha: excess_risk is not"), ("median", "median: excess_risk is")]
 )
-def test_a_scheduler_tells_the_trial_to_end_itself(name, reason):
-    chosen = scheduler(study(LR, scheduler=name, metric="excess_risk", grace=2), rounds=12)
+def test_a_scheduler_tells_the_trial_to_end_itself(name, reason, tmp_path):
+    one = study(LR, scheduler=name, metric="excess_risk", grace=2)
+    chosen = scheduler(one, 12, Store(tmp_path))
     told = []
     for i in range(6):
         actor = SimpleNamespace(end_early=SimpleNamespace(remote=told.append))

@@ -29,7 +29,7 @@ def train(
     plan: Plan,
     keeper: Keeper | None = None,
     ending: Callable[[Pool, int], None] | None = None,
-    early: Callable[[], str] = lambda: "",
+    early: Callable[[], str] | None = None,
 ) -> Iterator[Record]:
     """Run a plan on a pool, whatever dies in it.
 
@@ -49,13 +49,15 @@ def train(
 
     Yields:
         A record for each round from 0 on, or from the one after the snapshot that another process
-        has left; the last one holds the outcome.
+        has left (with `early` from its own round on, which may be the one to end with); the last
+        one holds the outcome.
     """
     keeper, told, last = keeper or Keeper(plan), -1, plan.rounds
+    latest: Record | None = None
 
     def leaves(n: int) -> str:
         """Why the run ends after round n: once that was told, not when it is only replayed."""
-        return early() if n == told else ""
+        return early() if early is not None and n == told and plan.measured(n) else ""
 
     def close(record: Record) -> None:
         """Leave what was trained and measured, before anything is judged."""
@@ -66,10 +68,15 @@ def train(
     while True:
         try:
             start, watch = keeper.resume(pool, told)
+            if early is not None and told < 0 < start:
+                told, latest = start, keeper.newest()
+                if latest is not None:
+                    yield latest
             told = max(told, start or -1)
-            for record in _rounds(pool, plan, watch, keeper, start, last, leaves, close):
+            begun = latest if latest is not None and latest.round == start else None
+            for record in _rounds(pool, plan, watch, keeper, start, last, leaves, close, begun):
                 if record.round > told or record.outcome is not None:
-                    told = record.round
+                    told, latest = record.round, record
                     yield record
             return
         except _TooFar as end:
@@ -128,8 +135,9 @@ def _rounds(
     last: int,
     leaves: Callable[[int], str],
     close: Callable[[Record], None],
+    begun: Record | None,
 ) -> Iterator[Record]:
-    """The records from round `start` on, which is closed.
+    """The records from round `start` on, which is closed; `begun` is its own if it was told.
 
     Every `plan.every` rounds the state itself is measured, and no round is submitted until that is
     done: a rule that stops the run sees exactly the state that it judges. Round `last` is where the
@@ -146,6 +154,15 @@ def _rounds(
     theory, stop = plan.theory(), plan.config.stop
     each_round = bool(stop.fosc and stop.fosc.on == "train")  # is judged
     flight, held = _Flight(pool, watch, start), None
+
+    def ended(record: Record, reason: str) -> Record:
+        close(record)
+        outcome = Outcome("stopped", reason, record.round)
+        return _last(pool, plan, record, outcome, watch.summary(), theory, test=False)
+
+    if begun is not None and (reason := leaves(start)):
+        yield ended(begun, reason)
+        return
     if start == 0:
         first = _measured(pool, plan, 0, [], theory)
         if plan.sensed(0):
@@ -181,12 +198,10 @@ def _rounds(
         held = None if kept or plan.measured(n) else record
         if held is None:
             yield record
-        reason = leaves(n) if plan.measured(n) else ""
+        reason = leaves(n)
         if reason:
             flight.end(n)
-            close(record)
-            early = Outcome("stopped", reason, n)
-            yield _last(pool, plan, record, early, watch.summary(), theory, test=False)
+            yield ended(record, reason)
             return
 
 

@@ -51,6 +51,10 @@ class Keeper:
         """How long the run has taken, with what earlier tries took."""
         return self._clock.seconds()
 
+    def newest(self) -> Record | None:
+        """The record of the last round that is kept; None if there is none."""
+        return None if self._folder is None else self._folder.rounds.newest()
+
     def due(self, n: int) -> bool:
         """Whether the state after round n is to be kept; not that after the last one."""
         if self._shelf is None or self._table.every == 0 or n == self._plan.rounds:
