@@ -128,7 +128,7 @@ def interrupted(case, tmp_path, step):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_kill_changes_no_decision(case, tmp_path):
-    interrupted(case, tmp_path, 13)
+    interrupted(case, tmp_path, 29)
 
 
 @pytest.mark.long
