@@ -19,7 +19,7 @@ from raydist.engine.death import AgentError
 from raydist.engine.lock import Held, hold
 from raydist.engine.store import Store
 from raydist.identity import check_versions
-from raydist.show import Words, console, number, numbers, progress, say
+from raydist.show import Words, console, number, numbers, progress, say, say_unmeasured
 from raydist.study import from_tree, read
 
 if TYPE_CHECKING:
@@ -233,6 +233,9 @@ def main(
         for name, value in result.final.items():
             console.print(f"{name:24} {number(value)}")
         console.print(f"results {folder}")
+    if "unmeasured" in result.final:
+        say_unmeasured("the run", result.final["unmeasured"], folder)
+        return command.FAILED
     return 0
 
 

@@ -263,3 +263,11 @@ def print_failures(frame: "pd.DataFrame") -> None:
     """One line on stderr for each failed trial: its error's last line and the path of its log."""
     for _, row in frame[frame["status"] == "failed"].iterrows():
         say(f"failed: {row['trial']}: {row['error']} (log: {row['log']})")
+
+
+def say_unmeasured(trial: str, what: str, folder: str) -> None:
+    """A line on stderr about what could not be measured of a run that is otherwise complete."""
+    say(
+        f"raydist: {trial} was trained and kept, but not measured in full: {what}; to measure it "
+        f"write python -m raydist.evaluate {folder}"
+    )

@@ -23,7 +23,14 @@ from raydist.engine.lock import Held, hold
 from raydist.engine.store import Store
 from raydist.naming import Point, folder_name, value_label
 from raydist.resume import STUDY_FILE, check_resumed, study_in
-from raydist.show import console, footnotes, print_failures, results_table, seeds_table
+from raydist.show import (
+    console,
+    footnotes,
+    print_failures,
+    results_table,
+    say_unmeasured,
+    seeds_table,
+)
 from raydist.study import Study, from_tree, read
 
 if TYPE_CHECKING:
@@ -291,7 +298,12 @@ def main(
     print_failures(frame)
     if frame.attrs["interrupted"]:
         return command.told(KeyboardInterrupt(), _how_to_resume(out))
-    return command.FAILED if (frame["status"] == "failed").any() else 0
+    failed = bool((frame["status"] == "failed").any())
+    if "unmeasured" in frame:
+        for _, row in frame.dropna(subset="unmeasured").iterrows():
+            say_unmeasured(row["trial"], row["unmeasured"], f"{out}/{row['trial']}")
+            failed = True
+    return command.FAILED if failed else 0
 
 
 def _how_to_resume(out: str) -> str:

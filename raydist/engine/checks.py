@@ -141,8 +141,21 @@ def check_images(config: Experiment, data: Data, share: int) -> None:
         raise InputError(f"evaluate.test is {config.evaluate.test}, expected {agents} or more")
     for name in config.evaluate.attacks:
         checked("evaluate.attacks", attacks.parse, name)
-    for name, why in attacks.skipped(config.evaluate.attacks, data.classes).items():
+    norm = config.threat.norm
+    skipped = attacks.skipped(config.evaluate.attacks, data.classes, data.shape, norm)
+    for name, why in skipped.items():
         raise InputError(f'evaluate.attacks names "{name}", but {why}: leave it out')
+    if data.classes < 2:
+        raise InputError(
+            f'data.set "{config.data.set}" has one class, and nothing to tell apart: expected 2 or '
+            "more"
+        )
+    for why in attacks.skipped(["square"], data.classes, data.shape, norm).values():
+        if config.evaluate.autoattack != 0:
+            raise InputError(
+                f"evaluate.autoattack has a part, Square, that cannot run: {why}: write "
+                'evaluate.autoattack = 0, or threat.norm = "linf"'
+            )
     if config.loss.name == "wasserstein" and data.classes < 3:
         raise InputError(
             f'loss.name = "wasserstein" attacks with ReDLR, which needs 3 classes: data.set '

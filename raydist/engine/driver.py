@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from raydist.engine.agent import BEFORE, Info
+from raydist.engine.checks import one_line
 from raydist.engine.death import AgentDied
 from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan
@@ -264,15 +265,49 @@ def _last(
     if plan.data is None and plan.theory_missing:  # the one task that has it unasked
         final["excess_risk_theory_missing"] = plan.theory_missing
     if test and plan.data is not None and outcome.status != "diverged":
-        judged = masks.merge(pool.evaluate("now"))
-        final |= masks.summary(judged)
-        images = images_frame(judged, plan.data.test[1])
+        failed: dict[str, str] = {}
+        for judged in _judged(pool, failed, "", "now"):
+            final |= masks.summary(judged)
+            images = images_frame(judged, plan.data.test[1])
         for name, which in _besides(plan, outcome).items():
-            besides = masks.summary(masks.merge(pool.evaluate(*which)))
-            final |= {f"{name}_{key}": value for key, value in besides.items()}
+            for judged in _judged(pool, failed, f"{name} ", *which):
+                besides = masks.summary(judged)
+                final |= {f"{name}_{key}": value for key, value in besides.items()}
         if plan.config.evaluate.agents:
-            final |= _over_agents([masks.summary(own) for own in pool.evaluate()])
+            own = [masks.summary(judged) for judged in _judged(pool, failed, "agents' ")]
+            final |= _over_agents(own) if own else {}
+        if failed:
+            final["unmeasured"] = "; ".join(f"{name}: {why}" for name, why in failed.items())
     return Record(record.round, record.agents, record.centroid, outcome, final, images)
+
+
+def _judged(pool: Pool, failed: dict[str, str], whose: str, *which: str) -> list[masks.Masks]:
+    """Verdicts on test images, as `Pool.evaluate`; the run is over, and none is worth losing it.
+
+    Args:
+        pool: the agents.
+        failed: name of a measurement -> why it failed; added to.
+        whose: what stands before such a name.
+        which: as in `Pool.evaluate`.
+
+    Returns:
+        The verdicts of all images together; without `which` those of each agent; none if there
+        are none.
+
+    Raises:
+        AgentDied: as everywhere; the run goes on from its last snapshot.
+    """
+    try:
+        parts = pool.evaluate(*which)
+        found = [masks.merge(parts)] if which else parts
+    except AgentDied:
+        raise
+    except Exception as error:
+        failed[f"{whose}test images"] = one_line(error)
+        return []
+    for judged in found:
+        failed |= {f"{whose}{name}": why for name, why in judged.failed.items()}
+    return found
 
 
 def _besides(plan: Plan, outcome: Outcome) -> dict[str, list[str]]:

@@ -119,14 +119,15 @@ def asks(subject: Subject, request: Request) -> list[Ask]:
         wanted += [Ask("test", name, threat) for name in MASKING]
         wanted.append(Ask("test", "pgd10", ThreatModel(threat.norm, 2 * threat.eps)))
         wanted.append(Ask("test", "pgd10", large(subject, threat)))
-    skipped = attacks.skipped([ask.attack for ask in wanted], classes)
+    shape = subject.data.shape
+    skipped = attacks.skipped([ask.attack for ask in wanted], classes, shape, threat.norm)
     wanted = [ask for ask in dict.fromkeys(wanted) if ask.attack not in skipped]
     members = STANDARD if classes >= 4 else FEW_CLASSES
     return wanted + [Ask(split, name, threat, True) for split in ensembles for name in members]
 
 
 def left_out(subject: Subject, request: Request) -> dict[str, str]:
-    """The attacks that were asked for and cannot run with so few classes, and why.
+    """The attacks that were asked for and cannot run on these images or classes, and why.
 
     Args:
         subject: the trial.
@@ -138,7 +139,8 @@ def left_out(subject: Subject, request: Request) -> dict[str, str]:
     classes = subject.data.classes
     names = [name.removeprefix("val_") for name in request.attacks]
     asked = [name for name in names if name not in (CLEAN, "autoattack")]
-    reasons = attacks.skipped(asked, classes)
+    norm = request.threat(subject.config).norm
+    reasons = attacks.skipped(asked, classes, subject.data.shape, norm)
     if "autoattack" in names and classes < 4:
         why = attacks.skipped(["apgd-t"], classes)["apgd-t"]
         reasons["autoattack"] = f"of apgd-t {why}; {', '.join(FEW_CLASSES)} are run instead"

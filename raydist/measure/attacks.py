@@ -11,7 +11,7 @@ Such as pgd20, pgd50x5, pgd100@1/255-margin, square1000. A step is ε / 4 unless
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fractions import Fraction
@@ -23,7 +23,7 @@ from raydist.adversary.dlr import margin
 from raydist.adversary.threat import ThreatModel
 from raydist.measure.accuracy import pgd_correct
 from raydist.measure.autoattack import PACKAGE, broken, perturbations
-from raydist.measure.guard import NEEDS, Guarded, guarded
+from raydist.measure.guard import NEEDS, Guarded, guarded, square_misfit
 from raydist.measure.radii import radii
 from raydist.measure.verdict import Mask
 from raydist.seeding import Purpose, seed_for
@@ -113,12 +113,16 @@ def column(name: str) -> str:
     return re.sub(r"\W", "_", name.replace("@", "_step_")) + "_acc"
 
 
-def skipped(names: Collection[str], classes: int) -> dict[str, str]:
-    """The attacks that need more classes.
+def skipped(
+    names: Collection[str], classes: int, shape: Sequence[int] | None = None, norm: str = "linf"
+) -> dict[str, str]:
+    """The attacks that need more classes, or images of another shape.
 
     Args:
         names: of attacks.
         classes: number of classes.
+        shape: (C, H, W) of the images; None: whatever the attacks need.
+        norm: of the budget.
 
     Returns:
         Name -> why it cannot run, in words.
@@ -128,11 +132,15 @@ def skipped(names: Collection[str], classes: int) -> dict[str, str]:
         {'apgd-t': 'its targeted DLR loss needs 4 classes or more, and there are 3'}
     """
     needs = {name: NEEDS.get(parse(name).kind, (0, "")) for name in names}
-    return {
+    found = {
         name: f"its {loss} needs {least} classes or more, and there are {classes}"
         for name, (least, loss) in needs.items()
         if classes < least
     }
+    misfit = square_misfit(shape, norm) if shape is not None else ""
+    if misfit:
+        found |= {name: misfit for name in names if parse(name).kind == "square"}
+    return found
 
 
 def breaks(

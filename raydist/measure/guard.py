@@ -6,7 +6,7 @@ state, the trace function and a counter of the process changed.
 
 import math
 import sys
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -143,10 +143,37 @@ def _validate_package(
     if package and (x.ndim != 4 or x.dtype != torch.float32):
         shape = tuple(x.shape)
         raise ValueError(f"x is {x.dtype} {shape}, expected float32 (N, C, H, W): write x.float()")
-    if threat.norm != "linf" and "square" in package and x.shape[2] < 5:
-        raise ValueError(
-            f"images are {x.shape[2]} high, expected >= 5 for the {threat.norm} Square attack"
-        )
+    misfit = square_misfit(x.shape[1:], threat.norm) if "square" in package else ""
+    if misfit:
+        raise ValueError(f"Square cannot run: {misfit}")
+
+
+def square_misfit(shape: Sequence[int], norm: str) -> str:
+    """Why the package's Square attack cannot run on images of a shape.
+
+    Its l2 form tiles them with squares of side s = H // 5 from (H − 5 s) // 2 on, H the height. It
+    fails where the last tile of a row or column leaves the image, as on 24 x 24 or 32 x 24.
+
+    Args:
+        shape: (C, H, W).
+        norm: "linf", "l2" or "l1".
+
+    Returns:
+        The reason in words, or "".
+
+    Example:
+        >>> square_misfit((3, 32, 32), "l2"), square_misfit((3, 32, 24), "linf")
+        ('', '')
+        >>> square_misfit((3, 32, 24), "l2")
+        'its l2 form does not tile images of 32 x 24'
+    """
+    height, width = shape[1:]
+    side = height // 5
+    begin = (height - 5 * side) // 2
+    outside = any(begin + side * (n // max(side, 1)) > n for n in (height, width))
+    if norm == "linf" or (side > 0 and (side == 1 or not outside)):
+        return ""
+    return f"its {norm} form does not tile images of {height} x {width}"
 
 
 def _random_state_kept() -> AbstractContextManager[None]:

@@ -5,10 +5,10 @@ not depend on who judged what.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from raydist.measure.verdict import Verdict, concatenate, fraction
 from raydist.seeding import Purpose, seed_for, torch_generator
 
 PROBES = 50  # of the Hessian's trace
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Masks:
         verdict: what it did to them; None if it was switched off.
         curved: number of training images whose loss' curvature was measured.
         traces: vᵀ H v of that loss for each probe v, (probes,), at frozen adversarial points.
+        failed: name of a measurement that raised -> what it said; its numbers are left out.
     """
 
     index: NDArray[np.int64]
@@ -55,6 +57,7 @@ class Masks:
     verdict: Verdict | None
     curved: int
     traces: NDArray[np.float64]
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def judge(
@@ -83,46 +86,62 @@ def judge(
     wanted, dtype = config.evaluate, next(model.parameters()).dtype
     x, y = part.tensors(part.index, dtype)
     seed = seed_for(Purpose.EVALUATE, config.seed, int(part.index[0]) if len(y) else 0)
-    gaps = []
-    for first in range(0, len(y), wanted.batch):
-        draw = torch_generator(Purpose.EVALUATE, seed, round=first, device=part.device)
-        here = slice(first, first + wanted.batch)
-        gaps.append(stationarity(model, x[here], y[here], threat, draw)[1])
-    verdict = None
+    common = {"batch": wanted.batch, "seed": seed}
+    failed: dict[str, str] = {}
+    cascade, package = None, {"classes": classes, "batch": wanted.batch, "seed": seed % 2**31}
     if wanted.autoattack != 0:
         images = attacked.tensors(attacked.index, dtype)
-        verdict = autoattack(
-            model, *images, threat, classes=classes, batch=wanted.batch, seed=seed % 2**31
-        )
+        cascade = _attempt(failed, "autoattack", autoattack, model, *images, threat, **package)
+    pgds = {
+        n: _attempt(failed, f"pgd{n}", accuracy.pgd_correct, model, x, y, threat, steps=n, **common)
+        for n in wanted.pgd
+    }
+    broken = {
+        name: _attempt(failed, name, attacks.breaks, name, model, x, y, threat, **package)
+        for name in wanted.attacks
+    }
+    nowhere = (np.full(len(y), np.nan),) * 2
+    fosc, relative = _attempt(failed, "fosc", _gaps, model, part, threat, **common) or nowhere
+    traces = _attempt(failed, "hessian", _traces, model, curved, threat, config)
     return Masks(
         index=part.index,
         clean=accuracy.correct(model, x, y, wanted.batch),
-        pgd={
-            steps: accuracy.pgd_correct(
-                model, x, y, threat, steps=steps, batch=wanted.batch, seed=seed
-            )
-            for steps in wanted.pgd
-        },
-        fosc=_joined(x, [gap["fosc"] for gap in gaps]),
-        fosc_relative=_joined(x, [gap["fosc_relative"] for gap in gaps]),
-        others={
-            name: ~attacks.breaks(
-                name,
-                model,
-                x,
-                y,
-                threat,
-                classes=classes,
-                batch=wanted.batch,
-                seed=seed % 2**31,
-            )
-            for name in wanted.attacks
-        },
+        pgd={steps: right for steps, right in pgds.items() if right is not None},
+        fosc=fosc,
+        fosc_relative=relative,
+        others={name: ~wrong for name, wrong in broken.items() if wrong is not None},
         attacked=attacked.index,
-        verdict=verdict,
+        verdict=cascade,
         curved=len(curved.index),
-        traces=_traces(model, curved, threat, config),
+        traces=np.zeros(PROBES) if traces is None else traces,
+        failed=failed,
     )
+
+
+def _attempt(
+    failed: dict[str, str], name: str, measure: Callable[..., T], *args: Any, **kwargs: Any
+) -> T | None:
+    """What a measurement finds; None if it raises, which is noted and loses no other one."""
+    try:
+        return measure(*args, **kwargs)
+    except Exception as error:
+        said = " ".join(str(error).split())
+        failed[name] = f"{type(error).__name__}: {said}".removesuffix(": ")[:200]
+        return None
+
+
+def _gaps(
+    model: nn.Module, part: Part, threat: ThreatModel, *, batch: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """FOSC of every image, as published and relative."""
+    x, y = part.tensors(part.index, next(model.parameters()).dtype)
+    gaps = []
+    for first in range(0, len(y), batch):
+        draw = torch_generator(Purpose.EVALUATE, seed, round=first, device=part.device)
+        here = slice(first, first + batch)
+        gaps.append(stationarity(model, x[here], y[here], threat, draw)[1])
+    fosc, relative = ([gap[name] for gap in gaps] for name in ("fosc", "fosc_relative"))
+    return _joined(x, fosc), _joined(x, relative)
 
 
 def _joined(x: Tensor, parts: Sequence[Tensor]) -> NDArray[np.float64]:
@@ -154,8 +173,9 @@ def merge(parts: Sequence[Masks]) -> Masks:
     index = np.concatenate([part.index for part in parts])
     attacked = np.concatenate([part.attacked for part in parts])
     order, order_attacked = np.argsort(index), np.argsort(attacked)
+    failed = {name: why for part in parts for name, why in part.failed.items()}
     verdicts = [part.verdict for part in parts if part.verdict is not None]
-    verdict = concatenate(verdicts) if verdicts else None
+    verdict = concatenate(verdicts) if verdicts and "autoattack" not in failed else None
     if verdict is not None:
         verdict = Verdict(
             verdict.attacks, verdict.broken_by[order_attacked], verdict.seconds, verdict.observed
@@ -164,18 +184,27 @@ def merge(parts: Sequence[Masks]) -> Masks:
     def joined(values: Iterable[NDArray[Any]]) -> NDArray[Any]:
         return np.concatenate(list(values))[order]
 
-    curved = [part.curved for part in parts]
+    curved = [0 if "hessian" in failed else part.curved for part in parts]
     return Masks(
         index=index[order],
         clean=joined(part.clean for part in parts),
-        pgd={steps: joined(part.pgd[steps] for part in parts) for steps in parts[0].pgd},
+        pgd={
+            n: joined(part.pgd[n] for part in parts)
+            for n in parts[0].pgd
+            if f"pgd{n}" not in failed
+        },
         fosc=joined(part.fosc for part in parts),
         fosc_relative=joined(part.fosc_relative for part in parts),
-        others={name: joined(part.others[name] for part in parts) for name in parts[0].others},
+        others={
+            name: joined(part.others[name] for part in parts)
+            for name in parts[0].others
+            if name not in failed
+        },
         attacked=attacked[order_attacked],
         verdict=verdict,
         curved=sum(curved),
         traces=np.array(curved) @ np.stack([part.traces for part in parts]) / max(sum(curved), 1),
+        failed=failed,
     )
 
 
