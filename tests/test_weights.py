@@ -89,6 +89,9 @@ def test_uniform_uses_the_maximum_degree():
     graph = build("star", 4)
     expected = np.array([[1, 1, 1, 1], [1, 3, 0, 0], [1, 0, 3, 0], [1, 0, 0, 3]]) / 4
     np.testing.assert_allclose(weights.uniform(graph), expected, atol=1e-15)
+    more_out = build("edges", 3, edges=[[0, 1], [0, 2], [1, 2], [2, 0]], directed=True)
+    expected = np.array([[2, 1, 1], [0, 2, 1], [1, 0, 1]]) / 3  # 0 is heard by two, and hears one
+    np.testing.assert_allclose(weights.uniform(more_out), expected, atol=1e-15)
 
 
 def test_metropolis_takes_a_directed_graph_with_both_directions():
