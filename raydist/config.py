@@ -52,13 +52,20 @@ def printable(text: str) -> str:
         >>> printable("ftp://me:secret@host/runs \x1b[31m")
         'ftp://me:***@host/runs \\x1b[31m'
     """
+    shown = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in masked(text))
+    return "".join(shown)
+
+
+def masked(text: str) -> str:
+    """Text with "***" for each password in a URL; to be asked for before text is shortened."""
     for secret in SECRETS:
         text = re.sub(secret, r"\1***", text)
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return text
 
 
 def one_line(text: str) -> str:
     """Text as one line of printable characters, and no long one."""
+    text = masked(text)
     line = printable(text[:LONGEST]).replace("\n", "\\n")
     return line if len(text) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
@@ -259,11 +266,28 @@ def validate(tree: Mapping[str, Any]) -> Experiment:
         0.1
     """
     try:
-        config = Experiment.model_validate(plain("the experiment", tree))
+        whole = plain("the experiment", tree)
+        _check_secrets("", whole)
+        config = Experiment.model_validate(whole)
     except ValidationError as error:
         raise InputError(explain(error)) from None
     _check_free(config)
     return config
+
+
+def _check_secrets(key: str, value: object) -> None:
+    """No value is a URL with a password: the results keep all values."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            _check_secrets(f"{key}.{name}".removeprefix("."), each)
+    elif isinstance(value, list):
+        for n, each in enumerate(value):
+            _check_secrets(f"{key}[{n}]", each)
+    elif isinstance(value, str) and any(re.search(secret, value) for secret in SECRETS):
+        raise InputError(
+            f"{key} is {shown(value)}, which holds a password, and results keep what a study says: "
+            "give it in the environment or in the files of that storage's own tools"
+        )
 
 
 def plain(key: str, value: object) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from raydist import command, ending
+from raydist import command
 from raydist.config import InputError
 from raydist.engine.store import locate
 from raydist.evaluation.names import PARTS, PRESETS
@@ -81,9 +81,8 @@ def main(
         frame = evaluate_runs(
             runs, request, pool, address=address, cpus=cpus, gpus=gpus, quiet=quiet
         )
-    except KeyboardInterrupt:
-        say(f"raydist: {ending.words()}; the same command goes on where it stopped")
-        return ending.code()
+    except (KeyboardInterrupt, Exception) as error:
+        return command.told(error, "the same command, which goes on where it stopped")
     if not quiet:
         console.print(evaluation_table(frame))
         for note in evaluation_notes(frame):

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydist.config import Experiment, InputError
+from raydist.config import Experiment, InputError, MachineError, printable
 from raydist.engine.store import Store
 from raydist.identity import check_same, description, named_files
 from raydist.network.topology import names
@@ -88,29 +88,27 @@ class Folder:
             contents: digests of the files and images that the experiment names.
 
         Raises:
-            InputError: if the folder holds another experiment or a result, or cannot be written.
+            InputError: if the folder holds another experiment or a result.
+            MachineError: if it cannot be written.
         """
         contents = named_files(config) | dict(contents or {})
-        try:
-            self.check(config, contents)
-            if self.final(config) is not None:
-                raise InputError(f"{self.url} has run to its end: read it with raydist.load")
-            self.earlier = self._look_back()
-            self.hash = (self._known() or {}).get("hash") or config.digest(contents)
-            others = () if self.earlier else (ROUNDS, "images.parquet", "events.parquet")
-            torn = [name for name in self.store.names() if name.endswith(".part")]
-            for name in ("final.json", "error.txt", "evaluation.json", *others, *torn):
-                self.store.remove(name)  # of another try
-            if self.earlier:
-                self.events = self._known_events()
-            experiment = description(config, contents, self.hash)
-            self._write("experiment.json", pack_json(experiment))
-            edges = [[int(l), int(k)] for l, k in graph.edges]
-            known = {"nodes": names(graph), "edges": edges, "directed": graph.is_directed()}
-            known["A"] = A.tolist()
-            self._write("graph.json", pack_json(known | {"mixing_rate": mixing_rate}))
-        except OSError as error:
-            raise InputError(f"{self.url} cannot be written: {error.strerror or error}") from error
+        self.check(config, contents)
+        if self.final(config) is not None:
+            raise InputError(f"{self.url} has run to its end: read it with raydist.load")
+        self.earlier = self._look_back()
+        self.hash = (self._known() or {}).get("hash") or config.digest(contents)
+        others = () if self.earlier else (ROUNDS, "images.parquet", "events.parquet")
+        torn = [name for name in self.store.names() if name.endswith(".part")]
+        for name in ("final.json", "error.txt", "evaluation.json", *others, *torn):
+            self.store.remove(name)  # of another try
+        if self.earlier:
+            self.events = self._known_events()
+        experiment = description(config, contents, self.hash)
+        self._write("experiment.json", pack_json(experiment))
+        edges = [[int(l), int(k)] for l, k in graph.edges]
+        known = {"nodes": names(graph), "edges": edges, "directed": graph.is_directed()}
+        known["A"] = A.tolist()
+        self._write("graph.json", pack_json(known | {"mixing_rate": mixing_rate}))
         self.clock.start(0.0)
 
     def check(self, config: Experiment, contents: dict[str, str]) -> dict[str, str]:
@@ -139,6 +137,7 @@ class Folder:
 
     def flush(self) -> None:
         """Write all rounds so far."""
+        self._check_there()
         self.rounds.flush()
 
     def tell(self, event: Event) -> None:
@@ -149,7 +148,7 @@ class Folder:
     def fail(self, text: str) -> None:
         """Write why the run failed, its last line is the reason; a result that is there stands."""
         if self.store.find("final.json") is None:
-            self._write("error.txt", text.encode())
+            self._write("error.txt", printable(text).encode(errors="replace"))
 
     def finish(self, record: Record, seconds: float) -> dict[str, Any]:
         """Write the final numbers, last of all.
@@ -235,7 +234,17 @@ class Folder:
             self._damaged.add(name)
             log.warning("%s/%s is damaged, and left out", self.url, name)
 
+    def _check_there(self) -> None:
+        """Nobody has moved or removed the folder: it would be made anew, without what it held."""
+        if self.hash and self.store.local and not os.path.exists(f"{self.url}/experiment.json"):
+            raise MachineError(
+                f"{self.url} was moved or removed while it was written: look where it is, and "
+                "continue there with --resume"
+            )
+
     def _write(self, name: str, data: bytes) -> None:
+        if name != "experiment.json":
+            self._check_there()
         self.store.write(name, data, durable=False)  # what a dying disk takes is measured again
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from raydist.config import InputError
+from raydist.config import InputError, printable
 from raydist.engine.store import Store
 from raydist.record import evaluated, events_frame, frame_of, part_names, read_part
 from raydist.study import Study
@@ -218,7 +218,7 @@ def _trial_row(folder: Store) -> dict[str, Any]:
     if told is not None:
         lines = told.strip().splitlines()
         failed = {"status": "failed", "error": lines[-1] if lines else ""}
-        return row | failed | {"log": f"{folder.url}/error.txt"}
+        return row | failed | {"log": printable(f"{folder.url}/error.txt")}
     return row | {"status": "unfinished"}
 
 

@@ -98,7 +98,7 @@ def run_sweep(
             fit, line = check_cluster(job, trials, max_concurrent)
             if not quiet:
                 console.print(f"  {line}")
-            _write_study(folder, study)
+            folder.write(STUDY_FILE, study.to_json().encode())  # what --resume reads
             longest = max(need.rounds for _, need in trials)
             ended = _run(job, max_concurrent, fit, longest, held, quiet)
         held.check(now=True)
@@ -115,15 +115,6 @@ def _check_shared(folder: Store, name: str) -> None:
     command.check_shared(folder.url)
     if not os.path.dirname(folder.root):
         raise InputError(f"{folder.url} is no folder: write --out {folder.url}/{name}")
-
-
-def _write_study(folder: Store, study: Study) -> None:
-    """What --resume reads; the first that is written there."""
-    try:
-        folder.write(STUDY_FILE, study.to_json().encode())
-    except Exception as error:  # each kind of storage has its own
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"{folder.url} cannot be written: {why}") from error
 
 
 def _summarise(folder: Store, ended: bool) -> "pd.DataFrame":

@@ -2,6 +2,7 @@
 
 import logging
 
+from raydist.config import printable
 from raydist.engine.store import Store
 
 FILE = "log.txt"
@@ -24,7 +25,7 @@ class TrialLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """As `logging.Handler.emit`; messages are few, so each writes the file anew, whole."""
         try:
-            self._text += self.format(record) + "\n"
+            self._text += printable(self.format(record)) + "\n"
             self._folder.write(FILE, self._text.encode(), durable=False)
         except Exception:  # as every handler: what cannot be logged must not end the run
             self.handleError(record)

@@ -1,6 +1,5 @@
 """Ray for as long as it is needed: a private one on this machine, or a cluster that is joined."""
 
-import logging
 import os
 import socket
 import sys
@@ -16,13 +15,11 @@ from ray.exceptions import AuthenticationError
 import raydist
 from raydist import ending
 from raydist.config import InputError
+from raydist.engine.ray_private import QUIET, start
 
 CONNECT_SECONDS = 5.0
 TRIES = "RAY_gcs_server_port_wait_time_s"  # Ray's own: of joining a cluster, a second apart
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`
-QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-# Nobody looks into a private Ray: what it would tell of each task costs a fifth of a small round.
-UNWATCHED = {"task_events_report_interval_ms": 0, "enable_metrics_collection": False}
 TOKEN = "RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
 
 
@@ -38,21 +35,22 @@ def ray_session(address: str | None) -> Generator[None]:
 
     Raises:
         InputError: if there is no cluster at the address.
+        MachineError: if a private Ray cannot start, as `ray_private.start`.
     """
     if ray.is_initialized():  # the caller's own: leave it running
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    mode = os.environ.get("RAY_AUTH_MODE")  # Ray may change it
-    _check_reachable(address)
-    try:
-        with ending.kept():
-            if address == "local":
-                ray.init(address, include_dashboard=False, _system_config=UNWATCHED, **QUIET)
-            else:
+    if address == "local":
+        start()
+    else:
+        _check_reachable(address)
+        mode = os.environ.get("RAY_AUTH_MODE")  # Ray may change it
+        try:
+            with ending.kept():
                 _join(address)
-    except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
-        raise InputError(_why(error, address, mode)) from error
+        except (ConnectionError, ValueError, RuntimeError, AuthenticationError) as error:
+            raise InputError(_why(error, address, mode)) from error
     try:
         yield
     finally:

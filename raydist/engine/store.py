@@ -5,7 +5,7 @@ import re
 import uuid
 from pathlib import Path
 
-from raydist.config import InputError
+from raydist.config import InputError, MachineError
 
 
 def locate(path: str | os.PathLike[str]) -> str:
@@ -24,6 +24,8 @@ def locate(path: str | os.PathLike[str]) -> str:
         >>> locate("s3://bucket/runs/"), locate("file:///runs"), locate("file://localhost/runs")
         ('s3://bucket/runs', '/runs', '/runs')
     """
+    if "::" in os.fspath(path):
+        raise InputError(f"{path} chains file systems with ::, expected one path or URL")
     text = re.sub(r"^(file|local):(//(localhost(?=/))?|(?=/))", "", os.fspath(path))
     kind, url, rest = text.partition("://")
     if url and not rest.strip("/"):
@@ -32,6 +34,21 @@ def locate(path: str | os.PathLike[str]) -> str:
         return text.rstrip("/") if url else str(Path(text).expanduser().absolute())
     except RuntimeError as error:  # ~ of somebody who is not known here
         raise InputError(f"{text} cannot be found: {error}") from error
+
+
+def _write_whole(path: str, data: bytes, durable: bool) -> None:
+    """Write a file of this machine, and give it its name when it is whole."""
+    part = f"{path}.{uuid.uuid4().hex}.part"
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
 
 
 class Store:
@@ -73,19 +90,20 @@ class Store:
             name: its path in the store; what has that name is replaced.
             data: its content.
             durable: through to the disk before it gets its name, where this machine has the disk.
+
+        Raises:
+            MachineError: if it cannot be written; nothing of it is left behind.
         """
         path = self._path(name)
-        self.files.makedirs(os.path.dirname(path), exist_ok=True)
-        if not self.local:
-            self.files.pipe_file(path, data)  # object stores show nothing but whole objects
-            return
-        part = f"{path}.{uuid.uuid4().hex}.part"
-        with open(part, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(part, path)
+        try:
+            self.files.makedirs(os.path.dirname(path), exist_ok=True)
+            if self.local:
+                _write_whole(path, data, durable)
+            else:
+                self.files.pipe_file(path, data)  # object stores show nothing but whole objects
+        except OSError as error:
+            told = MachineError.of(f"{self.url}/{name} cannot be written", error)
+            raise told from error
 
     def create(self, name: str, data: bytes) -> None:
         """Write a file that is not there yet; FileExistsError if it is.
