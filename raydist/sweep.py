@@ -208,6 +208,7 @@ def _run(
     from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray import tune
 
+    from raydist.tune_files import loggers
     from raydist.tune_progress import TuneProgress
     from raydist.tune_scheduler import scheduler
     from raydist.tune_search import source
@@ -241,7 +242,7 @@ def _run(
                 storage_filesystem=None if out.local else PyFileSystem(FSSpecHandler(out.files)),
                 failure_config=tune.FailureConfig(max_failures=survivable, fail_fast=False),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[progress],
+                callbacks=[progress, *loggers(out)],
                 verbose=0,
             ),
         ).fit()

@@ -58,6 +58,8 @@ class Live:
 
 def play(study, out, kill=0, heard=False):
     """What Tune does, one trial at a time; killed at a report that the scheduler heard, or not."""
+    out.mkdir(exist_ok=True)
+    (out / "lock").touch()  # what lies beside the trials
     job = Job(study, str(out), "local", [], os.getcwd())
     judge, actor, reports = scheduler(study, ROUNDS, Store(out)), Trial.__new__(Trial), 0
     for point in points(study):

@@ -127,7 +127,7 @@ class Store:
         """The content of a file, None if there is none."""
         try:
             return self.read(name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # or its folder is a file
             return None
 
     def modified(self, name: str) -> float:
