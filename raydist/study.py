@@ -75,7 +75,9 @@ class Study:
     @classmethod
     def from_json(cls, text: str) -> "Study":
         """The study that `to_json` wrote, checked again; ValueError or TypeError if it did not."""
-        tree = {"base": None, **json.loads(text)}
+        tree = {**json.loads(text)}
+        if "base" not in tree:
+            raise TypeError("it has no base")
         return from_tree(tree, tree.pop("overrides", {}))
 
     def experiment(self, point: Mapping[str, Any]) -> Experiment:
