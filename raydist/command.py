@@ -5,7 +5,7 @@ import functools
 import os
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,6 +79,27 @@ def check_shared(url: str, instead: str = "--out with a folder or a URL") -> Non
     """
     if url.startswith("memory:"):
         raise InputError(f"{url} lives in one process: write {instead}")
+
+
+def check_importable(experiment: Experiment, keys: Sequence[str]) -> None:
+    """Other processes can import what an experiment names.
+
+    Args:
+        experiment: the experiment.
+        keys: whose functions they call.
+
+    Raises:
+        InputError: if one is of the script or notebook that runs.
+    """
+    for key in keys:
+        table, name = key.split(".")
+        value = str(getattr(getattr(experiment, table), name))
+        module, colon, function = value.partition(":")
+        if colon and module == "__main__":
+            raise InputError(
+                f'{key} is "{value}", which other processes cannot import: put {function} into a '
+                f'file of its own, such as mine.py, and write "mine:{function}"'
+            )
 
 
 def check_snapshots(experiment: Experiment) -> None:

@@ -53,6 +53,8 @@ def run_experiment(
 
     Raises:
         InputError: if something in the experiment cannot work; nothing was started or written.
+        AgentError: if an agent raised, in either pool; `out` then holds its traceback, and the run
+            can be continued.
 
     Example:
         >>> result = run_experiment(
@@ -80,6 +82,7 @@ def run_experiment(
         _check_train(pool, resume)
     folder = None if out is None else Folder(out)
     if pool == "ray":
+        command.check_importable(experiment, ("model.name", "loss.name"))
         command.check_snapshots(experiment)
         if folder is not None:
             command.check_shared(folder.url)
@@ -89,12 +92,24 @@ def run_experiment(
         check_versions(folder.url, folder.check(experiment, plan.contents))
     with hold(None if folder is None else folder.store) as held:
         _check_folder(folder, experiment, resume)  # again, now that nobody else is at it
-        if pool == "local":
-            result = _run(plan, LocalPool(plan), folder, held, quiet)
-        else:
-            result = _run_on_ray(plan, address, folder, held, quiet)
+        try:
+            if pool == "local":
+                result = _run(plan, LocalPool(plan), folder, held, quiet)
+            else:
+                result = _run_on_ray(plan, address, folder, held, quiet)
+        except AgentError as error:
+            _note(error, folder)
+            raise
         held.check(now=True)
     return result
+
+
+def _note(error: AgentError, folder: "Folder | None") -> None:
+    """Leave why a run failed in its folder, unless it is the machine that takes nothing."""
+    if folder is None or command.machine_error(error):
+        return
+    if folder.store.find("experiment.json") is not None:
+        folder.fail("".join(traceback.format_exception(error)))
 
 
 def _check_train(pool: str, resume: bool) -> None:
@@ -251,7 +266,6 @@ def _told(error: BaseException, experiment: Experiment, path: str) -> int:
         return command.told(error, resume)
     line = f"raydist: {error}"
     if begun:
-        folder.fail("".join(traceback.format_exception(error)))
         line += f" (log: {path}/error.txt)"
     say(line + (f"; continue with {resume}" if resume else ""))
     return command.FAILED

@@ -134,6 +134,7 @@ def _experiments(study: Study) -> list[tuple[Point, Experiment]]:
     for point in study.corners():
         with _told_at(point):
             experiment = study.experiment(point)
+            command.check_importable(experiment, ("model.name", "loss.name", "topology.kind"))
             command.check_snapshots(experiment)
             found.append((point, experiment))
     return found

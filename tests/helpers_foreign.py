@@ -195,3 +195,23 @@ def random_start(shape, classes):
     net = linear(shape, classes)
     net[1].weight.data = torch.tensor(np.random.randn(classes, 64) / 8, dtype=torch.float32)
     return net
+
+
+# what fails in a run, and not before it
+
+CALLS, STARTS, BROKEN = [], 0, False
+
+
+def raises_later(model, x, x_adv, y, after):
+    CALLS.append(len(x))
+    if BROKEN and len(CALLS) > after:
+        raise ArithmeticError("this batch is cursed")
+    return plain(model, x, x_adv, y)
+
+
+def starts(shape, classes):
+    global STARTS
+    STARTS -= 1
+    if STARTS < 0:
+        raise RuntimeError("no libfoo")
+    return linear(shape, classes)

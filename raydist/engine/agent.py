@@ -74,7 +74,6 @@ class Agent:
         )
         self.local = LocalStep(self.config, spec.agent, spec.times, task, self.flat)
         self._share = 0 if share is None else len(share[1])
-        self._place = spec.neighbours.index(spec.agent)  # its own, among those it hears
         self.round, self.open = 0, False
         self.sent = self.flat.w.new_empty(self.message_size())
         self.seconds_combine: Callable[[], float] | None = None  # of the last round, until told
@@ -163,10 +162,13 @@ class Agent:
         Raises:
             RuntimeError: if round n is not open or a message is missing.
         """
-        if not self.open or n != self.round or len(messages) != len(self.spec.neighbours) - 1:
+        if not self.open or n != self.round or len(messages) != len(self.spec.others):
             raise RuntimeError(f"agent {self.spec.agent} cannot combine round {n}: out of order")
         clock, weights = Clock(self.device), self.spec.weights
-        received = [*messages[: self._place], self.sent, *messages[self._place :]]
+        theirs = iter(messages)
+        received = [
+            self.sent if l == self.spec.agent else next(theirs) for l in self.spec.neighbours
+        ]
         if self.spec.cuda:
             received = [m.to(self.device) for m in received]
         companions = self._companions()
@@ -177,7 +179,7 @@ class Agent:
                 self.local.step(n)
             else:
                 late = strategy.sent(self.config.strategy) == "w"
-                own = heads[self._place] if late else None
+                own = self.sent[: self.flat.w.numel()] if late else None
                 strategy.update(weights, heads, self.flat.w, own)
             for part, companion in companions:
                 strategy.combine(weights, [m[part] for m in received], out=companion)

@@ -1,5 +1,10 @@
 """How a run ends that its agents could not go on with; without torch, for the commands."""
 
+SMALLER = (
+    "write a smaller data.batch or model.width, or a larger share of a device for each agent in "
+    "agent.gpus or agent.cpus"
+)
+
 
 class AgentError(RuntimeError):
     """An agent raised, or died once too often: says which one and why, in one line."""
@@ -17,3 +22,21 @@ class AgentDied(AgentError):
         """
         super().__init__(message)
         self.agents = agents
+
+
+def raised(who: str, error: BaseException) -> AgentError:
+    """What an agent's own code raised, as a run ends by it in either pool.
+
+    Args:
+        who: the agent, "" if it is not known.
+        error: what it raised.
+
+    Returns:
+        The agent, the kind of error and its last line; what to write if memory was short.
+    """
+    text = [line.strip() for line in str(error).strip().splitlines()]
+    said = ": ".join(filter(None, [who, type(error).__name__, text[-1] if text else ""]))
+    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if short or "t allocate memory" in said:
+        said = f"an agent ran out of memory: {SMALLER} ({said})"
+    return AgentError(said)

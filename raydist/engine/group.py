@@ -1,6 +1,6 @@
 """The agents of one process: what they send one another stays in its memory."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +14,12 @@ from raydist.measure.trained import Sums
 
 
 class Group:
-    """Some agents of a run, in ascending order; a round of theirs is one after the other."""
+    """Some agents of a run, in ascending order; a round of theirs is one after the other.
+
+    Attributes:
+        agents: they.
+        busy: the one that works, or worked last, as messages call it.
+    """
 
     def __init__(
         self,
@@ -36,8 +41,15 @@ class Group:
             flat = self.agents[0].flat if one_model and self.agents else None
             self.agents.append(Agent(spec, share, held, flat))
             self.agents[-1].start = self.agents[0].start  # all begin there
+        self.busy = self.agents[0].spec.title
         self._sent: dict[int, Tensor] = {}
         self._lanes = Lanes(self.agents[0].device)
+
+    def _each(self) -> Iterator[Agent]:
+        """The agents, each while it works."""
+        for agent in self.agents:
+            self.busy = agent.spec.title
+            yield agent
 
     @property
     def open(self) -> bool:
@@ -47,7 +59,7 @@ class Group:
     def adapt(self, n: int, noisy: bool) -> list[Info]:
         """Round n of every agent, up to what it sends; as `Agent.adapt`."""
         told = []
-        for i, agent in enumerate(self.agents):
+        for i, agent in enumerate(self._each()):
             with self._lanes.lane(i):
                 self._sent[agent.spec.agent], tell = agent.adapt(n, noisy)
             told.append(tell)
@@ -62,9 +74,8 @@ class Group:
             received: what other agents than these sent, by their numbers.
         """
         known = {**self._sent, **received}
-        for agent in self.agents:
-            others = [l for l in agent.spec.neighbours if l != agent.spec.agent]
-            agent.combine(n, *[known[l] for l in others if l in known])
+        for agent in self._each():
+            agent.combine(n, *[known[l] for l in agent.spec.others if l in known])
 
     def sent(self, agents: Iterable[int]) -> list[Message]:
         """What some of the agents sent last; buffers that the next round writes again."""
@@ -72,19 +83,19 @@ class Group:
 
     def centroid(self, total: Message | None, which: str) -> Message:
         """As `Agent.add`, of all agents in their order."""
-        for agent in self.agents:
+        for agent in self._each():
             total = agent.add(total, which)
         assert total is not None
         return total
 
     def states(self) -> list[Message]:
         """The state of every agent, in the order of its model's tensors."""
-        flats = [agent.flat for agent in self.agents]
+        flats = [agent.flat for agent in self._each()]
         return [flat.in_order(flat.state()).cpu().numpy() for flat in flats]
 
     def powers(self, n: int) -> list[Message]:
         """As `Agent.power`, of every agent."""
-        return [agent.power(n) for agent in self.agents]
+        return [agent.power(n) for agent in self._each()]
 
     def add_powers(self, *powers: Sequence[Message]) -> Message:
         """The sum of all agents' parts, which come group by group."""
@@ -93,20 +104,20 @@ class Group:
 
     def learn_sensitivity(self, power: Message) -> None:
         """As `Agent.learn_sensitivity`, of every agent."""
-        for agent in self.agents:
+        for agent in self._each():
             agent.learn_sensitivity(power)
 
     def measure(self, n: int, centroid: Message) -> list[tuple[Info, Sums]]:
         """As `Agent.measure`, of every agent."""
-        return [agent.measure(n, centroid) for agent in self.agents]
+        return [agent.measure(n, centroid) for agent in self._each()]
 
     def evaluate(self, *centroids: Message) -> list[Masks]:
         """As `Agent.evaluate`, of every agent."""
-        return [agent.evaluate(*centroids) for agent in self.agents]
+        return [agent.evaluate(*centroids) for agent in self._each()]
 
     def save(self, folder: str) -> None:
         """Write the model of every agent into a folder, a path or URL."""
-        for agent in self.agents:
+        for agent in self._each():
             agent.save(folder, agent_file(agent.spec.agent))
 
     def save_centroid(self, folder: str, name: str, centroid: Message) -> None:
@@ -115,12 +126,12 @@ class Group:
 
     def snapshot(self, n: int, url: str) -> None:
         """As `Shards.write`, of every agent."""
-        for agent in self.agents:
+        for agent in self._each():
             agent.shards.write(n, url)
 
     def settle(self) -> list[str]:
         """As `Shards.settle`, of every agent."""
-        return [agent.shards.settle() for agent in self.agents]
+        return [agent.shards.settle() for agent in self._each()]
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """As `Shards.restore`, of every agent."""

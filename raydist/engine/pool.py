@@ -5,20 +5,24 @@ reference for `raydist.engine.ray_pool.RayPool`, which runs each as an actor. Sa
 weights, bit for bit on the CPU.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from raydist.engine.agent import Agent, Info, Message
+from raydist.engine.death import AgentError, raised
 from raydist.engine.group import Group
 from raydist.engine.plan import Plan
 from raydist.engine.spec import AgentSpec
 from raydist.measure.masks import Masks
 from raydist.measure.trained import Sums
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Pending = Any  # what `step` returns: infos, or references to them
 
 
@@ -89,6 +93,23 @@ class Pool(Protocol):
         """Give everything back."""
 
 
+def _told(
+    method: Callable[Concatenate["LocalPool", P], T],
+) -> Callable[Concatenate["LocalPool", P], T]:
+    """What an agent raises in a method ends the run as it does in an actor."""
+
+    @wraps(method)
+    def run(pool: "LocalPool", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(pool, *args, **kwargs)
+        except AgentError:
+            raise
+        except Exception as error:
+            raise raised(pool.busy, error) from error
+
+    return run
+
+
 class LocalPool:
     """All agents in this process, one after the other."""
 
@@ -102,13 +123,22 @@ class LocalPool:
     def reset(self, plan: Plan) -> None:
         """As `Pool.reset`."""
         specs = plan.specs(threads=1, cuda=_use_cuda(plan))
-        self._group = Group(specs, map(plan.share, range(plan.agents)), plan.held())
+        try:
+            self._group = Group(specs, map(plan.share, range(plan.agents)), plan.held())
+        except Exception as error:
+            raise raised("an agent could not start", error) from error
+
+    @property
+    def busy(self) -> str:
+        """The agent that works, or worked last, as messages call it."""
+        return self._group.busy
 
     @property
     def agents(self) -> list[Agent]:
         """The agents, in their order."""
         return self._group.agents
 
+    @_told
     def step(self, n: int, noisy: Sequence[bool] = (False,)) -> list[list[Info]]:
         """As `Pool.step`; the rounds are done when it returns."""
         infos = []
@@ -122,22 +152,27 @@ class LocalPool:
         """As `Pool.collect`."""
         return pending
 
+    @_told
     def close(self, n: int) -> None:
         """As `Pool.close`."""
         self._group.combine(n, {})
 
+    @_told
     def learn_sensitivity(self, n: int) -> None:
         """As `Pool.learn_sensitivity`."""
         self._group.learn_sensitivity(self._group.add_powers(self._group.powers(n)))
 
+    @_told
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """As `Pool.measure`."""
         return self._group.measure(n, self._centroid())
 
+    @_told
     def evaluate(self, *which: str) -> list[Masks]:
         """As `Pool.evaluate`."""
         return self._group.evaluate(*map(self._centroid, which))
 
+    @_told
     def save(self, folder: str, n: int) -> None:
         """As `Pool.save`."""
         self._group.save(folder)

@@ -40,6 +40,7 @@ class Actor(Group):
             held: as of `Group`.
             edges: to and from other actors.
         """
+        self._specs = specs  # what it is called, also where it cannot be built
         # What arrives is a read-only view of the object store, and is only read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         super().__init__(specs, shares, held)
@@ -56,7 +57,7 @@ class Actor(Group):
 
     def __repr__(self) -> str:
         """What Ray's logs and dashboard call it."""
-        first, last = self.agents[0].spec, self.agents[-1].spec
+        first, last = self._specs[0], self._specs[-1]
         return first.title if first is last else f"agents {first.agent} to {last.agent}"
 
     def where(self) -> str:

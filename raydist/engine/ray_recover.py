@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import (
     ActorUnavailableError,
     NodeDiedError,
@@ -19,17 +18,13 @@ from ray.exceptions import (
 )
 
 from raydist.engine.board import Aborted
-from raydist.engine.death import AgentDied, AgentError
+from raydist.engine.death import SMALLER, AgentDied, AgentError, raised
 
 DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 REPR = r"repr=(agents? \d+(?: to \d+| \([^()]*\))?)\)"  # of an actor, as its class has it
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries to place an agent: its node may be dying
 ANSWER_SECONDS = 600.0  # an agent that is silent for this long counts as dead
 UNAVAILABLE_SECONDS = 60.0
-SMALLER = (
-    "write a smaller data.batch or model.width, or a larger share of a device for each agent in "
-    "agent.gpus or agent.cpus"
-)
 
 
 def agent_error(error: RayError, agents: Mapping[str, range]) -> AgentError:
@@ -48,10 +43,7 @@ def agent_error(error: RayError, agents: Mapping[str, range]) -> AgentError:
     text = [line.strip() for line in str(cause).strip().splitlines()]
     if not isinstance(cause, DEATHS):
         names = re.findall(REPR, str(error))  # the last one raised it
-        said = ": ".join([*names[-1:], type(cause).__name__, text[-1] if text else ""])
-        if isinstance(cause, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in said:
-            said = f"an agent ran out of memory: {SMALLER} ({said})"
-        return AgentError(said)
+        return raised(names[-1] if names else "", cause)
     group = agents.get(getattr(cause, "actor_id", None) or "", range(0))
     who = f"agent {group[0]}" if group else "an agent"
     if len(group) > 1:

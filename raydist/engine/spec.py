@@ -13,7 +13,7 @@ class AgentSpec:
     Attributes:
         agent: its number k in 0..K-1.
         config: the experiment.
-        neighbours: the l of its neighbourhood N_k in ascending order, k among them.
+        neighbours: the l of its neighbourhood N_k in ascending order, k among them unless a_kk = 0.
         weights: the a_lk in the same order.
         listeners: how many others hear it; on a directed graph not those that it hears.
         times: length, epochs and periods of the run.
@@ -37,6 +37,11 @@ class AgentSpec:
     threads: int
     cuda: bool
     title: str
+
+    @property
+    def others(self) -> tuple[int, ...]:
+        """The neighbours but k itself."""
+        return tuple(l for l in self.neighbours if l != self.agent)
 
 
 def agent_file(k: int) -> str:
