@@ -193,6 +193,8 @@ def test_wasserstein_by_hand():
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     loss = wasserstein(Table(p.log()), x, both[:2], y, beta=1.5)
     assert loss.item() == pytest.approx((clean + 1.5 * distributional) / 2, rel=1e-12)
+    with pytest.raises(ValueError):  # no weight for a third attack
+        wasserstein(Table(p.log()), x, torch.cat([both, both[2:]]), y, beta=1.5, gamma=0.25)
 
 
 @pytest.mark.parametrize("copies", [1, 2])

@@ -40,3 +40,19 @@ def test_what_was_not_sent_is_added_behind_the_sum():
     sent, expected = messages[1], plain(messages) + (phi - messages[1])
     strategy.update(WEIGHTS, messages, phi, sent)
     assert torch.equal(phi, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("centralized", [[0.25] * 4] * 4),
+        ("local", [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        *[
+            (name, [[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+            for name in ("consensus", "diffusion")
+        ],
+    ],
+)
+def test_what_a_strategy_combines_with(name, rows):
+    pairs = torch.block_diag(torch.full((2, 2), 0.5), torch.eye(2)).double().numpy()
+    assert strategy.combination_matrix(name, pairs).tolist() == rows
