@@ -269,6 +269,8 @@ def test_weights_that_are_not_finite_are_refused_by_name(value, tmp_path):
     ):
         load(model, written(tmp_path, state))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    load(model, tmp_path / "weights.pt", finite=False)
+    assert not model.state_dict()[name].isfinite().any()
 
 
 def test_what_only_code_can_read_is_named(tmp_path):

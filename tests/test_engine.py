@@ -17,6 +17,7 @@ from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
 from raydist.engine.watch import Watch
+from raydist.learning.data import load
 from raydist.measure import masks
 from raydist.network.strategy import STRATEGIES, update
 from raydist.network.theory import excess_risk
@@ -86,6 +87,22 @@ def values(result, metric, agent="mean"):
     frame = result.rounds
     chosen = frame[(frame["metric"] == metric) & (frame["agent"] == agent)]
     return dict(zip(chosen["round"], chosen["value"], strict=True))
+
+
+def robust_accuracy(w, eps):
+    """Of the model "linear" on all digits for test, by the closed form of its worst margins.
+
+    Each pixel moves to the end of ball and box that lowers the margin between two classes.
+    """
+    x, y = load("digits").test
+    x = x.reshape(len(x), 1, -1) / 16
+    W = w[:-10].reshape(10, -1) / 0.3760  # the digits' standard deviation, and mean
+    b = w[-10:] - 0.3053 * W.sum(axis=1)
+    d = W[y][:, None] - W
+    worst = np.where(d > 0, np.maximum(x - eps, 0), np.minimum(x + eps, 1))
+    margins = (d * worst).sum(axis=-1) + b[y][:, None] - b
+    margins[np.arange(len(y)), y] = np.inf
+    return (margins.min(axis=1) > 0).mean()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -389,14 +406,14 @@ def test_a_loss_that_becomes_nan_ends_the_run_and_keeps_its_history():
 @pytest.mark.parametrize("on", ["train", "validation"])
 def test_fosc_above_its_threshold_ends_the_run_at_that_round(on):
     rule = {"fosc": {"threshold": 1e-9, "patience": 2, "warmup": 1, "on": on}}
-    tree = digits(rounds=12, stop=rule, evaluate={"every": 2}, attack={"steps": 2})
+    tree = digits(rounds=12, stop=rule, evaluate={"every": 2, "test": "all"}, attack={"steps": 2})
     result = run_experiment(tree)
     # measured in rounds 1, 2, ... or 0 is not judged, 2, 4, ...: one warm-up, then two too high
     expected = {"train": 3, "validation": 6}[on]
     assert result.final["status"] == "stopped"
     assert result.final["stop_round"] == result.final["rounds_run"] == expected
     assert f"FOSC on {on}" in result.final["stop_reason"]
-    assert 0 <= result.final["clean_acc"] <= 1  # a stopped run is judged too
+    assert result.final["clean_acc"] == robust_accuracy(result.centroid, 0)  # judged too
     undisturbed = weights_after(tree | {"stop": {}}, expected)
     np.testing.assert_array_equal(result.weights, undisturbed[:, : result.weights.shape[1]])
 
@@ -466,10 +483,15 @@ def test_round_fosc_is_the_first_order_gap_of_the_attack():
 
 
 def test_every_agent_is_judged_on_request():
-    table = {"agents": True, "autoattack": 8}
-    final = run_experiment(digits(evaluate=table)).final
-    worst, mean, best = (final[f"agents_{how}_clean_acc"] for how in ("worst", "mean", "best"))
-    assert worst <= mean <= best
+    table = {"agents": True, "autoattack": 8, "test": "all", "pgd": [20]}
+    result = run_experiment(digits(rounds=12, threat={"eps": 0.03}, evaluate=table))
+    final = result.final
+    clean, robust = ([robust_accuracy(w, eps) for w in result.weights] for eps in (0, 0.03))
+    for how, of in (("worst", min), ("mean", np.mean), ("best", max)):
+        assert final[f"agents_{how}_clean_acc"] == pytest.approx(of(clean), abs=1e-12)
+        # PGD on the cross-entropy of ten classes comes close to the worst point
+        assert of(robust) <= final[f"agents_{how}_pgd20_acc"] <= of(robust) + 0.05
+    assert 0.2 < min(robust) < max(robust) < min(clean) - 0.1 and min(clean) < max(clean)
     assert final["agents_worst_autoattack_acc"] <= final["agents_best_autoattack_acc"]
     assert final["autoattack_images"] == 8
 

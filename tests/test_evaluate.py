@@ -210,11 +210,11 @@ def test_the_results_of_the_run_gain_the_numbers(plain):
 
 def test_another_budget_has_names_of_its_own(copy):
     before = raydist.load(copy).iloc[0]
-    request = Request(parts=("robustness",), attacks=("pgd10",), images=12, eps=0.5)
-    raydist.evaluate_runs(copy, request)
+    request = Request(parts=("robustness",), attacks=("pgd10",), images=12, eps=1e-7)
+    frame = raydist.evaluate_runs(copy, request)
     row = raydist.load(copy).iloc[0]
-    assert row["pgd10_acc"] == before["pgd10_acc"]
-    assert row["pgd10_acc@linf:0.5"] <= row["pgd10_acc"]
+    assert row["pgd10_acc"] == before["pgd10_acc"] < frame["clean_acc"].item()
+    assert row["pgd10_acc@linf:1e-07"] == frame["clean_acc"].item()  # which changes no image
 
 
 def test_agents_average_and_ensemble_have_their_columns(copy):
@@ -253,6 +253,10 @@ def test_everything_at_once_leaves_every_number_and_picture(copy):
     names += ["hessian_trace", "hessian_trace_error", "hessian_top", "clean_hessian_trace"]
     names += ["grad_norm", "grad_norm_clean", "distance", "barrier", "fosc", "fosc_relative"]
     assert all(np.isfinite(row[name]) for name in names)
+    subject = open_subject(copy)
+    center, start = (subject.model(name) for name in ("centroid", "start"))
+    moved = [p - q for p, q in zip(center.parameters(), start.parameters(), strict=True)]
+    assert row["distance"] == pytest.approx(torch.cat([d.flatten() for d in moved]).norm().item())
     assert row["w2_acc"] <= row["clean_acc"]
     for name in ("robustness", "flatness", "landscapes", "agents"):
         assert (copy / "evaluation" / f"{name}.png").stat().st_size > 10_000
@@ -353,12 +357,17 @@ def test_only_one_process_evaluates_a_trial(copy):
 def test_a_model_that_diverged_is_named_and_the_others_are_measured(copy, capsys):
     from safetensors.torch import load_file, save_file
 
+    request = Request(parts=("robustness",), attacks=("pgd10",), images=8, models=("agents",))
+    shutil.copytree(copy, copy.with_name("whole"))
+    whole = raydist.evaluate_runs(copy.with_name("whole"), request).set_index("model")
     file = copy / "weights" / "agent-000.safetensors"
     save_file({name: value * np.nan for name, value in load_file(file).items()}, file)
-    request = Request(parts=("robustness",), attacks=("pgd10",), images=8, models=("agents",))
     frame = raydist.evaluate_runs(copy, request).set_index("model")
-    assert frame.loc["agent-001", "pgd10_acc"] >= 0
-    assert frame.loc["agent-000", "clean_acc"] == 0
+    accuracies = ["clean_acc", "pgd10_acc"]
+    others = [f"agent-00{k}" for k in (1, 2, 3)]
+    pd.testing.assert_frame_equal(frame.loc[others, accuracies], whole.loc[others, accuracies])
+    assert frame.loc["agent-000", accuracies].tolist() == [0, 0]
+    assert (whole.loc[others, "clean_acc"] > 0.2).all()
 
 
 def test_trials_of_a_study_are_found(trained, tmp_path):

@@ -145,7 +145,10 @@ def test_the_names_in_the_readme_are_the_known_ones(family):
 
 def test_the_file_tree_of_the_readme_exists():
     tree = README.split("## Files")[1]
-    for name in re.findall(r"[\w/]+(?:\.py|/)(?=\s)", tree):
+    named = re.findall(r"[\w/]+(?:\.py|/)(?=\s)", tree)
+    folders = [f.name for f in (ROOT / "raydist").iterdir() if (f / "__init__.py").exists()]
+    assert {f"{folder}/" for folder in folders} | {"config.py", "sweep.py", "tests/"} <= {*named}
+    for name in named:
         assert (ROOT / name).exists() or (ROOT / "raydist" / name).exists(), name
 
 
@@ -158,7 +161,9 @@ def imports(file):
 
 
 def test_the_arrows_between_the_folders_run_one_way():
-    pure = {ROOT / "raydist" / "network", ROOT / "raydist" / "adversary"}
+    folders = ("network", "adversary", "learning")
+    pure = {ROOT / "raydist" / folder for folder in folders}
+    assert {file.parent for file in (ROOT / "raydist").rglob("*.py")} > pure
     reading = {"raydist", "raydist.plot", "raydist.record", "raydist.seeds"}
     for file in (ROOT / "raydist").rglob("*.py"):
         for name in imports(file):

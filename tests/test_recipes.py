@@ -6,7 +6,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
-from test_engine import digits, quadratic, values, weights_after
+from test_engine import digits, quadratic, robust_accuracy, values, weights_after
 
 from raydist import run_experiment
 from raydist.adversary.attack import ascend
@@ -205,7 +205,7 @@ def test_awp_takes_the_gradient_at_the_perturbed_weights():
 
 @pytest.mark.parametrize("average", [{"name": "swa", "start": 0.5}, {"name": "ema", "decay": 0.5}])
 def test_the_average_of_the_centroid_is_judged_beside_it(average):
-    tree = digits(rounds=4, average=average, dtype="float64")
+    tree = digits(rounds=4, average=average, dtype="float64", evaluate={"test": "all"})
     pool = LocalPool(make_plan(validate(tree)))
     centroids = []
     for n in range(1, 5):
@@ -221,7 +221,8 @@ def test_the_average_of_the_centroid_is_judged_beside_it(average):
     np.testing.assert_allclose(pool._centroid("average"), expected, atol=1e-13)
     pool.shutdown()
     final = run_experiment(tree).final
-    assert 0 <= final[f"{average['name']}_clean_acc"] <= 1
+    assert final[f"{average['name']}_clean_acc"] == robust_accuracy(expected, 0)
+    assert final["clean_acc"] == robust_accuracy(centroids[-1], 0) != robust_accuracy(expected, 0)
 
 
 @pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards", "quantity"])

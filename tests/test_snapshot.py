@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_engine import digits, quadratic
 from test_ray import EVERYTHING
@@ -57,11 +57,12 @@ class Dying(LocalPool):
 
     def __init__(self, plan, when):
         super().__init__(plan)
-        self.when, self.calls, self.plan = set(when), 0, plan
+        self.when, self.calls, self.plan, self.died = set(when), 0, plan, 0
 
     def _may_die(self):
         self.calls += 1
         if self.calls in self.when:
+            self.died += 1
             raise AgentDied("agent 1 died: on purpose", 1)
 
     def step(self, n, noisy=(False,)):
@@ -178,16 +179,20 @@ def straight(tmp_path_factory):
 
 
 @settings(max_examples=8, deadline=None)
+@example(when={3}, every=2)
+@example(when={2, 9, 10, 23}, every=3)
 @given(when=st.sets(st.integers(1, 30), max_size=4), every=st.integers(0, 5))
 def test_agents_may_die_at_any_call(tmp_path_factory, straight, when, every):
     path = tmp_path_factory.mktemp("died")
     plan = plan_of(LINEAR, every=every, recoveries=4)
-    found = run(plan, path, Dying(plan, when))
+    pool = Dying(plan, when)
+    found = run(plan, path, pool)
     same(found, straight)
     events = load_events(path)
     deaths = events[events["what"] == "agent died"]
     assert (deaths["replayed_from"] <= deaths["round"]).all()
-    assert all(list(each) == [1] for each in deaths["agents"]) and len(deaths) <= len(when)
+    assert all(list(each) == [1] for each in deaths["agents"]) and len(deaths) == pool.died
+    assert load(path).loc[0, "recoveries"] == pool.died
     assert set(events["what"]) <= {"agent died", "snapshot unusable"}
 
 

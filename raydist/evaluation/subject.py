@@ -137,7 +137,7 @@ class Subject:
         config = self.config.model_copy(update={"model": table})
         model = build_model(config, self.data.shape, self.data.classes)
         if file is not None:
-            checkpoint.load(model, file)
+            checkpoint.load(model, file, finite=False)
         return model.to(self.device).eval()
 
 

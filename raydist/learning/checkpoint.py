@@ -33,7 +33,9 @@ SHOWN = 3  # keys that a message names
 RESET, NOISE = 1, 2
 
 
-def load(model: nn.Module, file: str | Path, key_map: KeyMap | None = None) -> None:
+def load(
+    model: nn.Module, file: str | Path, key_map: KeyMap | None = None, finite: bool = True
+) -> None:
     """Load the weights of a file into a model, all of them or none.
 
     A prefix that all names in the file have in common (`PREFIXES`) is dropped if the names fit
@@ -49,6 +51,8 @@ def load(model: nn.Module, file: str | Path, key_map: KeyMap | None = None) -> N
             that has it under one of `NESTED`. No other pickled object is accepted.
         key_map: regular expression to replacement, applied in order to each name with `re.sub`; a
             name that becomes empty is left out. None changes nothing.
+        finite: whether weights that are not finite are refused, as for a start; a model that
+            diverged is judged as it is.
 
     Raises:
         ValueError: the file holds no weights, several that fit, or some that are not finite; the
@@ -74,7 +78,7 @@ def load(model: nn.Module, file: str | Path, key_map: KeyMap | None = None) -> N
         )
     (place, chosen), *others = fitting.items()
     for name, tensor in chosen.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if finite and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(
                 f"{file} holds {name} with values that are not finite: take an earlier checkpoint"
             )
