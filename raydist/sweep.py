@@ -18,7 +18,7 @@ from rich.table import Table
 
 from raydist import command, ending
 from raydist.command import check_new_folder
-from raydist.config import Experiment, InputError
+from raydist.config import Experiment, InputError, masked
 from raydist.engine.lock import Held, hold
 from raydist.engine.store import Store
 from raydist.naming import Point, folder_name, value_label
@@ -74,6 +74,11 @@ def run_sweep(
     if pool not in ("ray", "local"):
         raise InputError(f'pool is "{pool}", expected "ray" or "local"')
     experiments = _experiments(study)
+    if masked(str(out)) != str(out):
+        raise InputError(
+            f"{out} holds a password, which Ray hands to every process and Tune may keep: give it "
+            "in the environment or in the files of that storage's own tools"
+        )
     folder = Store(out or f"runs/{study.name}")
     _check_shared(folder, study.name)
     if not resume:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_search import QUADRATIC
 
-from raydist import command, load, run
+from raydist import command, load, run, run_sweep
 from raydist.config import InputError, MachineError, shown
 from raydist.engine import ray_private
 from raydist.engine.store import locate
@@ -200,6 +200,10 @@ def test_no_password_of_a_url_is_shown_or_stored(tmp_path):
     with pytest.raises(InputError, match=r"snapshot.path is .*, which holds a password") as caught:
         run.run_experiment(TREE | {"snapshot": {"path": url}}, out=tmp_path / "run")
     assert "hunter2" not in str(caught.value) and not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"me:\*\*\*@nowhere.invalid/runs cannot be reached"):
+        run.run_experiment(TREE, out=url)
+    with pytest.raises(InputError, match=r"me:\*\*\*@nowhere.invalid/runs/a holds a password"):
+        run_sweep({"base": TREE}, out=f"{url}/a")
 
 
 def test_the_package_has_no_console_that_reads_markup():

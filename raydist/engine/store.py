@@ -69,7 +69,7 @@ class Store:
         self.name = self.url.rpartition("/")[2]
         try:
             self.files, self.root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
+        except Exception as error:  # each kind of storage has its own; some connect at once
             raise InputError(f"{self.url} cannot be reached: {error}") from error
 
     @property
