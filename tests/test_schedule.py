@@ -96,10 +96,10 @@ def test_periods_end_after_the_rounds_of_which_each_begins_before_the_fraction()
     assert Timetable(100, restarts=[0.07, 0.29]).ends == [7, 29, 100]  # 0.07 * 100 is above 7
 
 
-@pytest.mark.parametrize("n", [0, 6])
-def test_a_round_outside_the_run_is_refused(n):
-    with pytest.raises(ValueError, match=f"round is {n}, expected 1 to 5"):
-        Timetable(5).progress(n)
+def test_before_the_run_there_is_no_progress_and_past_it_no_more():
+    with pytest.raises(ValueError, match="round is 0, expected 1 or more"):
+        Timetable(5).progress(0)
+    assert Timetable(5, 2, [0.5]).progress(6) == Timetable(5, 2, [0.5]).progress(9, "epoch") == 1
 
 
 @pytest.mark.parametrize(

@@ -51,17 +51,19 @@ class Timetable:
         """The fraction of its period that is done before a round.
 
         Args:
-            n: the round, in 1..N.
+            n: the round, ≥ 1; a pool can be told to go on past N, where the last period is over.
             per: "epoch": in whole epochs, counted from the beginning of the period.
 
         Returns:
-            A fraction in [0, 1), 0 in the first round of each period.
+            A fraction in [0, 1), 0 in the first round of each period; 1 past N.
 
         Raises:
-            ValueError: there is no such round.
+            ValueError: n is below 1.
         """
-        if not 1 <= n <= self.rounds:
-            raise ValueError(f"round is {n}, expected 1 to {self.rounds}: round 0 is the start")
+        if n < 1:
+            raise ValueError(f"round is {n}, expected 1 or more: round 0 is the start")
+        if n > self.rounds:
+            return 1.0
         begin, end = next(period for period in pairwise([0, *self.ends]) if n <= period[1])
         done = n - 1 - begin
         return (done - done % self.epoch if per == "epoch" else done) / (end - begin)
