@@ -37,7 +37,10 @@ def after(rounds=3, agents=4, between=lambda n: None, **tables):
         between(n)
         pool.step(n)
         pool.close(n)
-        measured = pool.measure(n)
+        measured = [
+            ({name: v for name, v in own.items() if not name.startswith("seconds_")}, sums)
+            for own, sums in pool.measure(n)
+        ]
     judged = masks.summary(masks.merge(pool.evaluate("now")))
     pool.shutdown()
     return np.stack(pool.states()), measured, judged

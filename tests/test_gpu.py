@@ -29,6 +29,11 @@ RECIPES = {
     "l2": {"threat": {"norm": "l2", "eps": 0.5}},
     "restarts": {"attack": {"steps": 2, "restarts": 2}},
     "growing eps": {"threat": {"eps": 0.1, "schedule": {"name": "linear"}}},
+    "draws, on both devices": {"model": {"name": "helpers_foreign:drawing_net"}},
+    "weights and gradients put elsewhere": {
+        "model": {"name": "helpers_foreign:clamp_new"},
+        "loss": {"name": "helpers_foreign:clears"},
+    },
     "noise, telemetry": {
         "telemetry": 1,
         "stop": {"fosc": {"threshold": 1e-9}, "on_instability": "heal"},
