@@ -55,7 +55,7 @@ class _Rows:
         n = len(rounds) if upto is None else int(np.searchsorted(rounds, upto, "right"))
         names = pa.array(list(self.names), pa.string())
         coded = [
-            pa.DictionaryArray.from_arrays(pa.array(np.array(column)[:n], pa.int32()), names)
+            names.take(pa.array(np.array(column)[:n], pa.int32()))
             for column in (self.agent, self.metric)
         ]
         columns = [pa.array(rounds[:n]), *coded, pa.array(np.array(self.value)[:n])]
@@ -203,8 +203,7 @@ def reached(store: Store) -> tuple[int, float]:
 
 def _written(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    # without Arrow's own schema names are read back as strings
-    pq.write_table(table, buffer, store_schema=False)
+    pq.write_table(table, buffer)
     return buffer.getvalue()
 
 
