@@ -1,5 +1,6 @@
 """A trial's folder as it is written: each file appears whole or not at all."""
 
+import hashlib
 import io
 import json
 import logging
@@ -161,10 +162,14 @@ class Folder:
             What `final.json` holds.
         """
         assert record.outcome is not None
-        if record.images is not None:
-            self._write("images.parquet", pack_frame(record.images))
-        self.flush()
         final = final_numbers(record, seconds, self.events)
+        centroid = self.store.find("weights/centroid.safetensors")
+        if centroid is not None:  # whose verdicts these are
+            final["centroid_digest"] = digest_of(centroid)
+        if record.images is not None:
+            images = record.images.assign(weights=final.get("centroid_digest"))
+            self._write("images.parquet", pack_frame(images))
+        self.flush()
         self._write("final.json", pack_json(final))
         return final
 
@@ -261,6 +266,14 @@ def final_numbers(record: Record, seconds: float, events: Sequence[Event]) -> di
         **survived(events),
         **{name: plain(value) for name, value in record.final.items()},
     }
+
+
+def digest_of(*files: bytes) -> str:
+    """What identifies the weights of a model: 16 hexadecimal digits of a hash of its files."""
+    hashed = hashlib.sha256()
+    for file in files:
+        hashed.update(file)
+    return hashed.hexdigest()[:16]
 
 
 def _unpack_events(data: bytes) -> list[Event]:

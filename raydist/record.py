@@ -21,15 +21,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raydist.engine.store import Store
-from raydist.measure.masks import Masks
+from raydist.measure.columns import CLEAN, ENSEMBLE, Known, base
 from raydist.whose import AgentDtype
 
 ROUNDS = "rounds.parquet"  # a folder of parts: see `raydist.rounds`
 COLUMNS = ["trial", "round", "agent", "metric", "value"]
 KINDS: Any = {"round": "int64", "agent": AgentDtype(), "value": "float64"}
-CASCADE = (  # measured on the images that AutoAttack saw
-    *("autoattack_acc", "apgd_ce_acc", "apgd_t_acc", "fab_t_acc", "square_acc", "overestimation"),
-)
 Row = tuple[int, str, str, float]  # round, agent as text, metric, value
 
 
@@ -162,28 +159,34 @@ def survived(events: Sequence[Event]) -> dict[str, float]:
     return {"recoveries": len(found), "seconds_lost": float(sum(found))}
 
 
-def images_frame(masks: Masks, labels: NDArray[np.int64]) -> pd.DataFrame:
+def images_frame(known: Known, labels: NDArray[np.int64]) -> pd.DataFrame:
     """One row for each test image.
 
     Args:
-        masks: verdicts on the images.
+        known: verdicts on the images.
         labels: of the whole test split.
 
     Returns:
-        Columns `image`, `label`, `clean`, `pgd10`, ..., `fosc`, and `broken_by`: "clean" if it was
-        wrong without attack, the attack that broke it, "none", or missing if none was tried.
+        Columns `image`, `label`, `clean`, `pgd10`, ... (True: still right; missing: not tried), and
+        `broken_by`: "clean" if it was wrong without attack, the member of AutoAttack that broke
+        it, "none", or missing if the ensemble was not tried; `fosc` and other values.
     """
-    frame = pd.DataFrame({"image": masks.index, "label": labels[masks.index], "clean": masks.clean})
-    for steps, right in masks.pgd.items():
-        frame[f"pgd{steps}"] = right
-    for name, right in masks.others.items():
-        frame[name] = right
-    frame["fosc"] = masks.fosc
-    if masks.verdict is not None:
-        names = np.array(["clean", *masks.verdict.attacks, "none"])
-        broken_by = pd.Series(names[masks.verdict.broken_by], index=masks.attacked)
-        frame["broken_by"] = frame["image"].map(broken_by)
-    return frame
+    tables = {name: pd.Series(of, dtype="boolean") for name, of in known.right.items()}
+    tables |= {name: pd.Series(of, dtype="float64") for name, of in known.values.items()}
+    frame = pd.DataFrame(tables).sort_index()
+    frame.insert(0, "image", frame.index)
+    frame.insert(1, "label", labels[frame.index])
+    if ENSEMBLE in known.right:
+        frame["broken_by"] = pd.Series(
+            {i: _broken_by(i, known) for i in known.right[ENSEMBLE]}, dtype="string"
+        )
+    return frame.reset_index(drop=True)
+
+
+def _broken_by(image: int, known: Known) -> str:
+    """The first that broke an image, of clean and the members of the ensemble."""
+    tried = ((name, known.right[name].get(image)) for name in (CLEAN, *known.members))
+    return next((name for name, right in tried if right is False), "none")
 
 
 def frame_of(trial: str, rows: Sequence[Row]) -> pd.DataFrame:
@@ -210,7 +213,8 @@ def read_part(data: bytes, trial: str) -> pd.DataFrame:
 def evaluated(folder: Store, final: dict[str, Any], average: str) -> dict[str, Any]:
     """The final numbers with those that `raydist.evaluate` added later.
 
-    Where both have a number, that of the later evaluation stands if it is of as many images.
+    Where both have a number, that of the later evaluation stands if it is of as many images. Of
+    weights that were replaced since, nothing that the trial measured of them stands.
 
     Args:
         folder: of the trial.
@@ -224,18 +228,18 @@ def evaluated(folder: Store, final: dict[str, Any], average: str) -> dict[str, A
     if evaluation is None:
         return final
     models: dict[str, dict[str, Any]] = json.loads(evaluation)
+    digest = models.get("centroid", {}).get("weights")
+    if digest is not None and final.get("centroid_digest") not in (digest, None):
+        of_images = {base(name) for name in final if name.endswith("_images")}
+        final = {name: value for name, value in final.items() if base(name) not in of_images}
+        final |= {"centroid_digest": digest}
     found = dict(final)
-    for name, value in models.get("centroid", {}).items():
-        least = final.get("autoattack_images" if name in CASCADE else "test_images") or 0
-        newer = models["centroid"].get("evaluation_images", 0) >= least
-        if name != "weights" and (newer or name not in final):
-            found[name] = value
-    agents = [numbers for model, numbers in models.items() if model.startswith("agent-")]
-    for name in {name for numbers in agents for name in numbers if name.endswith("_acc")}:
-        values = [numbers[name] for numbers in agents if numbers.get(name) is not None]
-        for how, of in (("mean", np.mean), ("worst", np.min), ("best", np.max)):
-            found[f"agents_{how}_{name}"] = float(of(values))
-    for model, prefix in (("average", average), ("ensemble", "ensemble"), ("start", "start")):
-        numbers = models.get(model, {})
-        found |= {f"{prefix}_{name}": v for name, v in numbers.items() if name != "weights"}
+    prefixes = {"centroid": "", "average": f"{average}_", "agents": "agents_"}
+    for model in ("centroid", "average", "ensemble", "start", "agents"):
+        prefix = prefixes.get(model, f"{model}_")
+        for name, value in models.get(model, {}).items():
+            images = f"{base(name)}_images"
+            least = final.get(prefix + images) or 0
+            if name != "weights" and (models[model].get(images) or 0) >= least:
+                found[prefix + name] = value
     return found

@@ -110,6 +110,10 @@ class Data(Table):
     ] = None
     noise: NonNegative = 0.0
 
+    def transform_of(self, agent: int) -> dict[str, float]:
+        """What changes the training images of an agent: arguments of `transformed`."""
+        return self.transforms[agent].model_dump() if self.transforms else {}
+
     @model_validator(mode="after")
     def _quadratic(self) -> Self:
         given = [k for k in ("centers", "hessian") if getattr(self, k) is not None]

@@ -14,6 +14,7 @@ from raydist.engine.plan import Plan
 from raydist.engine.pool import Pending, Pool
 from raydist.engine.watch import Watch
 from raydist.measure import masks, trained
+from raydist.measure.columns import over_agents
 from raydist.record import Outcome, Record, images_frame
 
 
@@ -268,14 +269,14 @@ def _last(
         failed: dict[str, str] = {}
         for judged in _judged(pool, failed, "", "now"):
             final |= masks.summary(judged)
-            images = images_frame(judged, plan.data.test[1])
+            images = images_frame(judged.known, plan.data.test[1])
         for name, which in _besides(plan, outcome).items():
             for judged in _judged(pool, failed, f"{name} ", *which):
                 besides = masks.summary(judged)
                 final |= {f"{name}_{key}": value for key, value in besides.items()}
         if plan.config.evaluate.agents:
-            own = [masks.summary(judged) for judged in _judged(pool, failed, "agents' ")]
-            final |= _over_agents(own) if own else {}
+            own = [judged.known for judged in _judged(pool, failed, "agents' ")]
+            final |= over_agents(own) if own else {}
         if failed:
             final["unmeasured"] = "; ".join(f"{name}: {why}" for name, why in failed.items())
     return Record(record.round, record.agents, record.centroid, outcome, final, images)
@@ -319,17 +320,3 @@ def _besides(plan: Plan, outcome: Outcome) -> dict[str, list[str]]:
     if plan.config.restarts and periods > 1:
         found["ensemble"] = [f"snapshot-{i}" for i in range(periods)]
     return found
-
-
-def _over_agents(found: list[dict[str, float | str]]) -> dict[str, float | str]:
-    """Mean, worst and best over the agents of every accuracy."""
-    summary: dict[str, float | str] = {}
-    for name in (name for name in found[0] if name.endswith("_acc")):
-        values = [float(own[name]) for own in found]
-        for how, value in (
-            ("mean", np.mean(values)),
-            ("worst", min(values)),
-            ("best", max(values)),
-        ):
-            summary[f"agents_{how}_{name}"] = float(value)
-    return summary

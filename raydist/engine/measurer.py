@@ -15,6 +15,7 @@ from raydist.engine import excess
 from raydist.engine.foreign import drawn
 from raydist.engine.task import Split, build_model, quadratic_of
 from raydist.learning.quadratic import Quadratic
+from raydist.learning.subset import Index, evenly
 from raydist.measure import masks, trained
 from raydist.seeding import Purpose
 
@@ -49,6 +50,7 @@ class Measurer:
         self._share = share or (np.zeros((0, 1)), np.zeros(0, np.int64))
         self._scale, self._classes, self._device = scale, classes, device
         self._threat = ThreatModel(config.threat.norm, config.threat.eps)
+        self._orders: dict[str, Index] = {}
 
     def validate(self, model: nn.Module, n: int) -> trained.Sums:
         """Sums over this agent's part of the validation images, after round n."""
@@ -108,26 +110,32 @@ class Measurer:
             )
 
     def _curved(self, images: int) -> trained.Part:
-        """The first of this agent's own training images, as many as it has to see of so many."""
+        """This agent's part of so many training images: drawn evenly, and as it sees them."""
         x, y = self._share
         agents = self._config.topology.agents
         mine = images // agents + (self._agent < images % agents)
-        chosen = np.arange(min(mine, len(y)))
-        return trained.Part(chosen, x, y, self._scale, self._device)
+        change = self._config.data.transform_of(self._agent)
+        return trained.Part(evenly(y)[:mine], x, y, self._scale, self._device, change)
 
     def _drawn(self, first: int, n: int = 0) -> AbstractContextManager[None]:
         """What a foreign model draws follows from what is measured, not from who measures it."""
         return drawn(self._config, Purpose.IN_MEASUREMENT, first, n, self._device)
 
     def _part(self, split: str, limit: int | str, shared: bool) -> trained.Part:
-        """The first images of a split; if shared out, every S-th of them for S agents."""
+        """So many images of a split, drawn evenly; if shared out, one in S for S agents."""
         x, y = self._held[split]
         images = int(min(len(y), _number(limit)))
-        chosen = np.arange(images)
+        chosen = np.sort(self._even(split)[:images])
         if shared:
             parts = min(self._config.topology.agents, max(1, images // SHARE))
-            chosen = chosen[chosen % parts == self._agent]
+            chosen = chosen[np.arange(images) % parts == self._agent]
         return trained.Part(chosen, x, y, self._scale, self._device)
+
+    def _even(self, split: str) -> Index:
+        """The order in which the images of a split are taken."""
+        if split not in self._orders:
+            self._orders[split] = evenly(self._held[split][1])
+        return self._orders[split]
 
 
 def _first(part: trained.Part) -> int:

@@ -238,7 +238,7 @@ def make_plan(
         check_quadratic(config)
     else:
         data = images or checked("data", load_data, config)
-        shares = checked("data.partition", _shares, config, data.train[1])
+        shares = checked("data.partition", shares_of, config, data.train[1])
         check_images(config, data, min(len(share) for share in shares))
     key, probed = probe_key(config), {} if probed is None else probed
     if key not in probed:
@@ -299,7 +299,16 @@ def load_data(config: Experiment) -> datasets.Data:
     return _cached(table.set, table.root, table.validation, table.download)
 
 
-def _shares(config: Experiment, labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+def shares_of(config: Experiment, labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The positions of each agent's training images.
+
+    Args:
+        config: the experiment.
+        labels: of the training set.
+
+    Returns:
+        K arrays, disjoint, that hold every position.
+    """
     table, agents, seed = config.data.partition, config.topology.agents, config.seed
     if table.name == "dirichlet":
         return partition.dirichlet(labels, agents, table.alpha or SKEW, seed)

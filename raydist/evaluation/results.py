@@ -6,13 +6,24 @@ from typing import Any
 
 import pandas as pd
 
+from raydist.adversary.threat import ThreatModel
 from raydist.engine.store import Store
 from raydist.evaluation.ledger import Entry, Ledger
 from raydist.evaluation.request import Request
 from raydist.evaluation.subject import Subject
-from raydist.evaluation.table import from_trial, images_frame, numbers
+from raydist.evaluation.table import (
+    asked_numbers,
+    images_frame,
+    known_numbers,
+    known_of,
+    w2_numbers,
+)
+from raydist.evaluation.trial_end import from_trial
 from raydist.evaluation.units import Unit, missing
 from raydist.folder import pack_frame, pack_json, plain
+from raydist.measure.columns import Numbers, over_agents
+
+TOLD = 5  # bad lines that are told one by one
 
 
 class Results:
@@ -28,10 +39,20 @@ class Results:
         self.subject, self.request = subject, request
         self.models = subject.chosen(request.models)
         self.errors: dict[str, str] = {}  # of a model, why something could not be measured
-        self._ledger = Ledger(subject.folder / "evaluation" / "ledger.jsonl")
-        if "centroid" in subject.models:
-            for entry in from_trial(subject, subject.digest("centroid")):
-                self._ledger.learn(entry)
+        self.notes: list[str] = []  # what could not be read, in lines
+        entries: list[Entry] = []
+        try:
+            if "centroid" in subject.models:
+                entries = from_trial(subject, subject.digest("centroid"))
+        except ValueError as error:
+            file = subject.folder / "images.parquet"
+            self.notes.append(f"{file} cannot be read, its images are judged anew: {error}")
+        self._ledger = Ledger(subject.folder / "evaluation" / "ledger.jsonl", entries)
+        bad = [f"line {number} ({why})" for number, why in self._ledger.bad.items()]
+        if bad:
+            told = ", ".join(bad[:TOLD]) + (", ..." if len(bad) > TOLD else "")
+            lines = f"{len(bad)} line{'s' * (len(bad) > 1)} of {self._ledger.file}"
+            self.notes.append(f"{lines} cannot be used, and the others are: {told}")
 
     def missing(self) -> Iterator[Unit]:
         """What is still to be measured."""
@@ -53,19 +74,19 @@ class Results:
         Returns:
             One row for each model: `trial`, `model`, the numbers, `error`.
         """
-        file = self.subject.folder / "evaluation.json"
-        known: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
-        rows = []
+        known, rows = self._earlier(), []
         for model in self.models:
-            row = numbers(self.subject, model, self.request, self._ledger)
+            row = asked_numbers(self.subject, model, self.request, self._ledger)
             rows.append({"trial": self.subject.folder.name, "model": model, **row})
             if model in self.errors:
                 rows[-1]["error"] = self.errors[model]
-            tag, weights = self._tag(), self.subject.digest(model)
+            weights = self.subject.digest(model)
             earlier = known.get(model, {})
-            if earlier.get("weights") != weights:
-                earlier = {"weights": weights}
-            known[model] = earlier | {name + tag: plain(value) for name, value in row.items()}
+            kept = earlier if earlier.get("weights") == weights else {}
+            tagged = {name: value for name, value in kept.items() if "@" in name}
+            found = tagged | self._known(model)
+            known[model] = {"weights": weights} | {n: plain(value) for n, value in found.items()}
+        known["agents"] = {n: plain(value) for n, value in self._over_agents().items()}
         store = Store(self.subject.folder)
         store.write("evaluation.json", pack_json(known))
         frame = images_frame(self.subject, self.models, self._ledger)
@@ -76,8 +97,39 @@ class Results:
         """The results of curvature and scans of a model, by measure."""
         return self._ledger.all_values(self.subject.digest(model))
 
-    def _tag(self) -> str:
-        """What is put behind the names of numbers at another budget than the trial's own."""
-        config, threat = self.subject.config, self.request.threat(self.subject.config)
-        own = (config.threat.norm, config.threat.eps) == (threat.norm, threat.eps)
-        return "" if own else f"@{threat.norm}:{threat.eps:.6g}"
+    def _earlier(self) -> dict[str, dict[str, Any]]:
+        """The numbers that earlier requests have left; what is known says them all again."""
+        try:
+            found = json.loads((self.subject.folder / "evaluation.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if all(isinstance(of, dict) for of in found.values()) else {}
+
+    def _known(self, model: str) -> Numbers:
+        """All that is known of a model, at the trial's own budget and at the one that was asked."""
+        subject, table = self.subject, self.subject.config.threat
+        own, asked = ThreatModel(table.norm, table.eps), self.request.threat(subject.config)
+        found = known_numbers(subject, model, own, self._ledger)
+        if asked != own:
+            found |= _tagged(known_numbers(subject, model, asked, self._ledger), asked)
+        if self.request.delta is not None and self.request.delta != asked.eps:
+            weights, delta = subject.digest(model), self.request.delta
+            other = w2_numbers(subject, self._ledger, weights, asked.norm, delta)
+            found |= _tagged(other, ThreatModel(asked.norm, delta))
+        return found
+
+    def _over_agents(self) -> Numbers:
+        """Mean, worst and best over the agents, where all of them were judged."""
+        threat = self.subject.config.threat
+        own = ThreatModel(threat.norm, threat.eps)
+        each = [
+            known_of(self.subject, self._ledger, self.subject.digest(name), "test", own)
+            for name in self.subject.agents
+        ]
+        found = over_agents(each) if each and all(known.right for known in each) else {}
+        return {name.removeprefix("agents_"): value for name, value in found.items()}
+
+
+def _tagged(found: Numbers, threat: ThreatModel) -> Numbers:
+    """Numbers at another budget than the trial's own, which their names say."""
+    return {f"{name}@{threat.norm}:{threat.eps:.6g}": value for name, value in found.items()}

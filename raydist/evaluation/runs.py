@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from raydist.evaluation import pictures
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request
 from raydist.evaluation.results import Results
-from raydist.evaluation.subject import Subject, open_subject, trials
+from raydist.evaluation.subject import Subject, functions_named, open_subject, trials
 from raydist.evaluation.units import Unit
 from raydist.evaluation.work import perform
 from raydist.show import Words, console, progress, say
@@ -68,6 +69,8 @@ def evaluate_runs(
         for subject in subjects:  # before what is known is read: nobody adds to it
             stack.enter_context(hold(Store(subject.folder)))
         results = [Results(subject, request) for subject in subjects]
+        for note in (note for each in results for note in each.notes):
+            _warn(note, quiet)
         by_folder = {each.subject.folder: each for each in results}
         units = [unit for each in results for unit in each.missing()]
         do = stack.enter_context(_pool(pool, address, cpus, gpus)) if units else _locally
@@ -78,7 +81,7 @@ def evaluate_runs(
                     by_folder[unit.folder].take(unit, found)
         finally:
             frame = pd.concat([each.write() for each in results], ignore_index=True)
-            _leave(results, frame, Path(paths[0]))
+            _leave(results, frame, Path(paths[0]), quiet)
     return frame
 
 
@@ -120,7 +123,12 @@ def _subjects(
     for place in places:
         if "://" in place:
             raise InputError(f"{place} is a URL: copy that folder to this machine, and evaluate it")
-    for folder in trials(map(Path, places)):
+    folders = trials(map(Path, places))
+    functions = functions_named(folders)
+    if functions and not quiet:
+        line = f"these runs name functions, which are imported and run: {', '.join(functions)}"
+        errors.print(line, markup=False)
+    for folder in folders:
         try:
             subject = open_subject(folder)
             request.threat(subject.config)
@@ -139,6 +147,14 @@ def _subjects(
     for line in why if not quiet else []:
         say(f"left out: {line}")
     return found
+
+
+def _warn(line: str, quiet: bool) -> None:
+    """Tell of what could not be read: in a line, or where nothing is printed, as a warning."""
+    if quiet:
+        warnings.warn(line, stacklevel=3)
+    else:
+        errors.print(line, markup=False)
 
 
 def _shown(units: Sequence[Unit], done: Done, quiet: bool) -> Iterator[tuple[Unit, Any]]:
@@ -162,7 +178,7 @@ def _shown(units: Sequence[Unit], done: Done, quiet: bool) -> Iterator[tuple[Uni
                 console.print(line)
 
 
-def _leave(results: Sequence[Results], frame: pd.DataFrame, run: Path) -> None:
+def _leave(results: Sequence[Results], frame: pd.DataFrame, run: Path, quiet: bool) -> None:
     """The table and the pictures of all trials, in the folder of the first run."""
     folder = run.expanduser().absolute() / "evaluation"
     Store(folder).write("evaluation.csv", frame.to_csv(index=False).encode())
@@ -171,4 +187,7 @@ def _leave(results: Sequence[Results], frame: pd.DataFrame, run: Path) -> None:
         for each in results
         if "centroid" in each.models
     }
-    pictures.draw(frame, scans, folder)
+    try:
+        pictures.draw(frame, scans, folder)
+    except Exception as error:  # of what a damaged file holds: the numbers are worth more
+        _warn(f"{folder}: a picture cannot be drawn: {type(error).__name__}: {error}", quiet)

@@ -1,11 +1,12 @@
 """A finished trial as what is measured: its experiment, its images, its models by name."""
 
-import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,15 @@ from torch import Tensor, nn
 
 from raydist.config import Experiment, InputError, validate
 from raydist.engine.checks import checked
-from raydist.engine.plan import load_data
+from raydist.engine.plan import load_data, shares_of
 from raydist.engine.task import DTYPES, build_model
+from raydist.folder import digest_of
 from raydist.learning import checkpoint
 from raydist.learning.average import Ensemble
 from raydist.learning.data import Data, to_tensor
+from raydist.learning.subset import Index, evenly, in_turn
+from raydist.learning.transform import transformed
+from raydist.measure.verdict import FEW_CLASSES, STANDARD
 
 START, ENSEMBLE, AGENTS = "start", "ensemble", "agents"
 Batches = list[tuple[Tensor, Tensor]]
@@ -90,26 +95,75 @@ class Subject:
         Returns:
             16 hexadecimal digits.
         """
-        hashed = hashlib.sha256(name.encode() if name in (START, ENSEMBLE) else b"")
+        files = [
+            file.read_bytes() for file in self._files("snapshot-*" if name == ENSEMBLE else name)
+        ]
+        if name == ENSEMBLE:
+            files.insert(0, name.encode())
         if name == START:
-            hashed.update(self.config.digest().encode())
-        for file in self._files("snapshot-*" if name == ENSEMBLE else name):
-            hashed.update(file.read_bytes())
-        return hashed.hexdigest()[:16]
+            files = [name.encode(), self.config.digest().encode()]
+            if self.config.model.checkpoint is not None:
+                files.append(Path(self.config.model.checkpoint).read_bytes())
+        return digest_of(*files)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The attacks of the ensemble, in order."""
+        return STANDARD if self.data.classes >= 4 else FEW_CLASSES
 
     def split(self, name: str) -> tuple[NDArray[np.generic], NDArray[np.int64]]:
         """Images as they are stored, and labels, of "train", "validation" or "test"."""
         found: tuple[NDArray[np.generic], NDArray[np.int64]] = getattr(self.data, name)
         return found
 
+    @cached_property
+    def shares(self) -> list[Index]:
+        """The positions of each agent's training images."""
+        return shares_of(self.config, self.data.train[1])
+
+    @cached_property
+    def _owner(self) -> Index:
+        """Whose each training image is."""
+        owner = np.zeros(len(self.data.train[1]), np.int64)
+        for agent, share in enumerate(self.shares):
+            owner[share] = agent
+        return owner
+
+    @cached_property
+    def _orders(self) -> dict[str, Index]:
+        """The order in which images are taken: of training, as many of each agent."""
+        labels = self.data.train[1]
+        parts = [share[evenly(labels[share])] for share in self.shares]
+        held = {name: evenly(self.split(name)[1]) for name in ("validation", "test")}
+        return held | {"train": in_turn(parts)}
+
+    def chosen_images(self, split: str, images: int | str) -> Index:
+        """So many images of a split, drawn evenly; all of them if there are fewer."""
+        return self._orders[split][: None if isinstance(images, str) else images]
+
     def tensors(self, split: str, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Images in [0, 1] and labels at some positions of a split, on the device."""
+        """Images in [0, 1] and labels at some positions of a split, on the device.
+
+        Args:
+            split: its name; images of "train" are as the agents that have them see them.
+            index: positions.
+
+        Returns:
+            Images and labels.
+        """
         x, y = self.split(split)
         images = to_tensor(x[index], self.data.scale, DTYPES[self.config.dtype], self.device)
+        if split == "train" and self.config.data.transforms:
+            whose = self._owner[index]
+            for agent in np.unique(whose):
+                mine = torch.from_numpy(whose == agent).to(self.device)
+                images[mine] = transformed(
+                    images[mine], **self.config.data.transform_of(int(agent))
+                )
         return images, torch.tensor(y[index], device=self.device)
 
     def batches(self, split: str, images: int, size: int, skipped: int = 0) -> Batches:
-        """The first images of a split, in batches.
+        """Images of a split, drawn evenly, in batches.
 
         Args:
             split: its name.
@@ -120,9 +174,9 @@ class Subject:
         Returns:
             Pairs of images and labels.
         """
-        there = len(self.split(split)[1])
-        skipped = skipped if skipped < there else 0
-        index = np.arange(skipped, min(skipped + images, there))
+        there = self._orders[split]
+        skipped = skipped if skipped < len(there) else 0
+        index = there[skipped : skipped + images]
         return [
             self.tensors(split, index[first : first + size]) for first in range(0, len(index), size)
         ]
@@ -141,9 +195,8 @@ class Subject:
         return model.to(self.device).eval()
 
 
-@lru_cache(maxsize=4)
 def open_subject(folder: Path) -> Subject:
-    """The trial in a folder.
+    """The trial in a folder, as its files are now.
 
     Args:
         folder: an absolute path.
@@ -155,14 +208,50 @@ def open_subject(folder: Path) -> Subject:
         InputError: if no image model was trained to its end there.
     """
     try:
-        config = validate(json.loads((folder / "experiment.json").read_text())["config"])
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+        text = (folder / "experiment.json").read_text()
+        config = json.loads(text)["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no run: expected experiment.json in it") from error
-    if config.data.set == "quadratic":
-        raise InputError(f'{folder} has no images to evaluate: its data.set is "quadratic"')
     if not list((folder / "weights").glob("*.safetensors")):
         raise InputError(f"{folder} has no weights: the trial has not ended, resume its study")
-    return Subject(folder, config, checked("data", load_data, config))
+    return _opened(folder, json.dumps(config))
+
+
+@lru_cache(maxsize=4)
+def _opened(folder: Path, config: str) -> Subject:
+    """The trial of a folder and what its experiment.json says: kept while both are the same."""
+    experiment = validate(json.loads(config))
+    if experiment.data.set == "quadratic":
+        raise InputError(f'{folder} has no images to evaluate: its data.set is "quadratic"')
+    return Subject(folder, experiment, checked("data", load_data, experiment))
+
+
+def functions_named(folders: Iterable[Path]) -> list[str]:
+    """The functions that the experiments of trials name, as "module:function"; none is imported.
+
+    Args:
+        folders: of trials.
+
+    Returns:
+        Each once; of a file that cannot be read, none.
+    """
+    found: dict[str, None] = {}
+    for folder in folders:
+        try:
+            tree = json.loads((folder / "experiment.json").read_text())
+        except (OSError, ValueError):
+            continue
+        found |= dict.fromkeys(_functions(tree))
+    return list(found)
+
+
+def _functions(tree: Any, key: str = "") -> Iterator[str]:
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _functions(value, name)
+    elif key in ("name", "set", "kind") and isinstance(tree, str):
+        if re.fullmatch(r"[\w.]+:[\w.]+", tree):
+            yield tree
 
 
 def trials(runs: Iterable[Path]) -> list[Path]:
@@ -190,16 +279,26 @@ def trials(runs: Iterable[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-@lru_cache(maxsize=8)
-def loaded(folder: Path, name: str, weights: str) -> nn.Module:
+def loaded(subject: Subject, name: str, weights: str) -> nn.Module:
     """A trial's model, kept for what is measured next.
 
     Args:
-        folder: of the trial, absolute.
+        subject: the trial.
         name: of the model.
         weights: its digest, which tells it from one that was trained later in this folder.
 
     Returns:
         The model.
+
+    Raises:
+        InputError: if the folder holds other weights by now.
     """
-    return open_subject(folder).model(name)
+    return _loaded(subject.folder, subject.config.digest(), name, weights)
+
+
+@lru_cache(maxsize=8)
+def _loaded(folder: Path, config: str, name: str, weights: str) -> nn.Module:
+    subject = open_subject(folder)
+    if (subject.config.digest(), subject.digest(name)) != (config, weights):
+        raise InputError(f"{folder} was trained anew meanwhile: evaluate it again")
+    return subject.model(name)

@@ -1,20 +1,19 @@
 """From the ledger of a trial to numbers with names, and to one row for each image."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from raydist.adversary.threat import ThreatModel
-from raydist.evaluation.ledger import Entry, Ledger
+from raydist.adversary.threat import Norm, ThreatModel
+from raydist.evaluation.ledger import Ledger
 from raydist.evaluation.request import Request
 from raydist.evaluation.subject import Subject
 from raydist.evaluation.units import (
-    CLEAN,
     GAPS,
-    MASKING,
-    Ask,
+    TRAINING,
     asks,
     budget,
     large,
@@ -22,14 +21,15 @@ from raydist.evaluation.units import (
     limit,
     single,
 )
-from raydist.measure import accuracy, attacks, masking
-from raydist.measure.verdict import STANDARD, Mask, fraction
+from raydist.measure import accuracy
+from raydist.measure.columns import CLEAN, Known, Numbers, base, columns
 
-Numbers = dict[str, float | str]
+SPLITS = {"test": "", "validation": "val_"}
+OF_THE_MODEL = ("masking", "masking_images", "masking_unchecked")  # not of what was asked
 
 
-def numbers(subject: Subject, model: str, request: Request, ledger: Ledger) -> Numbers:
-    """Everything that is known of what was asked of a model, by name.
+def asked_numbers(subject: Subject, model: str, request: Request, ledger: Ledger) -> Numbers:
+    """What was asked of a model, by name, on the images that were asked for.
 
     Args:
         subject: the trial.
@@ -38,169 +38,205 @@ def numbers(subject: Subject, model: str, request: Request, ledger: Ledger) -> N
         ledger: what is known.
 
     Returns:
-        Accuracies in [0, 1], the masking verdict, W₂ numbers, curvature, scans.
+        Accuracies in [0, 1], W₂ numbers, curvature, scans. The masking verdict is of all that is
+        known of the model at this budget.
     """
     weights, threat = subject.digest(model), request.threat(subject.config)
-    view = View(subject, request, ledger, weights)
     found: Numbers = {"evaluation_images": float(limit(subject, request, "test"))}
-    found |= _accuracies(view, asks(subject, request), threat)
-    for name in GAPS:
-        values = view.values(f"{budget('test', threat)}/{name}")
-        if values is not None:
-            found[name if name in ("fosc", "fosc_relative") else "zero_gradient_share"] = float(
-                values.mean()
-            )
+    for split, prefix in SPLITS.items():
+        asked = {CLEAN} | {
+            a.measure.split("/", 3)[-1] for a in asks(subject, request) if a.split == split
+        }
+        known = known_of(subject, ledger, weights, split, threat, request.images)
+        right = {name: of for name, of in known.right.items() if name in asked}
+        if split == "test" or len(asked) > 1:
+            found |= _prefixed(prefix, columns(replace(known, right=right)))
+    everything = columns(known_of(subject, ledger, weights, "test", threat))
+    found = {name: value for name, value in found.items() if name not in OF_THE_MODEL}
     if "masking" in request.parts and threat.eps > 0:
-        found |= _masking(view, threat, found)
+        found |= {name: everything[name] for name in OF_THE_MODEL if name in everything}
     reasons = left_out(subject, request)
     if reasons:
         found["left_out"] = "; ".join(f"{name}: {why}" for name, why in reasons.items())
-    flags = sorted(ledger.flags(weights))
-    if flags:
-        found["evaluation_flags"] = ", ".join(flags)
-    return found | _distributional(view, threat, found.get("clean_acc")) | _single(view, model)
-
-
-class View:
-    """The ledger, as arrays over the images that a request asks for."""
-
-    def __init__(self, subject: Subject, request: Request, ledger: Ledger, weights: str) -> None:
-        """Look at what is known of some weights.
-
-        Args:
-            subject: the trial.
-            request: what was asked.
-            ledger: what is known.
-            weights: digest of the model's weights.
-        """
-        self.subject, self.request, self.ledger, self.weights = subject, request, ledger, weights
-
-    def values(self, measure: str) -> NDArray[np.float64] | None:
-        """A number for each test image; None unless all are known."""
-        known = self.ledger.images(self.weights, measure)
-        images = range(limit(self.subject, self.request, "test"))
-        if not all(i in known for i in images):
-            return None
-        return np.array([known[i] for i in images], dtype=np.float64)
-
-    def mask(self, ask: Ask, standing: Mask | None = None) -> Mask | None:
-        """Which images stay right under an attack; None unless that is known of all.
-
-        Args:
-            ask: the attack.
-            standing: the images that it had to see; None: all that are right without attack.
-
-        Returns:
-            (N,), False for the others.
-        """
-        images = limit(self.subject, self.request, ask.split)
-        clean = self.ledger.images(self.weights, f"{ask.split}/{CLEAN}")
-        if not all(i in clean for i in range(images)):
-            return None
-        if standing is None:
-            standing = np.array([clean[i] for i in range(images)], dtype=np.bool_)
-        if ask.attack == CLEAN:
-            return standing
-        known = self.ledger.images(self.weights, ask.measure)
-        if not all(int(i) in known for i in np.flatnonzero(standing)):
-            return None
-        kept: Mask = np.array([bool(known.get(i, False)) for i in range(images)])
-        return standing & kept
-
-
-def _accuracies(view: View, asked: Sequence[Ask], threat: ThreatModel) -> Numbers:
-    """Accuracy under each attack alone, and what the members of the ensemble leave."""
-    found: Numbers = {}
-    for split in ("test", "validation"):
-        prefix = "val_" if split == "validation" else ""
-        right = view.mask(Ask(split, CLEAN, threat))
-        if right is None or (split != "test" and all(ask.split != split for ask in asked)):
-            continue
-        found[f"{prefix}clean_acc"] = fraction(right)
-        masks: list[Mask] = []
-        left: Mask | None = right
-        members = []
-        for ask in (ask for ask in asked if ask.split == split and ask.threat == threat):
-            mask = view.mask(ask, left if ask.cascade else None)
-            if ask.cascade:
-                left = mask
-            if mask is None:
-                continue
-            masks.append(mask)
-            members += [ask.attack] if ask.cascade else []
-            found[prefix + _column(ask)] = fraction(mask)
-        if tuple(members) == STANDARD and left is not None:
-            found[f"{prefix}autoattack_acc"] = fraction(left)
-            found[f"{prefix}autoattack_images"] = float(len(right))
-        usual = found.get(f"{prefix}pgd10_acc")
-        if masks and isinstance(usual, float):
-            found[f"{prefix}overestimation"] = usual - fraction(np.logical_and.reduce(masks))
+    measured = {measure for measure, _, _ in single(subject, model, request)}
+    values = {m: v for m, v in ledger.all_values(weights).items() if m in measured}
+    found |= scan_numbers(subject, values, threat)
+    if "w2" in request.parts and threat.eps > 0:
+        delta = request.delta or threat.eps
+        found |= w2_numbers(subject, ledger, weights, threat.norm, delta, request.images)
     return found
 
 
-def _column(ask: Ask) -> str:
-    """An attack's column: of what it leaves in the cascade, or of what it does alone."""
-    name = attacks.column(ask.attack)
-    if ask.cascade or ask.attack not in ("apgd-t", "fab", "fab-t", "square"):
-        return name  # APGD-CE comes first in the cascade: both are the same
-    return "square5000_acc" if ask.attack == "square" else name.removesuffix("_acc") + "_alone_acc"
+def known_numbers(subject: Subject, model: str, threat: ThreatModel, ledger: Ledger) -> Numbers:
+    """Everything that is known of a model at one budget, whoever asked for it.
+
+    Args:
+        subject: the trial.
+        model: the model's name.
+        threat: the budget.
+        ledger: what is known.
+
+    Returns:
+        As `asked_numbers`, each number of as many images as it can be.
+    """
+    weights, found = subject.digest(model), Numbers()
+    for split, prefix in SPLITS.items():
+        found |= _prefixed(prefix, columns(known_of(subject, ledger, weights, split, threat)))
+    found |= scan_numbers(subject, ledger.all_values(weights), threat)
+    return found | w2_numbers(subject, ledger, weights, threat.norm, threat.eps)
 
 
-def _masking(view: View, threat: ThreatModel, found: Numbers) -> Numbers:
-    """The verdict of the masking checks, and the numbers that they alone need."""
-    wanted = {attacks.column(name): Ask("test", name, threat) for name in MASKING}
-    wanted["pgd10_2eps_acc"] = Ask("test", "pgd10", ThreatModel(threat.norm, 2 * threat.eps))
-    wanted["pgd10_large_eps_acc"] = Ask("test", "pgd10", large(view.subject, threat))
-    masks = {name: view.mask(ask) for name, ask in wanted.items()}
-    more: Numbers = {name: fraction(mask) for name, mask in masks.items() if mask is not None}
-    measured = {n: value for n, value in (found | more).items() if isinstance(value, float)}
-    measured.pop("overestimation", None)  # of whatever was asked: the check takes its own
-    judged = masking.verdict(measured, limit(view.subject, view.request, "test"))
-    more["masking"] = judged.word
-    if judged.missing:
-        more["masking_unchecked"] = ", ".join(judged.missing)
-    return more
+def known_of(
+    subject: Subject,
+    ledger: Ledger,
+    weights: str,
+    split: str,
+    threat: ThreatModel,
+    images: int | str = "all",
+) -> Known:
+    """What the ledger has of some weights at one budget.
+
+    Args:
+        subject: the trial.
+        ledger: what is known.
+        weights: their digest.
+        split: "test" or "validation".
+        threat: the budget.
+        images: so many of the split, drawn evenly.
+
+    Returns:
+        The verdicts.
+    """
+    chosen = set(subject.chosen_images(split, images).tolist())
+
+    def of(measure: str) -> dict[int, Any]:
+        known = ledger.images(weights, measure)
+        return {i: value for i, value in known.items() if i in chosen}
+
+    where = budget(split, threat) + "/"
+    names = [m.removeprefix(where) for m in ledger.all_images(weights) if m.startswith(where)]
+    right = {CLEAN: of(f"{split}/{CLEAN}")}
+    right |= {name: of(where + name) for name in names if name not in GAPS}
+    wider = {"2eps": replace(threat, eps=2 * threat.eps), "large-eps": large(subject, threat)}
+    for name, other in wider.items():
+        right[f"pgd10-{name}"] = of(f"{budget(split, other)}/pgd10")
+    values = {name: of(where + name) for name in GAPS if name in names}
+    flags = ledger.flags(weights) if split == "test" else ()
+    return Known({n: r for n, r in right.items() if r}, values, frozenset(flags), subject.members)
 
 
-def _distributional(view: View, threat: ThreatModel, clean: float | str | None) -> Numbers:
-    """W₂ accuracies and losses."""
-    request = view.request
-    if "w2" not in request.parts or threat.eps == 0:
-        return {}
+def _prefixed(prefix: str, found: Numbers) -> Numbers:
+    """Of validation images, the accuracies alone: the checks are made on test images."""
+    if not prefix:
+        return found
+    rates = {base(name) for name in found if name.endswith("_acc")}
+    return {prefix + name: value for name, value in found.items() if base(name) in rates}
+
+
+def scan_numbers(subject: Subject, values: Mapping[str, Any], threat: ThreatModel) -> Numbers:
+    """Curvature and scans: the numbers among their results.
+
+    Args:
+        subject: the trial.
+        values: by measure; of other budgets too.
+        threat: the budget.
+
+    Returns:
+        Each number with its `..._images`; of several, the one of most images.
+    """
+    where, there = budget(TRAINING, threat) + "/", len(subject.split("train")[1])
+    rows = [
+        row
+        for measure, value in values.items()
+        if measure.startswith(where)
+        for row in _numbers_of(measure.removeprefix(where).split("/"), value, threat)
+    ]
     found: Numbers = {}
-    images, delta = limit(view.subject, request, "test"), request.delta or threat.eps
-    found |= view.ledger.value(view.weights, f"test/{threat.norm}/{delta:.6g}/w2/{images}") or {}
-    radii = view.values(f"test/{threat.norm}/radius")
-    if radii is not None:
-        found["w2_acc"] = accuracy.w2_accuracy(radii, delta)
-        found["radius_median"] = float(np.median(radii))
-        if "w_pgd_acc" in found and isinstance(clean, float) and clean > 0:
-            found["w2_ratio"] = min(float(found["w2_acc"]), float(found["w_pgd_acc"])) / clean
+    for images, name, value in sorted(rows, key=lambda row: row[0]):
+        of = float(min(images, there))
+        if name == "barrier" and found.get("barrier_images") == of:
+            value = max(value, float(found["barrier"]))
+        found |= {name: value, f"{base(name)}_images": of}
     return found
 
 
-def _single(view: View, model: str) -> Numbers:
-    """Curvature and scans: the numbers among their results."""
+def _numbers_of(
+    parts: list[str], value: Any, threat: ThreatModel
+) -> Iterator[tuple[int, str, float]]:
+    """Images, name, number."""
+    if parts[0] in ("geometry", "path"):
+        kind, images = parts[0], int(parts[1])
+        if kind == "path":
+            yield images, "barrier", value["barrier"]
+        for name in ("grad_norm", "grad_norm_clean") if kind == "geometry" else ():
+            yield images, name, value[name]
+        if "distance" in value:
+            yield images, "distance_from_start", value["distance"]
+    elif len(parts) > 2 and parts[2] in ("trace", "top"):
+        prefix = "clean_" if parts[0] == CLEAN and threat.eps > 0 else ""
+        if parts[2] == "top":
+            yield int(parts[1]), f"{prefix}hessian_top", value[0]
+        else:
+            yield int(parts[1]), f"{prefix}hessian_trace", value["mean"]
+            yield int(parts[1]), f"{prefix}hessian_trace_error", value["error"]
+
+
+def w2_numbers(
+    subject: Subject,
+    ledger: Ledger,
+    weights: str,
+    norm: Norm,
+    delta: float,
+    images: int | str = "all",
+) -> Numbers:
+    """W₂ accuracies and losses under one budget, which all images of a number share.
+
+    Args:
+        subject: the trial.
+        ledger: what is known.
+        weights: their digest.
+        norm: of the budget.
+        delta: the budget.
+        images: so many at most.
+
+    Returns:
+        Each number with its `..._images`.
+    """
+    most = len(subject.chosen_images("test", images))
+    where = f"test/{norm}/{delta:.6g}/w2/"
+    done = {
+        int(measure.removeprefix(where)): value
+        for measure, value in ledger.all_values(weights).items()
+        if measure.startswith(where)
+    }
     found: Numbers = {}
-    threat = view.request.threat(view.subject.config)
-    barriers: list[float] = []
-    for measure, task, args in single(view.subject, model, view.request):
-        value = view.ledger.value(view.weights, measure)
-        if value is None:
-            continue
-        prefix = "clean_" if args.get("loss") == CLEAN and threat.eps > 0 else ""
-        if task == "trace":
-            found[f"{prefix}hessian_trace"] = value["mean"]
-            found[f"{prefix}hessian_trace_error"] = value["error"]
-        elif task == "top":
-            found[f"{prefix}hessian_top"] = value[0]
-        elif task == "geometry":
-            found |= value
-        elif task == "path":
-            barriers.append(value["barrier"])
-    if barriers:
-        found["barrier"] = max(barriers)
+    radii = _only(ledger.images(weights, f"test/{norm}/radius"), subject, images)
+    if radii:
+        values = np.array(list(radii.values()), dtype=np.float64)
+        found |= {"w2_acc": accuracy.w2_accuracy(values, delta), "w2_images": float(len(radii))}
+        found |= {
+            "radius_median": float(np.median(values)),
+            "radius_median_images": float(len(radii)),
+        }
+    shared = max((n for n in done if n <= most), default=0)
+    if not shared:
+        return found
+    for name, value in done[shared].items():
+        found |= {name: value, f"{base(name)}_images": float(shared)}
+    clean = _only(ledger.images(weights, f"test/{CLEAN}"), subject, shared)
+    radii = _only(radii, subject, shared)
+    if len(radii) == len(clean) == shared and any(clean.values()):
+        kept = accuracy.w2_accuracy(list(radii.values()), delta)
+        kept = min(kept, float(done[shared]["w_pgd_acc"]))
+        found |= {
+            "w2_ratio": kept / (sum(clean.values()) / shared),
+            "w2_ratio_images": float(shared),
+        }
     return found
+
+
+def _only(known: Mapping[int, Any], subject: Subject, images: int | str) -> dict[int, Any]:
+    return {i: known[i] for i in subject.chosen_images("test", images).tolist() if i in known}
 
 
 def images_frame(subject: Subject, models: Iterable[str], ledger: Ledger) -> pd.DataFrame:
@@ -216,10 +252,13 @@ def images_frame(subject: Subject, models: Iterable[str], ledger: Ledger) -> pd.
         their budget (True: still right; missing: not tried), FOSC, radius.
     """
     labels = subject.split("test")[1]
+    there = range(len(labels))
     frames = []
     for model in models:
         columns = {
-            measure.removeprefix("test/"): pd.Series(known, dtype=object)
+            measure.removeprefix("test/"): pd.Series(
+                {i: v for i, v in known.items() if i in there}, dtype=object
+            )
             for measure, known in ledger.all_images(subject.digest(model)).items()
             if measure.startswith("test/")
         }
@@ -229,33 +268,3 @@ def images_frame(subject: Subject, models: Iterable[str], ledger: Ledger) -> pd.
         frame.insert(2, "label", labels[frame.index])
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
-
-
-def from_trial(subject: Subject, weights: str) -> list[Entry]:
-    """What the end of the trial already measured of its centroid, as entries.
-
-    Args:
-        subject: the trial.
-        weights: digest of the centroid's weights.
-
-    Returns:
-        The entries; none if the trial kept no verdicts on images.
-    """
-    file = subject.folder / "images.parquet"
-    if not file.exists():
-        return []
-    frame = pd.read_parquet(file)
-    threat = ThreatModel(subject.config.threat.norm, subject.config.threat.eps)
-    where, images = budget("test", threat), frame["image"].tolist()
-    entries = [Entry(weights, f"test/{CLEAN}", frame["clean"].tolist(), images)]
-    for name in (str(column) for column in frame if str(column).startswith("pgd")):
-        entries.append(Entry(weights, f"{where}/{name}", frame[name].tolist(), images))
-    if "broken_by" in frame and subject.data.classes >= 4:
-        order = [CLEAN, *STANDARD, "none"]
-        tried = frame[frame["broken_by"].isin(order)]
-        place = tried["broken_by"].map(order.index)
-        for position, name in enumerate(STANDARD, start=1):
-            seen = tried[place >= position]
-            kept = (place[place >= position] > position).tolist()
-            entries.append(Entry(weights, f"{where}/{name}", kept, seen["image"].tolist()))
-    return entries

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from raydist.adversary.threat import ThreatModel
 from raydist.evaluation.ledger import Ledger
 from raydist.evaluation.request import BLOCK, Request
-from raydist.evaluation.subject import START, Subject, loaded
+from raydist.evaluation.subject import START, Subject, loaded, open_subject
 from raydist.measure import attacks
-from raydist.measure.verdict import FEW_CLASSES, STANDARD
+from raydist.measure.columns import CLEAN, ENSEMBLE, alone
 
-CLEAN = "clean"
 # What the masking checks compare, besides what is asked (raydist.measure.masking).
 MASKING = ("fgsm", "pgd10", "pgd100", "apgd-ce", "apgd-dlr", "square1000")
-SAME = {"square5000": "square"}  # one attack of two names
+TRAINING = "shares"  # of the agents, as each sees its own
 GAPS = ("fosc", "fosc_relative", "zero_gradient")
 
 
@@ -34,9 +34,10 @@ class Ask:
 
     Attributes:
         split: "test" or "validation".
-        attack: its name.
+        attack: its name, "clean" or "ensemble".
         threat: the budget.
-        cascade: whether it only sees what the asks of the cascade before it left.
+        cascade: whether it is a member of the ensemble, or that itself: it only sees what the
+            members before it left.
     """
 
     split: str
@@ -46,10 +47,17 @@ class Ask:
 
     @property
     def measure(self) -> str:
-        """How the ledger calls its result."""
-        if self.attack == CLEAN:
-            return f"{self.split}/{CLEAN}"
-        return f"{budget(self.split, self.threat)}/{self.attack}"
+        """How the ledger calls its result: of a member, what it did to what was left to it."""
+        return self._called(self.attack if self.cascade else alone(self.attack))
+
+    @property
+    def other(self) -> str:
+        """Where the same attack's verdicts are if it was run alone, or the other way round."""
+        return self._called(alone(self.attack) if self.cascade else member(self.attack))
+
+    def _called(self, name: str) -> str:
+        where = self.split if name == CLEAN else budget(self.split, self.threat)
+        return f"{where}/{name}"
 
 
 @dataclass(frozen=True)
@@ -71,9 +79,14 @@ class Unit:
     args: Mapping[str, Any] = field(default_factory=dict)
 
 
+def member(attack: str) -> str:
+    """The name of an attack as a member of the ensemble."""
+    return "square" if attack == "square5000" else attack
+
+
 def model_of(unit: Unit) -> nn.Module:
     """The model that a unit is about."""
-    return loaded(unit.folder, unit.model, unit.weights)
+    return loaded(open_subject(unit.folder), unit.model, unit.weights)
 
 
 def budget(split: str, threat: ThreatModel) -> str:
@@ -102,7 +115,7 @@ def asks(subject: Subject, request: Request) -> list[Ask]:
         request: what is asked.
 
     Returns:
-        The asks, the members of AutoAttack at the end.
+        The asks, the members of AutoAttack and the ensemble at the end.
     """
     threat, classes = request.threat(subject.config), subject.data.classes
     if threat.eps == 0:
@@ -114,16 +127,17 @@ def asks(subject: Subject, request: Request) -> list[Ask]:
         if bare == "autoattack":
             ensembles.append(split)
         elif bare != CLEAN:
-            wanted.append(Ask(split, SAME.get(bare, bare), threat))
+            wanted.append(Ask(split, bare, threat))
     if "masking" in request.parts:
         wanted += [Ask("test", name, threat) for name in MASKING]
         wanted.append(Ask("test", "pgd10", ThreatModel(threat.norm, 2 * threat.eps)))
         wanted.append(Ask("test", "pgd10", large(subject, threat)))
     shape = subject.data.shape
     skipped = attacks.skipped([ask.attack for ask in wanted], classes, shape, threat.norm)
-    wanted = [ask for ask in dict.fromkeys(wanted) if ask.attack not in skipped]
-    members = STANDARD if classes >= 4 else FEW_CLASSES
-    return wanted + [Ask(split, name, threat, True) for split in ensembles for name in members]
+    wanted = [ask for ask in wanted if ask.attack not in skipped]
+    wanted = list({ask.measure: ask for ask in wanted}.values())
+    names = (*subject.members, ENSEMBLE)
+    return wanted + [Ask(split, name, threat, True) for split in ensembles for name in names]
 
 
 def left_out(subject: Subject, request: Request) -> dict[str, str]:
@@ -143,7 +157,8 @@ def left_out(subject: Subject, request: Request) -> dict[str, str]:
     reasons = attacks.skipped(asked, classes, subject.data.shape, norm)
     if "autoattack" in names and classes < 4:
         why = attacks.skipped(["apgd-t"], classes)["apgd-t"]
-        reasons["autoattack"] = f"of apgd-t {why}; {', '.join(FEW_CLASSES)} are run instead"
+        run = ", ".join(subject.members)
+        reasons["autoattack"] = f"of apgd-t {why}; {run} are run instead"
     return reasons
 
 
@@ -171,12 +186,13 @@ def missing(subject: Subject, model: str, request: Request, ledger: Ledger) -> I
     for split in sorted(splits):
         here = [Ask(split, CLEAN, request.threat(subject.config))]
         here += [ask for ask in wanted if ask.split == split]
-        for images in blocks(limit(subject, request, split)):
-            known = {ask.measure: _of(ledger.images(weights, ask.measure), images) for ask in here}
+        names = dict.fromkeys(name for ask in here for name in (ask.measure, ask.other))
+        for images in blocks(subject.chosen_images(split, request.images)):
+            known = {name: _of(ledger.images(weights, name), images) for name in names}
             if not complete(here, images, known):
                 yield unit("judge", split=split, images=images, asks=here, known=known)
     for task, measures in per_image(subject, request).items():
-        for images in blocks(limit(subject, request, "test")):
+        for images in blocks(subject.chosen_images("test", request.images)):
             if any(len(_of(ledger.images(weights, m), images)) < len(images) for m in measures):
                 yield unit(task, images=images)
     for measure, task, args in single(subject, model, request):
@@ -184,9 +200,9 @@ def missing(subject: Subject, model: str, request: Request, ledger: Ledger) -> I
             yield unit(task, measure=measure, **args)
 
 
-def blocks(images: int) -> list[tuple[int, ...]]:
-    """Images 0 .. images − 1 in blocks."""
-    return [tuple(range(first, min(first + BLOCK, images))) for first in range(0, images, BLOCK)]
+def blocks(images: NDArray[np.int64]) -> list[tuple[int, ...]]:
+    """Images in blocks; more of them leave the full blocks as they are."""
+    return [tuple(images[at : at + BLOCK].tolist()) for at in range(0, len(images), BLOCK)]
 
 
 def complete(
@@ -202,13 +218,13 @@ def complete(
     Returns:
         True if nothing is left to do.
     """
-    return all(not todo for _, todo in outstanding(asks, images, known))
+    return not any(settled or todo for _, settled, todo in outstanding(asks, images, known))
 
 
 def outstanding(
     asks: list[Ask], images: tuple[int, ...], known: Mapping[str, Mapping[int, Any]]
-) -> Iterator[tuple[Ask, list[int]]]:
-    """Each ask with the images that it has still to see; `known` may grow meanwhile.
+) -> Iterator[tuple[Ask, dict[int, bool], list[int]]]:
+    """Each ask with the images that it has still to judge; `known` may grow meanwhile.
 
     Args:
         asks: as in `complete`.
@@ -216,16 +232,26 @@ def outstanding(
         known: as in `complete`.
 
     Yields:
-        The ask, and the images that stand before it and that it has not judged.
+        The ask; the verdicts that follow without it: what is wrong without attack stays wrong, and
+        the same attack has already been run, by itself or in the ensemble; the other images.
     """
-    standing = list(images)  # before the next attack on its own
-    left = standing  # before the next member of the cascade
+    right: dict[int, bool] = {}
+    left = list(images)  # to the next member of the ensemble
     for ask in asks:
-        verdicts = known.get(ask.measure, {})
-        yield ask, [i for i in (left if ask.cascade else standing) if i not in verdicts]
+        given = left if ask.cascade and ask.attack != ENSEMBLE else images
+        missing = [i for i in given if i not in known.get(ask.measure, {})]
+        if ask.attack == ENSEMBLE:
+            yield ask, {i: i in left for i in missing}, []
+            continue
+        settled: dict[int, bool] = {}
+        if ask.attack != CLEAN:
+            before = known.get(ask.other, {})
+            settled = {i: False for i in missing if not right[i]}
+            settled |= {i: bool(before[i]) for i in missing if right[i] and i in before}
+        yield ask, settled, [i for i in missing if i not in settled]
         verdicts = known.get(ask.measure, {})
         if ask.attack == CLEAN:
-            standing = left = [i for i in images if verdicts.get(i)]
+            right = {i: bool(verdicts.get(i)) for i in images}
         elif ask.cascade:
             left = [i for i in left if verdicts.get(i)]
 
@@ -255,7 +281,7 @@ def single(
         The measure, the task, its arguments.
     """
     threat, n = request.threat(subject.config), request.subset
-    where = budget("train", threat)
+    where = budget(TRAINING, threat)
     losses = (CLEAN, "adversarial") if threat.eps > 0 else (CLEAN,)
     if "w2" in request.parts:
         images, delta = limit(subject, request, "test"), request.delta or threat.eps

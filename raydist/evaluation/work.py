@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from raydist.engine.foreign import drawn
@@ -16,7 +16,7 @@ from raydist.evaluation import scans
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request
 from raydist.evaluation.subject import START, Subject, open_subject
-from raydist.evaluation.units import CLEAN, GAPS, Ask, Unit, budget, model_of, outstanding
+from raydist.evaluation.units import GAPS, Ask, Unit, budget, model_of, outstanding
 from raydist.measure import (
     accuracy,
     attacks,
@@ -26,7 +26,9 @@ from raydist.measure import (
     similarity,
     trained,
 )
+from raydist.measure.columns import CLEAN
 from raydist.measure.guard import guarded
+from raydist.measure.verdict import Mask
 from raydist.seeding import Purpose, seed_for, torch_generator
 
 Task = Callable[..., Iterator[Entry]]
@@ -68,29 +70,44 @@ def judge(
     known: Mapping[str, dict[int, bool]],
 ) -> Iterator[Entry]:
     """Which attack changes the label of which image."""
-    model, seed = model_of(unit), _seed(subject, images[0])
+    seed = _seed(subject, images[0])
     known = dict(known)  # a unit is not changed by being done
-    for ask, todo in outstanding(asks, images, known):
-        if not todo:
-            continue
+    for ask, settled, todo in outstanding(asks, images, known):
         flags = set[str]()
-        x, y = subject.tensors(split, np.array(todo))
-        if ask.attack == CLEAN:
-            kept = accuracy.correct(model, x, y, request.batch)
-        else:
-            kept = ~attacks.breaks(
-                ask.attack,
-                model,
-                x,
-                y,
-                ask.threat,
-                classes=subject.data.classes,
-                batch=request.batch,
-                seed=seed,
-                flags=flags,
-            )
-        known[ask.measure] = known.get(ask.measure, {}) | dict(zip(todo, kept, strict=True))
-        yield Entry(unit.weights, ask.measure, kept.tolist(), todo, flags=sorted(flags))
+        found = dict(settled)
+        if todo:
+            kept = _kept(subject, model_of(unit), request, ask, todo, seed, flags)
+            found |= dict(zip(todo, kept.tolist(), strict=True))
+        if found:
+            known[ask.measure] = known.get(ask.measure, {}) | found
+            values = list(found.values())
+            yield Entry(unit.weights, ask.measure, values, list(found), flags=sorted(flags))
+
+
+def _kept(
+    subject: Subject,
+    model: nn.Module,
+    request: Request,
+    ask: Ask,
+    images: Sequence[int],
+    seed: int,
+    flags: set[str],
+) -> Mask:
+    """Which images stay right under an attack."""
+    x, y = subject.tensors(ask.split, np.array(images))
+    if ask.attack == CLEAN:
+        return accuracy.correct(model, x, y, request.batch)
+    return ~attacks.breaks(
+        ask.attack,
+        model,
+        x,
+        y,
+        ask.threat,
+        classes=subject.data.classes,
+        batch=request.batch,
+        seed=seed,
+        flags=flags,
+    )
 
 
 def stationarity(
@@ -133,7 +150,7 @@ def w2(
     subject: Subject, unit: Unit, request: Request, *, measure: str, delta: float, images: int
 ) -> Iterator[Entry]:
     """The W-PGD accuracy, the sensitivity and the loss under a W₂ budget."""
-    x, y = subject.tensors("test", np.arange(images))
+    x, y = subject.tensors("test", subject.chosen_images("test", images))
     value = distributional.w2_summary(
         model_of(unit),
         x,

@@ -1,10 +1,10 @@
 """Accuracies: which images a model gets right, clean and under attack.
 
 The functions on a model give one bool per image, so that images can be divided among processes
-and the answers concatenated; `summary` turns the masks of all images into named numbers.
+and the answers concatenated; `raydist.measure.columns` turns them into named numbers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raydist.adversary.attack import AttackLoss, Start, frozen, pgd
 from raydist.adversary.threat import ThreatModel
-from raydist.measure.verdict import Mask, Verdict, fraction
+from raydist.measure.verdict import Mask
 from raydist.seeding import Purpose, torch_generator
 
 
@@ -88,59 +88,6 @@ def pgd_correct(
         )
         right[part] &= correct(model, x_adv, y[part], batch)
     return right
-
-
-def summary(
-    clean: Mask,
-    pgd: Mapping[int, Mask] | None = None,
-    verdict: Verdict | None = None,
-    images: ArrayLike | None = None,
-) -> dict[str, float]:
-    """Named accuracies from masks of all images.
-
-    overestimation = (PGD-10 accuracy) − (lowest accuracy measured), both on the images that
-    AutoAttack saw (arXiv:2410.07675).
-
-    Args:
-        clean: (N,), from `correct`.
-        pgd: number of steps to (N,), from `pgd_correct`.
-        verdict: of AutoAttack on M images.
-        images: (M,) positions of those images among the N; None if they are all, in order.
-
-    Returns:
-        `clean_acc` and `pgd<steps>_acc` over the N images. With a verdict, over its M images:
-        `apgd_ce_acc`, `apgd_t_acc`, `fab_t_acc`, `square_acc` (`fab_acc` with 2 or 3 classes),
-        each the accuracy left AFTER that attack in the cascade, not against it alone;
-        `autoattack_acc`, only if the standard ensemble was run; and `overestimation`, with the
-        largest number of steps in the place of PGD-10 if that is missing, and absent without PGD.
-
-    Raises:
-        ValueError: if the masks are of different lengths.
-    """
-    pgd = pgd or {}
-    for steps, mask in pgd.items():
-        if len(mask) != len(clean):
-            raise ValueError(f"pgd[{steps}] has {len(mask)} images, expected {len(clean)} as clean")
-    named = {"clean_acc": clean} | {f"pgd{steps}_acc": mask for steps, mask in pgd.items()}
-    if verdict is None:
-        return {name: fraction(mask) for name, mask in named.items()}
-
-    seen = np.arange(len(clean)) if images is None else np.asarray(images)
-    if len(seen) != len(verdict.broken_by):
-        raise ValueError(
-            f"images has {len(seen)} positions, expected one for each of the verdict's "
-            f"{len(verdict.broken_by)} images: write np.arange({len(verdict.broken_by)})"
-        )
-    left_by = {f"{name.replace('-', '_')}_acc": mask for name, mask in verdict.left_by.items()}
-    del left_by["clean_acc"]
-    if verdict.standard:
-        left_by["autoattack_acc"] = verdict.robust
-    result = {name: fraction(mask) for name, mask in (named | left_by).items()}
-    if pgd:
-        usual = fraction(pgd[10 if 10 in pgd else max(pgd)][seen])
-        lowest = min(fraction(verdict.robust), *(fraction(mask[seen]) for mask in pgd.values()))
-        result["overestimation"] = usual - lowest
-    return result
 
 
 def w2_accuracy(margins: ArrayLike, delta: float) -> float:

@@ -1,22 +1,27 @@
 """Signs that an attack by gradients overestimates robustness (gradient masking).
 
 Each check takes plain numbers and tells whether its sign is there; `verdict` makes those whose
-numbers were measured. Accuracies are fractions, all of one model on the same `images` in number;
-`least` is what is still honest. FOSC sees rugged losses only, and is 0 where the gradient vanishes:
-no check is enough alone.
+numbers were measured, on enough images. Accuracies are fractions, all of one model on the same
+`images` in number; `least` is what is still honest. FOSC sees rugged losses only, and is 0 where
+the gradient vanishes: no check is enough alone.
 """
 
+import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydist.adversary.attack import frozen
 from raydist.adversary.loss import cross_entropies
-from raydist.measure.verdict import Mask
+from raydist.measure.verdict import FLAGS, Mask
+
+PLAIN = 0.2  # a gap that a check must be able to see: masked models have tens of points
 
 
 def exceeds(gap: float, least: float, images: int) -> bool:
@@ -47,6 +52,19 @@ def exceeds(gap: float, least: float, images: int) -> bool:
     if not -1 <= gap <= 1:
         raise ValueError(f"gap is {gap}, expected a number in [-1, 1]: write 0.5 for 50 percent")
     return gap > least and gap - 2 * math.sqrt(gap / images) > least
+
+
+def beyond_chance(gap: float, images: int) -> float:
+    """What of a gap is left when chance is taken off, as in `exceeds`; 0 if nothing is.
+
+    Args:
+        gap: as in `exceeds`.
+        images: as in `exceeds`.
+
+    Returns:
+        A number in [0, 1].
+    """
+    return max(0.0, gap - 2 * math.sqrt(max(gap, 0.0) / images))
 
 
 def overestimation(gap: float, images: int, least: float = 0.1) -> bool:
@@ -158,11 +176,13 @@ CHECKS: dict[str, tuple[Callable[..., bool], tuple[str, ...]]] = {
     "fosc": (not_stationary, ("fosc_relative",)),
     "ce-saturated": (ce_saturated, ("apgd_ce_acc", "dlr", "images")),
 }
+NOT_OF_MASKING = ("few-classes", "partial")  # flags that are about the ensemble
 # no gradient of the cross-entropy alone can make these look clear
 DECISIVE = frozenset({"overestimation", "square-stronger"})
 
 _PGD = r"pgd(\d+)_acc"
 _DLR = r"apgd_(dlr|t)(_alone)?_acc"
+_OTHER_BUDGETS = ("pgd10_2eps_acc", "pgd10_large_eps_acc")
 _NOT_CE = rf"(autoattack|fab(_t)?(_alone)?|square\d*|pgd\d+(x\d+)?_margin)_acc|{_DLR}"
 
 
@@ -171,9 +191,10 @@ class Judgement:
     """What the checks say of one model, by their names in `CHECKS`.
 
     Attributes:
-        signs: checks that found their sign of masking.
+        signs: checks that found their sign of masking, and warnings that an attack raised.
         clear: checks that were made and did not.
-        missing: checks that were not made, since a number was not measured.
+        missing: checks that were not made: a number was not measured, or of so few images that a
+            gap of 20 points would be no sign.
     """
 
     signs: tuple[str, ...]
@@ -219,11 +240,53 @@ def verdict(measured: Mapping[str, float], images: int) -> Judgement:
         for name, (check, keys) in CHECKS.items()
         if all(key in numbers for key in keys)
     }
+    signs = tuple(name for name, found in made.items() if found)
+    clear = tuple(name for name in made if name not in signs and _has_power(name, images))
+    return Judgement(signs, clear, tuple(n for n in CHECKS if n not in (*signs, *clear)))
+
+
+def _has_power(name: str, images: int) -> bool:
+    """Whether a check would see a gap of `PLAIN`; with `least` = 0.1 that takes 80 images."""
+    check, keys = CHECKS[name]
+    least: float = inspect.signature(check).parameters["least"].default
+    return "images" not in keys or exceeds(PLAIN, least, images)
+
+
+def together(judgements: Sequence[Judgement], flags: Collection[str] = ()) -> Judgement:
+    """One judgement of a model from those on several sets of images.
+
+    Args:
+        judgements: on each set.
+        flags: names of `raydist.measure.verdict.FLAGS` that attacks have raised.
+
+    Returns:
+        A sign on one set is a sign. A flag is one too, unless the check of that name was made,
+        which allows for an odd image.
+    """
+    signs = {name for judgement in judgements for name in judgement.signs}
+    clear = {name for judgement in judgements for name in judgement.clear} - signs
+    signs |= {flag for flag in flags if flag not in clear and flag not in NOT_OF_MASKING}
     return Judgement(
-        signs=tuple(name for name, found in made.items() if found),
-        clear=tuple(name for name, found in made.items() if not found),
-        missing=tuple(name for name in CHECKS if name not in made),
+        signs=tuple(name for name in dict.fromkeys((*CHECKS, *FLAGS)) if name in signs),
+        clear=tuple(name for name in CHECKS if name in clear),
+        missing=tuple(name for name in CHECKS if name not in signs | clear),
     )
+
+
+def overestimated(right: Mapping[str, NDArray[np.float64]]) -> float | None:
+    """PGD-10 accuracy minus the share of images that stand against every attack.
+
+    Args:
+        right: columns of a table -> 1 for each image that is right, else 0; all of the same images.
+
+    Returns:
+        The gap; None unless PGD-10 and an attack on another loss than cross-entropy are there.
+    """
+    tried = [n for n in right if n.endswith("_acc") and n not in _OTHER_BUDGETS]
+    if "pgd10_acc" not in tried or not any(re.fullmatch(_NOT_CE, name) for name in tried):
+        return None
+    worst = np.min([right[name] for name in tried], axis=0)
+    return float((right["pgd10_acc"] - worst).mean())
 
 
 def _numbers(measured: Mapping[str, float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ not depend on who judged what.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -21,40 +21,28 @@ from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.measure import accuracy, attacks, masking
 from raydist.measure.autoattack import autoattack
+from raydist.measure.columns import CLEAN, ENSEMBLE, Known, Numbers, alone, columns
 from raydist.measure.trained import FOSC_STEPS, Part, stationarity
-from raydist.measure.verdict import Verdict, concatenate, fraction
+from raydist.measure.verdict import FEW_CLASSES, STANDARD, Verdict
 from raydist.seeding import Purpose, seed_for, torch_generator
 
 PROBES = 50  # of the Hessian's trace
+Right = dict[str, dict[int, bool]]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Per-image verdicts on some test images.
+    """Verdicts on some test images.
 
     Attributes:
-        index: their positions in the test split.
-        clean: right without attack.
-        pgd: number of steps -> right under PGD.
-        fosc: FOSC at the last PGD-10 point.
-        fosc_relative: the same, free of the scale of the loss and with the pixel box.
-        others: name of a further attack -> right under it.
-        attacked: positions of the images that AutoAttack was given.
-        verdict: what it did to them; None if it was switched off.
+        known: of each image, by its position in the test split.
         curved: number of training images whose loss' curvature was measured.
         traces: vᵀ H v of that loss for each probe v, (probes,), at frozen adversarial points.
         failed: name of a measurement that raised -> what it said; its numbers are left out.
     """
 
-    index: NDArray[np.int64]
-    clean: NDArray[np.bool_]
-    pgd: dict[int, NDArray[np.bool_]]
-    fosc: NDArray[np.float64]
-    fosc_relative: NDArray[np.float64]
-    others: dict[str, NDArray[np.bool_]]
-    attacked: NDArray[np.int64]
-    verdict: Verdict | None
+    known: Known
     curved: int
     traces: NDArray[np.float64]
     failed: dict[str, str] = field(default_factory=dict)
@@ -73,7 +61,7 @@ def judge(
 
     Args:
         model: gives logits.
-        part: the images for clean and PGD accuracy and FOSC.
+        part: the images for clean and PGD accuracy, further attacks and FOSC.
         attacked: the images for AutoAttack.
         threat: the set of allowed points.
         curved: the training images for the Hessian's trace; empty if it is not asked for.
@@ -83,38 +71,37 @@ def judge(
     Returns:
         The verdicts.
     """
-    wanted, dtype = config.evaluate, next(model.parameters()).dtype
-    x, y = part.tensors(part.index, dtype)
-    seed = seed_for(Purpose.EVALUATE, config.seed, int(part.index[0]) if len(y) else 0)
-    common = {"batch": wanted.batch, "seed": seed}
+    wanted, dtype, flags = config.evaluate, next(model.parameters()).dtype, set[str]()
+    images = part.tensors(part.index, dtype)
+    seed = seed_for(Purpose.EVALUATE, config.seed, int(part.index[0]) if len(part.index) else 0)
+    options: dict[str, Any] = {"batch": wanted.batch, "seed": seed % 2**31}
     failed: dict[str, str] = {}
-    cascade, package = None, {"classes": classes, "batch": wanted.batch, "seed": seed % 2**31}
+    found: dict[str, Any] = {CLEAN: accuracy.correct(model, *images, wanted.batch)}
+    for steps in wanted.pgd:
+        pgds = {"steps": steps, "batch": wanted.batch, "seed": seed}
+        found[f"pgd{steps}"] = _attempt(
+            failed, f"pgd{steps}", accuracy.pgd_correct, model, *images, threat, **pgds
+        )
+    package = options | {"classes": classes}
+    for name in wanted.attacks:
+        run = partial(attacks.breaks, flags=flags)
+        broken = _attempt(failed, name, run, name, model, *images, threat, **package)
+        found[alone(name)] = None if broken is None else ~broken
+    right = {name: _by_image(part.index, kept) for name, kept in found.items() if kept is not None}
     if wanted.autoattack != 0:
-        images = attacked.tensors(attacked.index, dtype)
-        cascade = _attempt(failed, "autoattack", autoattack, model, *images, threat, **package)
-    pgds = {
-        n: _attempt(failed, f"pgd{n}", accuracy.pgd_correct, model, x, y, threat, steps=n, **common)
-        for n in wanted.pgd
-    }
-    broken = {
-        name: _attempt(failed, name, attacks.breaks, name, model, x, y, threat, **package)
-        for name in wanted.attacks
-    }
-    nowhere = (np.full(len(y), np.nan),) * 2
-    fosc, relative = _attempt(failed, "fosc", _gaps, model, part, threat, **common) or nowhere
+        given = attacked.tensors(attacked.index, dtype)
+        verdict = _attempt(failed, "autoattack", autoattack, model, *given, threat, **package)
+        if verdict is not None:
+            flags |= verdict.observed
+            right |= of_ensemble(verdict, attacked.index)
+    values = _attempt(failed, "fosc", _values, model, part, images, threat, wanted.batch, seed)
     traces = _attempt(failed, "hessian", _traces, model, curved, threat, config)
+    members = STANDARD if classes >= 4 else FEW_CLASSES
     return Masks(
-        index=part.index,
-        clean=accuracy.correct(model, x, y, wanted.batch),
-        pgd={steps: right for steps, right in pgds.items() if right is not None},
-        fosc=fosc,
-        fosc_relative=relative,
-        others={name: ~wrong for name, wrong in broken.items() if wrong is not None},
-        attacked=attacked.index,
-        verdict=cascade,
-        curved=len(curved.index),
-        traces=np.zeros(PROBES) if traces is None else traces,
-        failed=failed,
+        Known(right, values or {}, frozenset(flags), members),
+        0 if traces is None else len(curved.index),
+        np.zeros(PROBES) if traces is None else traces,
+        failed,
     )
 
 
@@ -130,24 +117,49 @@ def _attempt(
         return None
 
 
-def _gaps(
-    model: nn.Module, part: Part, threat: ThreatModel, *, batch: int, seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """FOSC of every image, as published and relative."""
-    x, y = part.tensors(part.index, next(model.parameters()).dtype)
+def of_ensemble(verdict: Verdict, index: NDArray[np.int64]) -> Right:
+    """What an ensemble did, as `Known.right` has it.
+
+    Args:
+        verdict: on M images.
+        index: (M,) positions of the images.
+
+    Returns:
+        Of each member the images that it saw, of the first and of the ensemble all of them.
+    """
+    found: Right = {}
+    for position, name in enumerate(verdict.attacks, start=1):
+        seen = verdict.robust | (verdict.broken_by >= (position if position > 1 else 0))
+        kept = verdict.robust | (verdict.broken_by > position)
+        found[name] = _by_image(index[seen], kept[seen])
+    return found | {ENSEMBLE: _by_image(index, verdict.robust)}
+
+
+def _by_image(index: NDArray[np.int64], values: NDArray[Any]) -> dict[int, Any]:
+    return dict(zip(index.tolist(), values.tolist(), strict=True))
+
+
+def _values(
+    model: nn.Module,
+    part: Part,
+    images: tuple[Tensor, Tensor],
+    threat: ThreatModel,
+    batch: int,
+    seed: int,
+) -> Mapping[str, Mapping[int, float]]:
+    """FOSC at the last PGD-10 point, and whether the input gradient is zero."""
+    x, y = images
     gaps = []
     for first in range(0, len(y), batch):
         draw = torch_generator(Purpose.EVALUATE, seed, round=first, device=part.device)
         here = slice(first, first + batch)
         gaps.append(stationarity(model, x[here], y[here], threat, draw)[1])
-    fosc, relative = ([gap[name] for gap in gaps] for name in ("fosc", "fosc_relative"))
-    return _joined(x, fosc), _joined(x, relative)
-
-
-def _joined(x: Tensor, parts: Sequence[Tensor]) -> NDArray[np.float64]:
-    """Values of the images of all batches; empty if there is none."""
-    values: NDArray[np.float64] = torch.cat([*parts, x.new_zeros(0)]).double().cpu().numpy()
-    return values
+    zero = masking.zero_gradients(model, x, y, batch) if len(y) else np.zeros(0)
+    return {
+        name: _by_image(part.index, torch.cat([gap[name] for gap in gaps]).double().cpu().numpy())
+        for name in ("fosc", "fosc_relative")
+        if gaps
+    } | {"zero_gradient": _by_image(part.index, zero.astype(np.float64))}
 
 
 def _traces(
@@ -169,69 +181,43 @@ def _traces(
 
 
 def merge(parts: Sequence[Masks]) -> Masks:
-    """The verdicts on all images, in the order of the images."""
-    index = np.concatenate([part.index for part in parts])
-    attacked = np.concatenate([part.attacked for part in parts])
-    order, order_attacked = np.argsort(index), np.argsort(attacked)
+    """The verdicts on all images."""
+
+    def joined(tables: Sequence[Mapping[str, Mapping[int, Any]]]) -> dict[str, dict[int, Any]]:
+        names = dict.fromkeys(name for table in tables for name in table)
+        return {
+            name: {i: value for table in tables for i, value in table.get(name, {}).items()}
+            for name in names
+        }
+
     failed = {name: why for part in parts for name, why in part.failed.items()}
-    verdicts = [part.verdict for part in parts if part.verdict is not None]
-    verdict = concatenate(verdicts) if verdicts and "autoattack" not in failed else None
-    if verdict is not None:
-        verdict = Verdict(
-            verdict.attacks, verdict.broken_by[order_attacked], verdict.seconds, verdict.observed
-        )
-
-    def joined(values: Iterable[NDArray[Any]]) -> NDArray[Any]:
-        return np.concatenate(list(values))[order]
-
+    known = [part.known for part in parts]
     curved = [0 if "hessian" in failed else part.curved for part in parts]
+    right = joined([each.right for each in known])
+    for name in ("ensemble" if name == "autoattack" else alone(name) for name in failed):
+        right.pop(name, None)  # whole or not at all
+    values = {} if "fosc" in failed else joined([each.values for each in known])
+    flags = frozenset[str]().union(*(each.flags for each in known))
     return Masks(
-        index=index[order],
-        clean=joined(part.clean for part in parts),
-        pgd={
-            n: joined(part.pgd[n] for part in parts)
-            for n in parts[0].pgd
-            if f"pgd{n}" not in failed
-        },
-        fosc=joined(part.fosc for part in parts),
-        fosc_relative=joined(part.fosc_relative for part in parts),
-        others={
-            name: joined(part.others[name] for part in parts)
-            for name in parts[0].others
-            if name not in failed
-        },
-        attacked=attacked[order_attacked],
-        verdict=verdict,
-        curved=sum(curved),
-        traces=np.array(curved) @ np.stack([part.traces for part in parts]) / max(sum(curved), 1),
-        failed=failed,
+        Known(right, values, flags, known[0].members),
+        sum(curved),
+        np.array(curved) @ np.stack([part.traces for part in parts]) / max(sum(curved), 1),
+        failed,
     )
 
 
-def summary(masks: Masks) -> dict[str, float | str]:
+def summary(masks: Masks) -> Numbers:
     """The named numbers of a model.
 
     Args:
         masks: verdicts on all images.
 
     Returns:
-        Those of `accuracy.summary`, a column for each further attack, `fosc`, AutoAttack's flags in
-        words, the masking checks' verdict, and the trace of the Hessian with its standard error.
+        Those of `columns`, and the trace of the Hessian with its standard error and images.
     """
-    at = np.searchsorted(masks.index, masks.attacked)
-    named: dict[str, float | str] = dict(
-        accuracy.summary(masks.clean, masks.pgd, masks.verdict, at)
-    )
-    named["test_images"] = float(len(masks.index))
-    if masks.verdict is not None:
-        named["autoattack_images"] = float(len(masks.attacked))
-        named["autoattack_flags"] = ", ".join(masks.verdict.flags)
-    named |= {attacks.column(name): fraction(right) for name, right in masks.others.items()}
-    named |= {"fosc": float(masks.fosc.mean()), "fosc_relative": float(masks.fosc_relative.mean())}
-    measured = {name: value for name, value in named.items() if isinstance(value, float)}
-    images = min(len(masks.index), len(masks.attacked) or len(masks.index))
-    named["masking"] = masking.verdict(measured, images).word
+    named = columns(masks.known)
     if masks.curved:
         named["hessian_trace"] = float(masks.traces.mean())
         named["hessian_trace_error"] = float(masks.traces.std(ddof=1) / math.sqrt(PROBES))
+        named["hessian_trace_images"] = float(masks.curved)
     return named
