@@ -164,10 +164,12 @@ class Folder:
         assert record.outcome is not None
         final = final_numbers(record, seconds, self.events)
         centroid = self.store.find("weights/centroid.safetensors")
-        if centroid is not None:  # whose verdicts these are
+        images = record.images
+        if centroid is not None:
             final["centroid_digest"] = digest_of(centroid)
-        if record.images is not None:
-            images = record.images.assign(weights=final.get("centroid_digest"))
+        if images is not None and centroid is not None:  # whose verdicts these are
+            images = images.assign(weights=final["centroid_digest"])
+        if images is not None:
             self._write("images.parquet", pack_frame(images))
         self.flush()
         self._write("final.json", pack_json(final))

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raydist.adversary.threat import ThreatModel
-from raydist.measure.accuracy import correct, pgd_correct, summary, w2_accuracy
-from raydist.measure.verdict import FEW_CLASSES, STANDARD, Verdict
+from raydist.measure.accuracy import correct, pgd_correct, w2_accuracy
 from raydist.seeding import Purpose, torch_generator
 
 W = torch.tensor([2.0, -1.0, 0.5])
@@ -144,74 +143,6 @@ def test_no_images_give_an_empty_mask_and_a_batch_of_zero_is_refused():
     assert correct(Score(), x[:0], y[:0], 16).shape == (0,)
     with pytest.raises(ValueError, match="batch is 0"):
         correct(Score(), x, y, 0)
-
-
-# --- summary
-
-
-def mask(text):
-    return np.array([letter == "1" for letter in text])
-
-
-def verdict(attacks, *broken_by):
-    codes = np.array(broken_by, dtype=np.int8)
-    return Verdict(attacks, codes, (0.0,) * len(attacks), frozenset())
-
-
-def test_summary_without_autoattack():
-    assert summary(mask("11110")) == {"clean_acc": 0.8}
-    named = summary(mask("11110"), {20: mask("11000"), 10: mask("11100")})
-    assert named == {"clean_acc": 0.8, "pgd20_acc": 0.4, "pgd10_acc": 0.6}
-
-
-def test_summary_counts_the_cascade_on_the_images_of_autoattack():
-    clean, pgd10, pgd20 = mask("11110111"), mask("11100111"), mask("11100011")
-    #                     images 1, 2, 3, 6, 7
-    found = verdict(STANDARD, -1, 2, 1, 4, 3)
-    named = summary(clean, {10: pgd10, 20: pgd20}, found, images=[1, 2, 3, 6, 7])
-    assert named == pytest.approx(
-        {
-            "clean_acc": 7 / 8,
-            "pgd10_acc": 6 / 8,
-            "pgd20_acc": 5 / 8,
-            "apgd_ce_acc": 4 / 5,
-            "apgd_t_acc": 3 / 5,
-            "fab_t_acc": 2 / 5,
-            "square_acc": 1 / 5,
-            "autoattack_acc": 1 / 5,
-            "overestimation": 4 / 5 - 1 / 5,
-        }
-    )
-
-
-def test_summary_of_all_images_needs_no_positions():
-    named = summary(mask("110"), {10: mask("110")}, verdict(STANDARD, -1, -1, 0))
-    assert named["overestimation"] == pytest.approx(0.0)
-    assert named["autoattack_acc"] == pytest.approx(2 / 3)
-
-
-def test_overestimation_falls_back_on_the_longest_pgd_and_counts_a_stronger_pgd():
-    found = verdict(STANDARD, -1, -1, 1, 0)
-    pgd = {20: mask("1110"), 50: mask("1100")}
-    assert summary(mask("1110"), pgd, found)["overestimation"] == pytest.approx(0.0)
-    pgd = {10: mask("1110"), 50: mask("1000")}
-    assert summary(mask("1110"), pgd, found)["overestimation"] == pytest.approx(0.5)
-    assert "overestimation" not in summary(mask("1110"), {}, found)
-
-
-@pytest.mark.parametrize("attacks", [FEW_CLASSES, ("apgd-ce", "apgd-t")])
-def test_only_the_standard_ensemble_is_called_autoattack(attacks):
-    named = summary(mask("110"), {10: mask("110")}, verdict(attacks, -1, 2, 0))
-    assert "autoattack_acc" not in named
-    assert named["overestimation"] == pytest.approx(1 / 3)
-    assert named[f"{attacks[1].replace('-', '_')}_acc"] == pytest.approx(1 / 3)
-
-
-def test_masks_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match=r"pgd\[10\] has 2 images, expected 3"):
-        summary(mask("110"), {10: mask("11")})
-    with pytest.raises(ValueError, match="images has 3 positions"):
-        summary(mask("110"), {}, verdict(STANDARD, -1, 2))
 
 
 # --- shared budget

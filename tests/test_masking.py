@@ -12,10 +12,9 @@ from torch import nn
 from raydist.adversary.attack import fgsm, input_gradient, pgd
 from raydist.adversary.fosc import relative_gap
 from raydist.adversary.threat import ThreatModel
-from raydist.measure.accuracy import correct, pgd_correct, summary
+from raydist.measure.accuracy import correct, pgd_correct
 from raydist.measure.autoattack import autoattack
-from raydist.measure.masking import CHECKS, exceeds, verdict, zero_gradients
-from raydist.measure.verdict import STANDARD, Verdict
+from raydist.measure.masking import CHECKS, exceeds, together, verdict, zero_gradients
 
 HONEST = {
     "clean_acc": 0.83,
@@ -117,17 +116,45 @@ def test_a_measured_overestimation_goes_before_the_difference():
     assert verdict(numbers | {"overestimation": 0.05}, images=100).word == "trusted"
 
 
-def test_what_square_left_in_the_cascade_is_not_square_alone():
-    cascade = Verdict(
-        STANDARD, np.array([-1] * 47 + [1] * 50 + [2] * 3, np.int8), (0.0,) * 4, set()
-    )
-    clean, pgd10 = np.ones(100, bool), np.arange(100) < 55
-    numbers = summary(clean, {10: pgd10}, cascade)
-    assert numbers["square_acc"] < numbers["pgd10_acc"]
-    judgement = verdict(numbers, images=100)
-    assert judgement.word == "trusted" and "square-stronger" in judgement.missing
-    alone = {"pgd10_acc": 0.55, "square_acc": 0.35}
-    assert verdict(alone, images=100).signs == ("overestimation", "square-stronger")
+@pytest.mark.parametrize(("name", "least"), [("overestimation", 81), ("square-stronger", 21)])
+def test_a_check_without_the_power_to_see_a_gap_of_20_points_is_missing(name, least):
+    for images in (16, least - 1):
+        judgement = verdict(HONEST, images)
+        assert name in judgement.missing and name not in judgement.clear
+    assert verdict(HONEST, 16).word == "unchecked"
+    assert name in verdict(HONEST, least).clear
+    # by counting: the smallest count of images that is a sign, as a share of them
+    gaps = [k / least for k in range(least + 1)]
+    check = CHECKS[name][0]
+    args = (lambda g: (g, least)) if name == "overestimation" else (lambda g: (0.0, g, least))
+    assert min(g for g in gaps if check(*args(g))) <= 0.2 + 1 / least
+
+
+def test_a_sign_needs_no_power_but_itself():
+    assert "overestimation" in verdict(HONEST | {"autoattack_acc": 0.0}, images=16).signs
+
+
+def test_what_one_set_of_images_shows_the_others_do_not_hide():
+    masked = verdict(HONEST | {"autoattack_acc": 0.1}, images=64)
+    calm = verdict(HONEST, images=1000)
+    for judgements in ([masked, calm], [calm, masked]):
+        whole = together(judgements)
+        assert whole.word == "overestimation" and whole.missing == ()
+    assert together([calm]).word == "trusted"
+    assert together([verdict({}, images=10)]).missing == tuple(CHECKS)
+
+
+@pytest.mark.parametrize("flag", ["randomised", "probabilities", "dynamic"])
+def test_a_warning_of_the_attacks_is_a_sign(flag):
+    assert together([verdict(HONEST, 1000)], [flag]).word == flag
+
+
+def test_a_warning_whose_check_was_made_is_no_sign():
+    calm = verdict(HONEST, 1000)  # allows for an odd image, as the warnings do not
+    assert together([calm], ["zero-gradient", "square-stronger", "few-classes"]).word == "trusted"
+    blind = {key: HONEST[key] for key in ("pgd10_acc", "autoattack_acc")}
+    found = together([verdict(blind, 1000)], ["zero-gradient", "square-stronger", "partial"])
+    assert found.word == "square-stronger, zero-gradient"
 
 
 @pytest.mark.parametrize("images", [5, 100, 10_000])

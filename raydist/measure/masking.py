@@ -246,7 +246,7 @@ def verdict(measured: Mapping[str, float], images: int) -> Judgement:
 
 
 def _has_power(name: str, images: int) -> bool:
-    """Whether a check would see a gap of `PLAIN`; with `least` = 0.1 that takes 80 images."""
+    """Whether a check would see a gap of `PLAIN`; with `least` = 0.1 that takes 81 images."""
     check, keys = CHECKS[name]
     least: float = inspect.signature(check).parameters["least"].default
     return "images" not in keys or exceeds(PLAIN, least, images)
