@@ -148,10 +148,9 @@ def _robust(frame: pd.DataFrame) -> str | None:
 
 
 def _images(frame: pd.DataFrame, metric: str) -> str:
-    if metric != "autoattack_acc":  # the others are measured on all test images
-        return ""
-    seen = sorted(frame["autoattack_images"].dropna().unique())
-    return f"\nAutoAttack on the first {', '.join(f'{n:.0f}' for n in seen)} test images"
+    counts = metric.removesuffix("_acc") + "_images"
+    seen = sorted(frame[counts].dropna().unique()) if counts in frame else []
+    return f"\non {', '.join(f'{n:.0f}' for n in seen)} test images" if seen else ""
 
 
 def figure(frame: pd.DataFrame, rounds: pd.DataFrame) -> Figure:

@@ -120,7 +120,7 @@ def results_table(frame: "pd.DataFrame", axes: Sequence[str]) -> Table:
         table.add_column(last if short.count(last) == 1 else name)
     shown = [name for name in COLUMNS if name in frame and frame[name].notna().any()]
     for name in shown:
-        table.add_column(COLUMNS[name][0], justify="left" if name == "status" else "right")
+        table.add_column(heading(frame, name), justify="left" if name == "status" else "right")
     for _, row in frame.sort_values(columns, key=_sortable).iterrows():
         cells = [
             row[name] if isinstance(row[name], str) else row[name] * COLUMNS[name][1]
@@ -128,6 +128,22 @@ def results_table(frame: "pd.DataFrame", axes: Sequence[str]) -> Table:
         ]
         table.add_row(*(number(cell) for cell in [*(row[name] for name in columns), *cells]))
     return table
+
+
+def heading(frame: "pd.DataFrame", name: str) -> str:
+    """A column's heading: where accuracies are of unlike images, of how many its own are."""
+    title = COLUMNS[name][0]
+    counts = {n: _images(frame, n) for n in COLUMNS if n.endswith("_acc") and n in frame}
+    alike = len({count for count in counts.values() if count}) < 2
+    return title if alike or not counts.get(name) else f"{title}\nof {counts[name]}"
+
+
+def _images(frame: "pd.DataFrame", name: str) -> str:
+    """Of how many images an accuracy is, in all rows that have it; "" if that is not known."""
+    counts = name.removesuffix("_acc") + "_images"
+    if counts not in frame:
+        return ""
+    return ", ".join(f"{n:.0f}" for n in sorted(frame[counts].dropna().unique()))
 
 
 def seeds_table(points: "pd.DataFrame", axes: Sequence[str]) -> Table:
@@ -145,7 +161,7 @@ def seeds_table(points: "pd.DataFrame", axes: Sequence[str]) -> Table:
     shown = [name for name in COLUMNS if f"{name}_sd" in points and points[name].notna().any()]
     for name in columns:
         table.add_column(name.rpartition(".")[2])
-    for heading in ("seeds", *(COLUMNS[name][0] for name in shown), "status"):
+    for heading in ("seeds", *(heading(points, name) for name in shown), "status"):
         table.add_column(heading, justify="left" if heading == "status" else "right")
     for _, row in points.iterrows():
         cells = [_mean(row, name, COLUMNS[name][1]) for name in shown]
@@ -183,9 +199,10 @@ def _sortable(column: "pd.Series[Any]") -> "pd.Series[Any]":
 def footnotes(frame: "pd.DataFrame") -> list[str]:
     """What a reader of the table must know besides."""
     notes = []
-    if "autoattack_images" in frame and frame["autoattack_images"].notna().any():
-        images = ", ".join(f"{n:.0f}" for n in sorted(frame["autoattack_images"].dropna().unique()))
-        notes.append(f"AutoAttack on the first {images} test images")
+    for name in ("clean_acc", "autoattack_acc"):
+        if _images(frame, name):
+            what = {"clean_acc": "accuracies", "autoattack_acc": "AutoAttack"}[name]
+            notes.append(f"{what} on {_images(frame, name)} test images")
     if "autoattack_flags" in frame:
         raised = sorted({flag for flag in frame["autoattack_flags"].dropna() if flag})
         notes += [f"AutoAttack raised: {flag} (column autoattack_flags)" for flag in raised]
@@ -194,8 +211,8 @@ def footnotes(frame: "pd.DataFrame") -> list[str]:
 
 WIDEST = 4  # trials and models side by side
 NOT_SHOWN = (  # above the columns, in a note, or beside their own number
-    *("trial", "model", "evaluation_images", "evaluation_flags", "masking_unchecked"),
-    *("autoattack_images", "hessian_trace_error", "clean_hessian_trace_error", "left_out", "error"),
+    *("trial", "model", "autoattack_flags", "masking_unchecked"),
+    *("hessian_trace_error", "clean_hessian_trace_error", "left_out", "error"),
 )
 
 
@@ -210,13 +227,14 @@ def evaluation_table(frame: "pd.DataFrame") -> Table:
     """
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     short = frame["trial"].map(lambda trial: trial.rpartition("-")[0] or trial)
-    names = [name for name in frame.columns if name not in NOT_SHOWN and frame[name].notna().any()]
+    names = [name for name in frame if name not in NOT_SHOWN and not name.endswith("_images")]
+    names = [name for name in names if frame[name].notna().any()]
     if len(frame) > WIDEST:
         names = [n for n in names if n in (*COLUMNS, "pgd10_acc", "masking", "hessian_trace")]
         table.add_column("trial")
         table.add_column("model")
         for name in names:
-            table.add_column(_heading(name), justify="right")
+            table.add_column(_heading(frame, name), justify="right")
         for position, (trial, model) in enumerate(zip(short, frame["model"], strict=True)):
             table.add_row(trial, model, *(_cells(frame, name)[position] for name in names))
         return table
@@ -224,7 +242,7 @@ def evaluation_table(frame: "pd.DataFrame") -> Table:
     for trial, model in zip(short, frame["model"], strict=True):
         table.add_column(f"{trial}\n{model}", justify="right", overflow="fold")
     for name in names:
-        table.add_row(_heading(name), *_cells(frame, name))
+        table.add_row(_heading(frame, name), *_cells(frame, name))
     return table
 
 
@@ -232,8 +250,11 @@ def _percent(name: str) -> bool:
     return name.endswith("_acc") or name in ("overestimation", "zero_gradient_share")
 
 
-def _heading(name: str) -> str:
-    return f"{name.removesuffix('_acc')} %" if _percent(name) else name
+def _heading(frame: "pd.DataFrame", name: str) -> str:
+    """A number's heading: of how many images it is, if not of those that were asked for."""
+    title = f"{name.removesuffix('_acc')} %" if _percent(name) else name
+    counts = _images(frame, name) if _percent(name) else ""
+    return title if counts in ("", _images(frame, "evaluation")) else f"{title} of {counts}"
 
 
 def _cells(frame: "pd.DataFrame", name: str) -> list[str]:
@@ -248,14 +269,13 @@ def _cells(frame: "pd.DataFrame", name: str) -> list[str]:
 
 def evaluation_notes(frame: "pd.DataFrame") -> list[str]:
     """What a reader of the evaluation's table must know besides."""
-    images = ", ".join(f"{n:.0f}" for n in sorted(frame["evaluation_images"].unique()))
-    notes = [f"accuracies on the first {images} test images"]
+    notes = [f"accuracies on {_images(frame, 'evaluation')} test images"]
     if "hessian_trace" in frame:
         notes.append("hessian_...: of the loss at frozen adversarial points; clean_...: clean loss")
-    told = {"left_out": "left out", "evaluation_flags": "the attacks' own checks raised"}
+    told = {"left_out": "left out", "autoattack_flags": "the attacks' own checks raised"}
     for name, what in told.items():
         if name in frame:
-            notes += [f"{what}: {text}" for text in sorted(set(frame[name].dropna()))]
+            notes += [f"{what}: {text}" for text in sorted(set(frame[name].dropna())) if text]
     return notes
 
 

@@ -110,10 +110,6 @@ class Data(Table):
     ] = None
     noise: NonNegative = 0.0
 
-    def transform_of(self, agent: int) -> dict[str, float]:
-        """What changes the training images of an agent: arguments of `transformed`."""
-        return self.transforms[agent].model_dump() if self.transforms else {}
-
     @model_validator(mode="after")
     def _quadratic(self) -> Self:
         given = [k for k in ("centers", "hessian") if getattr(self, k) is not None]
@@ -162,7 +158,7 @@ class Evaluate(Table):
 
     every: PositiveInt | None = None  # rounds between validations; default: a tenth of the run
     images: PositiveInt = 512  # validation images at most
-    test: Count = "all"  # test images for clean and PGD accuracy
+    test: Count = "all"  # test images for clean and PGD accuracy, evenly over labels
     pgd: list[PositiveInt] = [10, 20]  # numbers of PGD steps
     autoattack: Count = "all"  # test images; 0 switches AutoAttack off
     attacks: list[

@@ -43,7 +43,7 @@ def test_an_axis_of_lists_has_an_order_and_no_axis_shows_the_trial():
 
 def test_footnotes_say_how_many_images_and_what_was_raised():
     assert footnotes(FRAME) == [
-        "AutoAttack on the first 64 test images",
+        "AutoAttack on 64 test images",
         "AutoAttack raised: zero-gradient (column autoattack_flags)",
     ]
 

@@ -13,6 +13,7 @@ from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.engine import excess
 from raydist.engine.foreign import drawn
+from raydist.engine.own import Own
 from raydist.engine.task import Split, build_model, quadratic_of
 from raydist.learning.quadratic import Quadratic
 from raydist.learning.subset import Index, evenly
@@ -114,8 +115,8 @@ class Measurer:
         x, y = self._share
         agents = self._config.topology.agents
         mine = images // agents + (self._agent < images % agents)
-        change = self._config.data.transform_of(self._agent)
-        return trained.Part(evenly(y)[:mine], x, y, self._scale, self._device, change)
+        seen = Own(self._config, self._agent).images
+        return trained.Part(evenly(y)[:mine], x, y, self._scale, self._device, seen)
 
     def _drawn(self, first: int, n: int = 0) -> AbstractContextManager[None]:
         """What a foreign model draws follows from what is measured, not from who measures it."""

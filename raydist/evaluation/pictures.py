@@ -89,7 +89,7 @@ def robustness(frame: pd.DataFrame) -> Figure | None:
     ]
     ax.set_yticks(at, labels, fontsize=8)
     images = ", ".join(f"{n:.0f}" for n in sorted(frame["evaluation_images"].unique()))
-    ax.set(xlabel=f"accuracy (%) on the first {images} test images", xlim=(0, 104))
+    ax.set(xlabel=f"accuracy (%) on {images} test images", xlim=(0, 104))
     ax.set_ylim(-0.6, len(frame) - 0.4)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
     _clean(ax)

@@ -26,7 +26,7 @@ class Request:
         attacks: names of attacks (`raydist.measure.attacks`) or "autoattack"; "val_" before a name:
             on validation images.
         models: names of models (`raydist.evaluation.subject`), "agents" for all agents.
-        images: how many test (and validation) images, from the first on.
+        images: how many test (and validation) images, drawn evenly over the labels.
         norm: of the budget; None is the trial's own.
         eps: the budget; None is the trial's own.
         delta: the W₂ budget; None is eps.

@@ -127,7 +127,7 @@ def _subjects(
     functions = functions_named(folders)
     if functions and not quiet:
         line = f"these runs name functions, which are imported and run: {', '.join(functions)}"
-        errors.print(line, markup=False)
+        say(line)
     for folder in folders:
         try:
             subject = open_subject(folder)
@@ -154,7 +154,7 @@ def _warn(line: str, quiet: bool) -> None:
     if quiet:
         warnings.warn(line, stacklevel=3)
     else:
-        errors.print(line, markup=False)
+        say(line)
 
 
 def _shown(units: Sequence[Unit], done: Done, quiet: bool) -> Iterator[tuple[Unit, Any]]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from raydist.config import Experiment, InputError, validate
 from raydist.engine.checks import checked
+from raydist.engine.own import Own
 from raydist.engine.plan import load_data, shares_of
 from raydist.engine.task import DTYPES, build_model
 from raydist.folder import digest_of
@@ -22,7 +23,6 @@ from raydist.learning import checkpoint
 from raydist.learning.average import Ensemble
 from raydist.learning.data import Data, to_tensor
 from raydist.learning.subset import Index, evenly, in_turn
-from raydist.learning.transform import transformed
 from raydist.measure.verdict import FEW_CLASSES, STANDARD
 
 START, ENSEMBLE, AGENTS = "start", "ensemble", "agents"
@@ -157,9 +157,7 @@ class Subject:
             whose = self._owner[index]
             for agent in np.unique(whose):
                 mine = torch.from_numpy(whose == agent).to(self.device)
-                images[mine] = transformed(
-                    images[mine], **self.config.data.transform_of(int(agent))
-                )
+                images[mine] = Own(self.config, int(agent)).images(images[mine])
         return images, torch.tensor(y[index], device=self.device)
 
     def batches(self, split: str, images: int, size: int, skipped: int = 0) -> Batches:

@@ -5,8 +5,8 @@ that the numbers do not depend on who measured what. `raydist.measure.masks` doe
 end of training, image by image.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from raydist.adversary.loss import cross_entropies
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.learning.data import to_tensor
-from raydist.learning.transform import transformed
 from raydist.seeding import Purpose, torch_generator
 
 Sums = dict[str, float]
@@ -37,7 +36,7 @@ class Part:
         y: all labels, (N,).
         scale: what brings pixels to [0, 1].
         device: where to compute.
-        change: of the images, as their agent sees them (`raydist.learning.transform`).
+        seen: images in [0, 1] -> the same as their agent sees them; None: as they are.
     """
 
     index: NDArray[np.int64]
@@ -45,12 +44,13 @@ class Part:
     y: NDArray[np.int64]
     scale: float
     device: torch.device
-    change: Mapping[str, float] = field(default_factory=dict)
+    seen: Callable[[Tensor], Tensor] | None = None
 
     def tensors(self, index: NDArray[np.int64], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] and labels at positions of the split."""
         x = to_tensor(self.x[index], self.scale, dtype, self.device)
-        return transformed(x, **self.change), torch.tensor(self.y[index], device=self.device)
+        images = x if self.seen is None else self.seen(x)
+        return images, torch.tensor(self.y[index], device=self.device)
 
 
 def stationarity(
