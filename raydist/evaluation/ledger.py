@@ -155,7 +155,7 @@ def _wrong(entry: Entry) -> str:
         return "weights and measure are no text"
     if not _number(entry.seconds):
         return f"seconds is {entry.seconds!r}"
-    if not (isinstance(entry.flags, list) and all(isinstance(f, str) for f in entry.flags)):
+    if not (isinstance(entry.flags, list | tuple) and all(isinstance(f, str) for f in entry.flags)):
         return f"flags is {entry.flags!r}"
     if entry.images is None:
         return _wrong_scan(entry.measure, entry.value)
