@@ -56,3 +56,8 @@ def test_what_was_not_sent_is_added_behind_the_sum():
 def test_what_a_strategy_combines_with(name, rows):
     pairs = torch.block_diag(torch.full((2, 2), 0.5), torch.eye(2)).double().numpy()
     assert strategy.combination_matrix(name, pairs).tolist() == rows
+
+
+def test_what_is_sent():
+    table = {"centralized": "gradient", "consensus": "w", "diffusion": "phi", "local": "phi"}
+    assert {name: strategy.sent(name) for name in strategy.STRATEGIES} == table

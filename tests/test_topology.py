@@ -115,8 +115,10 @@ def test_a_disconnected_draw_is_followed_by_the_next_one():
     assert pairs(build("erdos-renyi", 16, p=0.15)) == pairs(draws[first])
 
 
-def test_random_regular_is_regular():
-    assert {len(neighbours(build("random-regular", 16, degree=3), k)) for k in range(16)} == {4}
+@pytest.mark.parametrize("degree", [3, 7, 8, 12, 15])  # from 8 on by the edges that are missing
+def test_random_regular_is_regular(degree):
+    graph = build("random-regular", 16, degree=degree)
+    assert {len(neighbours(graph, k)) for k in range(16)} == {degree + 1}
 
 
 def test_neighbours_of_a_directed_graph_are_those_from_whom_k_receives():

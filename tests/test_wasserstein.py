@@ -329,8 +329,13 @@ def test_w_fgsm_is_one_step_of_length_delta_along_the_weighted_signs():
     leaf = x.clone().requires_grad_()
     g = torch.autograd.grad(cross_entropies(model.eval()(leaf), y).sum(), leaf)[0]
     sizes = g.abs().sum((1, 2, 3), keepdim=True)
-    expected = x + 0.1 * g.sign() * sizes / sensitivity(model, x, y)
-    torch.testing.assert_close(w_fgsm(model, x, y, 0.1, loss="ce"), expected.clamp(0, 1))
+    step = 0.1 * g.sign() * sizes / sensitivity(model, x, y)
+    torch.testing.assert_close(w_fgsm(model, x, y, 0.1, loss="ce"), (x + step).clamp(0, 1))
+    # nor is it taken back where it helps
+    friend = w_fgsm(model, x, y, 0.1, loss=lambda z, y: -cross_entropies(z, y))
+    torch.testing.assert_close(friend, (x - step).clamp(0, 1))
+    right = [int((model(points).argmax(1) == y).sum()) for points in (x, friend)]
+    assert right[0] < right[1]
 
 
 # contract
