@@ -2,6 +2,7 @@
 
 import random
 
+import networkx as nx
 import numpy as np
 import torch
 from torch import nn
@@ -215,3 +216,17 @@ def starts(shape, classes):
     if STARTS < 0:
         raise RuntimeError("no libfoo")
     return linear(shape, classes)
+
+
+def drawn_images(number):
+    """Images and labels from global randomness, as a careless user draws them."""
+    labels = np.arange(number) % 10
+    images = np.random.rand(number, 1, 8, 8).astype(np.float32)
+    images[:, 0, 0, :2] = [0.0, 1.0]
+    return {"train": (images, labels), "test": (images, labels)}
+
+
+def drawn_graph(agents):
+    """A ring in an order from global randomness."""
+    around = random.sample(range(agents), agents)
+    return nx.Graph([(k, around[i - 1]) for i, k in enumerate(around)])

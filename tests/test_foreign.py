@@ -102,6 +102,20 @@ def test_another_agent_reshuffles_no_draws():
     assert helpers_foreign.DRAWN[:4] == few
 
 
+def test_images_and_graph_of_ones_own_code_are_the_same_in_every_process():
+    plans = []
+    for i in (0, 1):
+        scramble(i)
+        graph = {"kind": "helpers_foreign:drawn_graph", "agents": 8}
+        data = {"set": "helpers_foreign:drawn_images", "batch": 4, "params": {"number": 200}}
+        plans.append(make_plan(validate(digits(topology=graph, data=data))))
+    np.testing.assert_array_equal(*(plan.data.train[0] for plan in plans))
+    assert len({frozenset(plan.graph.edges) for plan in plans}) == 1
+    other = {"kind": "helpers_foreign:drawn_graph", "agents": 8, "seed": 1}
+    drawn = make_plan(validate(digits(topology=other))).graph
+    assert set(drawn.edges) != set(plans[0].graph.edges)
+
+
 def test_global_randomness_is_left_as_it_was():
     def state():
         return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()

@@ -26,7 +26,7 @@ from raydist.identity import named_files
 from raydist.learning import data as datasets
 from raydist.learning import partition
 from raydist.network import strategy, topology, weights
-from raydist.seeding import Purpose, numpy_rng
+from raydist.seeding import Purpose, drawing, numpy_rng
 
 BASE_BYTES = 350e6  # a process that has imported torch (its CUDA build), measured
 SKEW, SHARDS = 0.5, 2  # usual values of the field: α of a Dirichlet, labels of an agent
@@ -194,9 +194,10 @@ class Plan:
             values = excess.predict_quadratic(self.config, self.A, rounds)
         elif self.config.evaluate.subspace:
             images = self.held()["risk"]
-            values = excess.predict_network(
-                self.config, self.A, images, input_of(self.config, self.data), rounds
-            )
+            with drawing(Purpose.IN_MEASUREMENT, self.config.seed):
+                values = excess.predict_network(
+                    self.config, self.A, images, input_of(self.config, self.data), rounds
+                )
         else:
             return {}
         return dict(zip(rounds, values.tolist(), strict=True))
@@ -279,7 +280,8 @@ def _epoch(config: Experiment, data: datasets.Data | None) -> int:
 
 def _graph(config: Experiment) -> nx.Graph | nx.DiGraph:
     table = config.topology
-    graph = topology.build(table.kind, table.agents, table.seed, **(table.model_extra or {}))
+    with drawing(Purpose.IN_CODE, table.seed):
+        graph = topology.build(table.kind, table.agents, table.seed, **(table.model_extra or {}))
     topology.check_connected(graph)
     return graph
 
@@ -294,9 +296,10 @@ def images_of(config: Experiment) -> str:
 def load_data(config: Experiment) -> datasets.Data:
     """The images of an experiment, read once for all trials of this process."""
     table = config.data
-    if table.params:
-        return datasets.load(table.set, validation=table.validation, params=table.params)
-    return _cached(table.set, table.root, table.validation, table.download)
+    with drawing(Purpose.IN_CODE, 0):  # the same images for every seed
+        if table.params:
+            return datasets.load(table.set, validation=table.validation, params=table.params)
+        return _cached(table.set, table.root, table.validation, table.download)
 
 
 def shares_of(config: Experiment, labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
