@@ -93,7 +93,8 @@ def judge(
         verdict = _attempt(failed, "autoattack", autoattack, model, *given, threat, **package)
         if verdict is not None:
             flags |= verdict.observed
-            right |= of_ensemble(verdict, attacked.index)
+            for name, of in of_ensemble(verdict, attacked.index).items():
+                right[name] = right.get(name, {}) | of  # APGD-CE may have seen more by itself
     values = _attempt(failed, "fosc", _values, model, part, images, threat, wanted.batch, seed)
     traces = _attempt(failed, "hessian", _traces, model, curved, threat, config)
     members = STANDARD if classes >= 4 else FEW_CLASSES
