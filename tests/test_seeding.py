@@ -4,7 +4,10 @@ import pytest
 from raydist.seeding import Purpose, numpy_rng, seed_for, torch_generator
 
 # the number of each in the seeds of all runs so far: a new purpose joins at the end
-PURPOSES = "MODEL PARTITION BATCH AUGMENT ATTACK EVALUATE GRAPH SPLIT NOISE".split()
+PURPOSES = (
+    "MODEL PARTITION BATCH AUGMENT ATTACK EVALUATE GRAPH SPLIT NOISE "
+    "IN_ATTACK IN_STEP IN_TELEMETRY IN_MEASUREMENT IN_CODE"
+).split()
 
 
 def word(*numbers):
