@@ -50,7 +50,7 @@ def trap(actor, moment, n):
         "measurement": (agent.measurer, "validate"),
         "evaluation": (agent.measurer, "judge"),
         "weights": (raydist.engine.agent, "save_tensors"),
-        "snapshot": (agent.shards, "write"),
+        "snapshot": (actor.shards[0], "write"),
         "waiting": (raydist.engine.board.Board, "_wait"),
         "writing": (Store, "write"),
     }[moment]

@@ -21,7 +21,7 @@ from raydist.engine.driver import train
 from raydist.engine.keeper import Keeper
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
-from raydist.engine.shard import Shard, capture, pack, unpack
+from raydist.engine.shard import Shard, Shards, capture, pack, unpack
 from raydist.engine.snapshot import SnapshotError, checksum
 from raydist.engine.store import Store
 from raydist.folder import Folder
@@ -341,14 +341,15 @@ def test_the_state_of_another_experiment_or_agent_is_not_taken(tmp_path):
     for pool in (one, other):
         pool.step(1)
         pool.close(1)
-    other.agents[0].shards.write(1, str(tmp_path))
-    other.settle()
+    shards = Shards(other.agents[0])
+    shards.write(1, str(tmp_path))
+    shards.settle()
     file = tmp_path / "round-000001" / "agent-000.safetensors"
     before = one.states()
     for agent, whose in ((one.agents[0], checksum(b"what one wrote")), (one.agents[1], None)):
         data = file.read_bytes()
         (file.parent / f"agent-{agent.spec.agent:03d}.safetensors").write_bytes(data)
-        why = agent.shards.restore(1, str(tmp_path), whose or checksum(data))
+        why = Shards(agent).restore(1, str(tmp_path), whose or checksum(data))
         assert "its checksum differs" in why or why == "it is of agent 0"
     np.testing.assert_array_equal(one.states(), before)
     for pool in (one, other):
@@ -465,7 +466,7 @@ def test_an_open_round_is_not_kept():
     pool = LocalPool(plan_of(LINEAR))
     pool.step(1)
     with pytest.raises(RuntimeError, match="round 1 is not just finished"):
-        pool.agents[0].shards.write(1, "nowhere")
+        Shards(pool.agents[0]).write(1, "nowhere")
     pool.close(1)
     assert capture(pool.agents[0]).numbers["round"] == 1
     pool.shutdown()

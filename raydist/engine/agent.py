@@ -19,7 +19,6 @@ from raydist.engine.clock import Clock
 from raydist.engine.flat import FlatModel
 from raydist.engine.local_step import LocalStep
 from raydist.engine.measurer import Measurer
-from raydist.engine.shard import Shards
 from raydist.engine.spec import AgentSpec
 from raydist.engine.store import Store
 from raydist.engine.task import Split, build_model, image_task, quadratic_task
@@ -77,7 +76,6 @@ class Agent:
         self.round, self.open = 0, False
         self.sent = self.flat.w.new_empty(self.message_size())
         self.seconds_combine: Callable[[], float] | None = None  # of the last round, until told
-        self.shards = Shards(self)
 
     def message_size(self) -> int:
         """How many numbers m_k has, with what travels behind it."""

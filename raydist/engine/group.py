@@ -7,6 +7,7 @@ from torch import Tensor
 
 from raydist.engine.agent import Agent, Info, Message
 from raydist.engine.lanes import Lanes
+from raydist.engine.shard import Shards
 from raydist.engine.spec import AgentSpec, agent_file
 from raydist.engine.task import Split
 from raydist.measure.masks import Masks
@@ -18,6 +19,7 @@ class Group:
 
     Attributes:
         agents: they.
+        shards: of each agent, its parts of the snapshots.
         busy: the one that works, or worked last, as messages call it.
     """
 
@@ -41,6 +43,7 @@ class Group:
             flat = self.agents[0].flat if one_model and self.agents else None
             self.agents.append(Agent(spec, share, held, flat))
             self.agents[-1].start = self.agents[0].start  # all begin there
+        self.shards = [Shards(agent) for agent in self.agents]
         self.busy = self.agents[0].spec.title
         self._sent: dict[int, Tensor] = {}
         self._lanes = Lanes(self.agents[0].device)
@@ -126,14 +129,14 @@ class Group:
 
     def snapshot(self, n: int, url: str) -> None:
         """As `Shards.write`, of every agent."""
-        for agent in self._each():
-            agent.shards.write(n, url)
+        for shards, _ in zip(self.shards, self._each(), strict=True):
+            shards.write(n, url)
 
     def settle(self) -> list[str]:
         """As `Shards.settle`, of every agent."""
-        return [agent.shards.settle() for agent in self._each()]
+        return [shards.settle() for shards in self.shards]
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """As `Shards.restore`, of every agent."""
-        pairs = zip(self.agents, checksums, strict=True)
-        return [agent.shards.restore(n, url, sha256) for agent, sha256 in pairs]
+        pairs = zip(self.shards, checksums, strict=True)
+        return [shards.restore(n, url, sha256) for shards, sha256 in pairs]

@@ -4,7 +4,7 @@ import json
 import struct
 from dataclasses import dataclass
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,12 +12,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from raydist.engine.agent import Agent
 from raydist.engine.snapshot import SnapshotError, checksum, folder_of, read_checked, receipt_of
 from raydist.engine.spec import agent_file
 from raydist.engine.store import Store
-
-if TYPE_CHECKING:
-    from raydist.engine.agent import Agent
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Shard:
     numbers: dict[str, Any]
 
 
-def capture(agent: "Agent") -> Shard:
+def capture(agent: Agent) -> Shard:
     """The state of an agent after its last round, which is closed: a copy."""
     optimiser = agent.local.optimiser.state_dict()["state"].get(0, {})
     found = {"w": agent.flat.w.detach()}
@@ -53,7 +51,7 @@ def capture(agent: "Agent") -> Shard:
     return Shard({name: value.to("cpu", copy=True) for name, value in found.items()}, numbers)
 
 
-def apply(agent: "Agent", shard: Shard) -> None:
+def apply(agent: Agent, shard: Shard) -> None:
     """Give an agent a state that `capture` took, of it or of its predecessor.
 
     Args:
@@ -115,7 +113,7 @@ def unpack(data: bytes) -> Shard:
 class Shards:
     """An agent's parts of the snapshots: written in the background, read back."""
 
-    def __init__(self, agent: "Agent") -> None:
+    def __init__(self, agent: Agent) -> None:
         """Nothing is read or written yet."""
         self._agent, self._file = agent, agent_file(agent.spec.agent)
         self._writer: Thread | None = None
