@@ -35,8 +35,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = ("ray", "gpu", "slow", "train", "long", "chaos", "data")
 OPTIONS = ("-oaddopts=", "-n0", "-pno:cacheprovider", "--doctest-modules")
-BUDGET = 60  # seconds of tests that a mutant has to survive
-SECONDS = 240  # of a processor that they may take when it makes them slower
+BUDGET = 20  # seconds of tests that a mutant has to survive
+SECONDS = 120  # of a processor that they may take when it makes them slower
 MEMORY = 6 * 2**30  # bytes that it may take
 
 

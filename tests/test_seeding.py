@@ -1,7 +1,19 @@
+import random
+
 import numpy as np
 import pytest
+import torch
 
-from raydist.seeding import Purpose, numpy_rng, seed_for, torch_generator
+from raydist.seeding import (
+    Purpose,
+    drawing,
+    global_state,
+    numpy_rng,
+    restore,
+    same_state,
+    seed_for,
+    torch_generator,
+)
 
 # the number of each in the seeds of all runs so far: a new purpose joins at the end
 PURPOSES = (
@@ -40,3 +52,31 @@ def test_agent_and_round_are_0_unless_given():
     seed = word(PURPOSES.index("SPLIT"), 7, 0, 0)
     assert numpy_rng(Purpose.SPLIT, 7).random() == np.random.default_rng(seed).random()
     assert torch_generator(Purpose.SPLIT, 7).initial_seed() == seed
+
+
+def test_global_draws_are_a_stream_of_their_own_and_the_state_returns():
+    seed = word(PURPOSES.index("IN_STEP"), 7, 3, 11)
+    kept = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    with drawing(Purpose.IN_STEP, 7, 3, 11):
+        drawn = torch.rand(1).item(), np.random.rand(), random.random()
+    assert drawn == (
+        torch.rand(1, generator=torch.Generator().manual_seed(seed)).item(),
+        np.random.RandomState(seed % 2**32).rand(),
+        random.Random(seed).random(),
+    )
+    now = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+    assert all(map(np.array_equal, kept[:2], now[:2])) and kept[2] == now[2]
+    with drawing(Purpose.IN_STEP, 7):
+        first = torch.rand(1).item()
+    with drawing(Purpose.IN_STEP, 7, 0, 0):
+        assert torch.rand(1).item() == first
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1), np.random.rand, random.random])
+def test_one_draw_from_any_global_generator_is_noticed_and_taken_back(draw):
+    before = global_state("cpu")
+    draw()
+    after = global_state("cpu")
+    assert not same_state(before, after) and not same_state(after, before)
+    restore(before, "cpu")
+    assert same_state(before, global_state("cpu"))

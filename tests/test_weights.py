@@ -65,6 +65,12 @@ def test_mixing_rate_of_a_matrix_that_is_not_symmetric():
     assert weights.mixing_rate(A) == pytest.approx(0.6, abs=1e-14)
 
 
+@pytest.mark.parametrize("rule", [weights.metropolis, weights.averaging, weights.uniform])
+def test_two_edges_between_two_agents_are_one(rule):
+    twice = nx.MultiGraph([(0, 1), (0, 1), (1, 2)])
+    np.testing.assert_array_equal(rule(twice), rule(nx.path_graph(3)))
+
+
 def test_metropolis_weight_by_weight():
     graph = build("edges", 4, edges=[[0, 1], [0, 2], [0, 3], [1, 2]])
     expected = np.array([[3, 3, 3, 3], [3, 5, 4, 0], [3, 4, 5, 0], [3, 0, 0, 9]]) / 12
