@@ -387,6 +387,21 @@ def test_a_last_line_without_its_end_counts_and_the_next_one_is_a_line_of_its_ow
     assert again.value("w", "trace") == TRACE and again.images("w", "test/clean") == {0: True}
 
 
+def test_entries_about_the_same_weights_add_up_and_what_is_known_of_an_image_stays(tmp_path):
+    file, before = tmp_path / "ledger.jsonl", [Entry("w", "test/clean", [True], [3], 1.5, ["a"])]
+    ledger = Ledger(file, before)
+    ledger.append(Entry("w", "test/clean", [False, True], [3, 4], 2.0, ["b"]))
+    ledger.append(Entry("v", "test/clean", [False], [5], 0.25))
+    ledger.append(Entry("w", "a/trace/5", TRACE, seconds=4.0))
+    for known in (ledger, Ledger(file, before)):
+        assert known.all_images("w") == {"test/clean": {3: True, 4: True}}
+        assert known.all_values("w") == {"a/trace/5": TRACE} and known.all_values("v") == {}
+        assert [known.seconds(of, "test/clean") for of in "wvu"] == [3.5, 0.25, 0.0]
+        assert known.seconds("w", "a/trace/5") == 4.0
+        assert [known.flags(of) for of in "wvu"] == [{"a", "b"}, set(), set()]
+        assert known.images("u", "test/clean") == {}
+
+
 BAD_LINES = [
     b"nonsense",
     b"\xff\xfe\x00",
