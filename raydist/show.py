@@ -161,8 +161,8 @@ def seeds_table(points: "pd.DataFrame", axes: Sequence[str]) -> Table:
     shown = [name for name in COLUMNS if f"{name}_sd" in points and points[name].notna().any()]
     for name in columns:
         table.add_column(name.rpartition(".")[2])
-    for heading in ("seeds", *(heading(points, name) for name in shown), "status"):
-        table.add_column(heading, justify="left" if heading == "status" else "right")
+    for said in ("seeds", *(heading(points, name) for name in shown), "status"):
+        table.add_column(said, justify="left" if said == "status" else "right")
     for _, row in points.iterrows():
         cells = [_mean(row, name, COLUMNS[name][1]) for name in shown]
         ended = str(row["status"])
