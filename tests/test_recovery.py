@@ -1,5 +1,6 @@
 """Whatever dies, nothing that ran is lost, nothing counts twice, and the numbers stay the same."""
 
+import json
 import os
 import random
 import signal
@@ -111,7 +112,7 @@ def test_a_killed_agent_changes_nothing(warm, undisturbed, tmp_path, traps, leas
     events = load_events(tmp_path / "run")
     died = events[events["what"] == "agent died"]
     assert 1 <= len(died) <= len(traps)
-    assert {*died["agents"].explode()} <= {k for k, *_ in traps}
+    assert {*died["agents"].map(json.loads).explode()} <= {k for k, *_ in traps}
     assert (died["replayed_from"] >= least).all() and (died["replayed_from"] <= died["round"]).all()
     assert (died["seconds_lost"] > 0).all()
     replaced = {k for k in range(4) if before[k] is not warm._actors[k]}
