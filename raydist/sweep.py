@@ -214,7 +214,7 @@ def _run(
     from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray import tune
 
-    from raydist.tune_files import loggers
+    from raydist.tune_files import TuneFiles
     from raydist.tune_progress import TuneProgress
     from raydist.tune_scheduler import scheduler
     from raydist.tune_search import source
@@ -231,7 +231,8 @@ def _run(
     trials = source(study, out, max_concurrent, fit)
     if trials.count == 0:
         return True
-    with ending.gently(), TuneProgress(trials.count, held, quiet) as progress:
+    shown = TuneProgress(trials.count, held, quiet)
+    with ending.gently(), TuneFiles(out) as files, shown as progress:
         tune.Tuner(
             tune.with_resources(tune.with_parameters(Trial, job=job), job.resources),
             tune_config=tune.TuneConfig(
@@ -248,7 +249,7 @@ def _run(
                 storage_filesystem=None if out.local else PyFileSystem(FSSpecHandler(out.files)),
                 failure_config=tune.FailureConfig(max_failures=survivable, fail_fast=False),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[progress, *loggers(out)],
+                callbacks=[progress, files],
                 verbose=0,
             ),
         ).fit()

@@ -1,46 +1,72 @@
-"""Tune's own files of a trial, `result.json`, `progress.csv`, TensorBoard's events, continued.
+"""Tune's own files of a trial, `result.json`, `progress.csv`, TensorBoard's events.
 
-A resumed study is a new one to Tune, which begins these files anew and puts them over the old ones.
-Here they begin with what an earlier process has left, count on from there, and take no round twice.
+Tune lets its loggers write in a folder of its session, which it copies now and then: a kill takes
+what was not copied. Here they write where the files stay, so a report is kept when it is told. At a
+URL, where nothing can be appended to, Tune's copies remain, and one more is made at a trial's end.
+
+A resumed study is a new one to Tune, which would begin the files anew. Here they go on, and take no
+round twice. `result.json` is written first and says which reports there are; where a kill came
+before the others had the last ones, they are given them.
 """
 
 import csv
+import io
 import json
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
+from ray.tune.logger import (
+    CSVLoggerCallback,
+    JsonLoggerCallback,
+    LoggerCallback,
+    TBXLoggerCallback,
+)
 from ray.tune.utils import flatten_dict
 
 from raydist.engine.store import Store
 
-RESULTS, PROGRESS = "result.json", "progress.csv"
+RESULTS, PROGRESS, EVENTS = "result.json", "progress.csv", "events.out.tfevents"
+HAS_LOGGERS = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
+Report = dict[str, Any]
 
 
 class Past:
-    """What the files of a trial hold.
+    """What a trial has told so far, in this process and in earlier ones."""
 
-    Attributes:
-        lines: of `result.json`, the whole ones.
-    """
+    def __init__(self) -> None:
+        """Nothing was told."""
+        self.columns: list[str] = []  # of `progress.csv`: those of the first report
+        self._count, self._seconds, self._round, self._ended = 0, 0.0, -1, False
+        self._before = 0.0  # seconds of the trial's earlier processes
 
-    def __init__(self, data: bytes | None) -> None:
-        """Read what is there.
+    def read(self, data: bytes) -> list[str]:
+        """Take in what an earlier process has left.
 
         Args:
-            data: the content of `result.json`; None: nothing.
+            data: the content of `result.json`.
+
+        Returns:
+            Its whole lines.
         """
-        self.lines: list[str] = []
-        self._count, self._seconds, self._round, self._ended = 0, 0.0, -1, False
-        for line in (data or b"").decode(errors="replace").splitlines():
+        lines = []
+        for line in data.decode(errors="replace").splitlines():
             try:
                 self._note(json.loads(line))
             except (ValueError, TypeError, AttributeError):  # cut off, or not Tune's
                 continue
-            self.lines.append(line)
+            lines.append(line)
+        return lines
+
+    def begin(self) -> None:
+        """A process of the trial begins, and counts its seconds from 0."""
         self._before = self._seconds
 
-    def take(self, result: dict[str, Any]) -> dict[str, Any] | None:
+    def take(self, result: Report) -> Report | None:
         """A report as it follows on the earlier ones; None if they have it.
 
         Args:
@@ -57,94 +83,180 @@ class Past:
         self._note(found)
         return found
 
-    def _note(self, result: dict[str, Any]) -> None:
-        self._round = int(result.get("round", self._round))
-        self._seconds = float(result.get("time_total_s") or 0.0)
-        self._count += 1
+    def row(self, result: Report) -> Report:
+        """A report as `progress.csv` has it."""
+        flat = _flat(result)
+        return {name: flat.get(name, "") for name in self.columns}
+
+    def _note(self, result: Report) -> None:
+        n, seconds = int(result.get("round", self._round)), float(result.get("time_total_s") or 0.0)
+        self.columns = self.columns or [*_flat(result)]
+        self._round, self._seconds, self._count = n, seconds, self._count + 1
         self._ended = bool(result.get("done")) and result.get("status") != "failed"
 
 
-class _Continued:
-    """A logger of Tune that goes on after what an earlier process has left of a trial."""
+@dataclass(eq=False)
+class _Place:
+    """A trial as Tune's loggers see it, and where they write."""
+
+    name: str
+    local_path: str
+    config: dict[str, Any]
+    evaluated_params: dict[str, Any]
+    checkpoint: None = None  # they have nothing to fetch
+
+    def init_local_path(self) -> None:
+        """Make the folder; not the study's, which may have been moved."""
+        Path(self.local_path).mkdir(exist_ok=True)
+
+
+class _Events(TBXLoggerCallback):
+    """TensorBoard's events: a further file beside the earlier ones."""
+
+    def fill(self, place: Any, reports: Iterable[Report], folder: Store) -> None:
+        """Write what its queue had not yet written when the earlier process was killed.
+
+        Args:
+            place: the trial.
+            reports: all that it has told.
+            folder: where its earlier events lie.
+        """
+        last, tags = 0, set[str]()
+        for name in folder.names():
+            for event in _events(folder.read(name)) if name.startswith(EVENTS) else ():
+                if event.step > last:
+                    last, tags = event.step, set()
+                if event.step == last:
+                    tags |= {value.tag for value in event.summary.value}
+        for step, report in enumerate(reports, start=1):
+            known = tags if step == last else set[str]()
+            found = {k: v for k, v in _flat(report).items() if f"ray/tune/{k}" not in known}
+            if step >= last:
+                self.log_trial_result(step, place, found | {"training_iteration": step})
+
+
+class TuneFiles(LoggerCallback):
+    """Tune's loggers, each writing where its files stay, after what lies there.
+
+    A context manager: inside, Tune adds none of its own.
+    """
 
     def __init__(self, folder: Store) -> None:
-        """Read nothing yet.
+        """Nothing is read or written yet.
 
         Args:
             folder: of the study.
         """
-        super().__init__()
-        self._folder, self._past = folder, dict[str, Past]()
+        self._folder = folder
+        # Any: to them a _Place is a trial
+        self._results: Any = JsonLoggerCallback()  # type: ignore[no-untyped-call]
+        self._progress: Any = CSVLoggerCallback()  # type: ignore[no-untyped-call]
+        self._events: Any = None
+        with suppress(ImportError):  # its package is missing
+            self._events = _Events()  # type: ignore[no-untyped-call]
+        self._known: dict[str, tuple[_Place, Past]] = {}
+
+    def __enter__(self) -> "TuneFiles":
+        """Tell Tune that it has its loggers."""
+        self._before = os.environ.get(HAS_LOGGERS)
+        os.environ[HAS_LOGGERS] = "1"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Studies of others in this process have theirs again."""
+        if self._before is None:
+            del os.environ[HAS_LOGGERS]
+        else:
+            os.environ[HAS_LOGGERS] = self._before
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune saves its callbacks, and nobody reads them."""
         return {}
 
     def log_trial_start(self, trial: Any) -> None:
-        """As `LoggerCallback.log_trial_start`."""
-        if str(trial) not in self._past:
-            trial.init_local_path()
-            past = self._past[str(trial)] = Past(self._folder.find(f"{trial}/{RESULTS}"))
-            self._bring(trial, past, Path(trial.local_path))
-        super().log_trial_start(trial)  # type: ignore[misc]
+        """As `LoggerCallback.log_trial_start`, in each process of the trial."""
+        first, reports = str(trial) not in self._known, list[Report]()
+        if first:
+            place, past = self._place(trial), Past()
+            reports = self._restore(place, past)
+            self._known[place.name] = place, past
+        place, past = self._known[str(trial)]
+        past.begin()
+        for logger in self._loggers():
+            logger.log_trial_start(place)
+        if first and self._events is not None:
+            self._events.fill(place, reports, self._folder.under(place.name))
 
-    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+    def log_trial_result(self, iteration: int, trial: Any, result: Report) -> None:
         """As `LoggerCallback.log_trial_result`."""
-        found = self._past[str(trial)].take(result)
+        place, past = self._known[str(trial)]
+        found = past.take(result)
         if found is not None:
-            super().log_trial_result(iteration, trial, self._form(trial, found))  # type: ignore[misc]
+            self._results.log_trial_result(iteration, place, found)
+            self._progress.log_trial_result(iteration, place, past.row(found))
+            if self._events is not None:
+                self._events.log_trial_result(iteration, place, found)
 
-    def _bring(self, trial: Any, past: Past, where: Path) -> None:
-        """Put what is there where Tune appends."""
+    def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+        """As `LoggerCallback.log_trial_end`."""
+        if str(trial) not in self._known:  # it could not even start
+            return
+        place, _ = self._known[str(trial)]
+        for logger in self._loggers():
+            logger.log_trial_end(place, failed)
+        if not self._folder.local:
+            for file in sorted(Path(place.local_path).iterdir()):
+                if file.name.startswith((RESULTS, PROGRESS, EVENTS)):
+                    self._folder.write(f"{place.name}/{file.name}", file.read_bytes())
 
-    def _form(self, trial: Any, result: dict[str, Any]) -> dict[str, Any]:
-        return result
+    def _loggers(self) -> Iterator[Any]:
+        yield from (self._results, self._progress)
+        if self._events is not None:
+            yield self._events
 
+    def _place(self, trial: Any) -> _Place:
+        """Where the loggers write: in the study's folder if it is one of this machine."""
+        trial.init_local_path()
+        local = f"{self._folder.root}/{trial}" if self._folder.local else trial.local_path
+        place = _Place(str(trial), str(local), trial.config, trial.evaluated_params)
+        place.init_local_path()
+        return place
 
-class Results(_Continued, JsonLoggerCallback):
-    """`result.json`, a line for each report."""
-
-    def _bring(self, trial: Any, past: Past, where: Path) -> None:
-        (where / RESULTS).write_text("".join(f"{line}\n" for line in past.lines))
-
-
-class Progress(_Continued, CSVLoggerCallback):
-    """`progress.csv`, whose columns are those of its first report."""
-
-    def __init__(self, folder: Store) -> None:
-        """As `_Continued`."""
-        super().__init__(folder)
-        self._columns: dict[str, list[str]] = {}
-
-    def _bring(self, trial: Any, past: Past, where: Path) -> None:
-        data = self._folder.find(f"{trial}/{PROGRESS}") or b""
-        whole = data[: data.rfind(b"\n") + 1]  # the rest was cut off
-        if whole:
-            self._columns[str(trial)] = next(csv.reader([whole.decode().splitlines()[0]]))
-            (where / PROGRESS).write_bytes(whole)
-
-    def _form(self, trial: Any, result: dict[str, Any]) -> dict[str, Any]:
-        flat = flatten_dict({k: v for k, v in result.items() if k != "config"}, delimiter="/")
-        columns = self._columns.setdefault(str(trial), [*flat])
-        return {name: flat.get(name, "") for name in columns}
-
-
-class Events(_Continued, TBXLoggerCallback):
-    """TensorBoard's events: a further file beside the earlier ones, whose steps it counts on."""
+    def _restore(self, place: _Place, past: Past) -> list[Report]:
+        """Put what was told before where the loggers append, and return it."""
+        lines = past.read(self._folder.find(f"{place.name}/{RESULTS}") or b"")
+        reports = [json.loads(line) for line in lines]
+        there = Store(place.local_path)
+        whole = {RESULTS: "".join(f"{line}\n" for line in lines), PROGRESS: _table(past, reports)}
+        for name, text in whole.items():
+            if (there.find(name) or b"") != text.encode():
+                there.write(name, text.encode())
+        return reports
 
 
-def loggers(folder: Store) -> list[Any]:
-    """Tune's loggers, continuing what lies in the folder of a study.
+def _flat(result: Report) -> Report:
+    """A report without its configuration, `{"a": {"b": 1}}` as `{"a/b": 1}`."""
+    flat: Report = flatten_dict({k: v for k, v in result.items() if k != "config"}, delimiter="/")
+    return flat
 
-    Args:
-        folder: of the study.
 
-    Returns:
-        Callbacks; without TensorBoard's where its package is missing.
-    """
-    found: list[Any] = [Results(folder), Progress(folder)]
-    try:
-        found.append(Events(folder))
-    except ImportError:
-        pass
-    return found
+def _table(past: Past, reports: list[Report]) -> str:
+    """Reports as `progress.csv` holds them; "" if there are none."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, past.columns)
+    if reports:
+        writer.writeheader()
+    writer.writerows(map(past.row, reports))
+    return text.getvalue()
+
+
+def _events(data: bytes) -> Iterator[Any]:
+    """The whole records of an event file: length, 4 bytes, event, 4 bytes."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    at = 0
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        begin, at = at + 12, at + 16 + length
+        if at <= len(data):  # else it was cut off
+            yield Event.FromString(data[begin : begin + length])
