@@ -14,7 +14,7 @@ import io
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +113,7 @@ class _Place:
 class _Events(TBXLoggerCallback):
     """TensorBoard's events: a further file beside the earlier ones."""
 
-    def fill(self, place: Any, reports: Iterable[Report], folder: Store) -> None:
+    def fill(self, place: Any, reports: list[Report], folder: Store) -> None:
         """Write what its queue had not yet written when the earlier process was killed.
 
         Args:
@@ -128,11 +128,11 @@ class _Events(TBXLoggerCallback):
                     last, tags = event.step, set()
                 if event.step == last:
                     tags |= {value.tag for value in event.summary.value}
-        for step, report in enumerate(reports, start=1):
+        begin = max(last, 1)
+        for step, report in enumerate(reports[begin - 1 :], start=begin):
             known = tags if step == last else set[str]()
             found = {k: v for k, v in _flat(report).items() if f"ray/tune/{k}" not in known}
-            if step >= last:
-                self.log_trial_result(step, place, found | {"training_iteration": step})
+            self.log_trial_result(step, place, found | {"training_iteration": step})
 
 
 class TuneFiles(LoggerCallback):
