@@ -88,7 +88,8 @@ def load(
         ):
             raise ValueError(
                 f"{file} holds weights in {place} and others in {other}, expected one of them: "
-                f'write torch.save(torch.load("{file}"){other}, "other.pt") and name that file'
+                f'write torch.save(torch.load("{file}", weights_only=True){other}, "other.pt") '
+                "and name that file"
             )
     target.load_state_dict(chosen, strict=False)
 
