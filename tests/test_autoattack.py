@@ -387,7 +387,7 @@ def test_trap_wrong_input_is_refused_clearly(net, held_out, change, message):
 @pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_trap_images_too_small_for_square_are_refused(norm):
     x, y = torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match=f"images are 4 high, expected >= 5 for the {norm}"):
+    with pytest.raises(ValueError, match=f"its {norm} form does not tile images of 4 x 4"):
         autoattack(nn.Flatten(), x, y, ThreatModel(norm, 0.1), classes=16)
 
 

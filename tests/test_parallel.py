@@ -43,7 +43,7 @@ EXPERIMENTS = {
         "average": {"name": "ema"},
         "restarts": [0.5],
         "telemetry": 2,
-        "threat": {"eps": 0.1, "agents": [{}, {"eps": 0.05}, {"norm": "l2", "eps": 0.5}]},
+        "threat": {"eps": 0.1, "agents": [{}, {"eps": 0.05}, {"eps": 0.02}]},
         "stop": {"fosc": {"threshold": 1e-9}, "on_instability": "heal"},
         "evaluate": {"every": 2, "images": 32, "test": 64, "autoattack": 0, "agents": True},
     },

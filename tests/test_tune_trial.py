@@ -12,6 +12,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from test_ray import experiment
 
 from raydist import load
+from raydist.engine.lock import Held
 from raydist.engine.store import Store
 from raydist.record import Event, Record
 from raydist.study import from_tree
@@ -90,7 +91,7 @@ def test_the_driver_keeps_little_of_a_trial_that_has_ended():
     trial = TuneTrial("raydist", stub=True)
     trial.update_last_result({f"metric {n}": 0.0 for n in range(50)} | {"training_iteration": 1})
     before = len(trial.get_json_state()[1])
-    TuneProgress(1, quiet=True).on_trial_complete(1, [trial], trial)
+    TuneProgress(1, Held(), quiet=True).on_trial_complete(1, [trial], trial)
     assert trial.last_result["metric 7"] == 0.0
     assert len(trial.get_json_state()[1]) < before / 4
 

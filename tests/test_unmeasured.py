@@ -69,7 +69,7 @@ def fails(*_, **__):
         ("raydist.measure.attacks.breaks", "apgd-ce", {"apgd_ce_acc"}),
         ("raydist.measure.masks._traces", "hessian", {"hessian_trace"}),
         ("raydist.measure.masks.stationarity", "fosc", set()),
-        ("raydist.measure.accuracy.correct", "test images", {"clean_acc", "pgd2_acc"}),
+        ("raydist.measure.accuracy.correct", "test images: agent 0", {"clean_acc", "pgd2_acc"}),
     ],
 )
 def test_a_failed_measurement_is_named_and_loses_nothing(

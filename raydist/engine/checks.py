@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from raydist.config import Experiment, InputError
+from raydist.engine.death import AgentError
 from raydist.engine.excess import unpredictable
 from raydist.engine.own import Own
 from raydist.engine.task import quadratic_of
@@ -40,7 +41,7 @@ def checked(where: str, build: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 def one_line(error: BaseException) -> str:
     """An error's text; its type too, unless it is one that our own checks raise."""
     text = " ".join(str(error).split())
-    ours = text and isinstance(error, ValueError | FileNotFoundError)
+    ours = text and isinstance(error, ValueError | FileNotFoundError | AgentError)
     return text if ours else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
