@@ -29,6 +29,12 @@ def ray_cluster() -> Iterator[dict[str, float]]:
     # the agents' processes import the helpers beside this file, as a user's would import their own
     here = os.path.dirname(__file__)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        address="local",  # whatever other Ray runs on this machine
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
     yield dict(ray.cluster_resources())
     ray.shutdown()
