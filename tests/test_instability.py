@@ -109,7 +109,7 @@ def test_an_instability_lasts_as_long_as_fosc_is_high(before, warmup, length, en
     flags = [bool(run.judge(n, value)) for n, value in enumerate(values)]
     assert flags == [False] * first + [True] * length + [False] * (len(values) - first - length)
     over = (first + length, "alone") if ends else (None, "")
-    assert run.episodes == [Episode(first, *over)]
+    assert (run.count, run.first, run.last) == (1, Episode(first, *over), run.first)
     assert run.in_a_row == (0 if ends else length)
 
 
@@ -142,13 +142,17 @@ def test_the_reference_is_the_median_of_what_was_calm(values, warmup, cut):
 
 
 def chronicle(rounds, flags, remedied=()):
-    run = Chronicle(threshold=0.5)
+    """All episodes, each as it was known when the next one began."""
+    run, found = Chronicle(threshold=0.5), {}
     for n in range(1, max(rounds, default=0) + 1):
         if n in remedied:
             run.remedied()
         if n in rounds:
             run.judge(n, float(flags[rounds.index(n)]))
-    return run.episodes
+            found |= {run.last.onset_round: run.last} if run.last else {}
+    episodes = [*found.values()]
+    assert (run.count, run.first) == (len(found), episodes[0] if found else None)
+    return episodes
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,6 @@ def run(plan, path, pool=None, until=None):
         for record in train(pool, plan, keeper, ending):
             folder.add(record)
             pool.settle()  # so that the snapshots of a test are where it expects them
-            keeper._next_look = 0.0
             if record.round == until:
                 folder.flush()
                 keeper.look()

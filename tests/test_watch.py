@@ -1,5 +1,6 @@
 """Healing, watching, periods, distributional training, fine-tuning and telemetry in whole runs."""
 
+import json
 import math
 
 import numpy as np
@@ -58,13 +59,13 @@ def test_the_noise_is_added_before_the_attack():
     pool.shutdown()
 
 
-def seen(stop, fosc):
+def seen(stop, fosc, rounds=99):
     """A watch that has seen FOSC in rounds 1, 2, ... of a run with two rounds in an epoch.
 
     Returns:
         The watch, the flags of the rounds, the rounds that had the remedy's noise.
     """
-    tree = digits(**UNSTABLE | {"rounds": 99, "evaluate": {"every": 1}}, stop=stop)
+    tree = digits(**UNSTABLE | {"rounds": rounds, "evaluate": {"every": 1}}, stop=stop)
     watch, flags, noisy = Watch(make_plan(validate(tree))), [], []
     for n, value in enumerate(fosc, 1):
         noisy += [n] if watch.noisy(n) else []
@@ -90,12 +91,25 @@ def test_an_instability_that_ends_is_recorded_with_its_rounds():
         assert found == {"unstable_episodes": length > 0, **columns}
 
 
+def test_what_a_resumed_rule_knows_does_not_grow_with_the_run():
+    """Ten thousand measurements, every tenth unstable: as many bytes as after two thousand."""
+    stop = {"fosc": {"relative": 4.0, "warmup": 2}, "on_instability": "watch"}
+    values = [0.6 if n % 10 == 9 else 0.125 for n in range(10_000)]
+    sizes = []
+    for length in (2000, 10_000):
+        watch = seen(stop, values[:length], rounds=20_000)[0]
+        assert watch.summary()["unstable_episodes"] == length / 10
+        sizes.append(len(json.dumps(watch.dump())))
+    assert sizes[1] <= sizes[0] + 10  # digits of rounds
+
+
 def test_the_remedy_follows_an_epoch_whose_last_measurement_is_unstable():
     """Epochs of rounds 1-2, 3-4, ...: unstable at first only, at last only, in both, in none."""
     stop = {"fosc": {"threshold": 0.5}, "on_instability": "heal", "remedy": {"batches": 1}}
     watch, _, noisy = seen(stop, [0.9, 0.1, 0.1, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1])
     assert noisy == [5, 7]
-    first, second = watch._chronicle.episodes
+    assert watch._chronicle.count == 2
+    first, second = watch._chronicle.first, watch._chronicle.last
     assert (first.onset_round, first.recovery_round, first.by) == (1, 2, "alone")
     assert (second.onset_round, second.recovery_round, second.by) == (4, 7, "remedy")
 

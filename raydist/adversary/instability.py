@@ -44,9 +44,12 @@ class Episode:
 class Chronicle:
     """The measurements of a run, one after the other, and its times of instability.
 
+    What is kept does not grow with the run.
+
     Attributes:
-        episodes: the times of instability, in their order; only the last one can be without
-            recovery.
+        count: how many times of instability there were.
+        first: the first of them; None if there was none.
+        last: the last of them, the only one that can be without recovery.
         in_a_row: how many of the last measurements showed a sign without one that did not: from
             some number on it is time to stop.
 
@@ -54,8 +57,8 @@ class Chronicle:
         >>> run = Chronicle(relative=4.0)
         >>> [sorted(run.judge(n, fosc)) for n, fosc in enumerate([0.1, 0.1, 0.6, 0.6, 0.1])][2:]
         [['fosc_relative'], ['fosc_relative'], []]
-        >>> run.episodes
-        [Episode(onset_round=2, recovery_round=4, by='alone')]
+        >>> run.count, run.first
+        (1, Episode(onset_round=2, recovery_round=4, by='alone'))
     """
 
     def __init__(
@@ -78,7 +81,9 @@ class Chronicle:
         if warmup < 0:
             raise ValueError(f"warmup is {warmup}, expected an integer >= 0: write 3")
         self._threshold, self._relative, self._warmup = threshold, relative, warmup
-        self.episodes: list[Episode] = []
+        self.count = 0
+        self.first: Episode | None = None
+        self.last: Episode | None = None
         self.in_a_row, self._seen, self._helped = 0, 0, False
         self._calm: deque[float] = deque(maxlen=REFERENCE)
 
@@ -129,7 +134,9 @@ class Chronicle:
     def dump(self) -> dict[str, Any]:
         """The state as JSON has it."""
         return {
-            "episodes": [asdict(episode) for episode in self.episodes],
+            "count": self.count,
+            "first": self.first and asdict(self.first),
+            "last": self.last and asdict(self.last),
             "in_a_row": self.in_a_row,
             "seen": self._seen,
             "helped": self._helped,
@@ -138,7 +145,10 @@ class Chronicle:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `dump` gave."""
-        self.episodes = [Episode(**episode) for episode in state["episodes"]]
+        self.count = state["count"]
+        self.first, self.last = (
+            state[which] and Episode(**state[which]) for which in ("first", "last")
+        )
         self.in_a_row, self._seen = state["in_a_row"], state["seen"]
         self._helped = state["helped"]
         self._calm = deque(state["calm"], maxlen=REFERENCE)
@@ -151,11 +161,13 @@ class Chronicle:
     def _take_down(self, n: int, flag: bool) -> None:
         """An episode begins, goes on or ends."""
         if flag and self.in_a_row == 0:
-            self.episodes.append(Episode(n))
-            self._helped = False
+            self.count, self.last, self._helped = self.count + 1, Episode(n), False
         elif not flag and self.in_a_row > 0:
             by: Literal["alone", "remedy"] = "remedy" if self._helped else "alone"
-            self.episodes[-1] = replace(self.episodes[-1], recovery_round=n, by=by)
+            assert self.last is not None
+            self.last = replace(self.last, recovery_round=n, by=by)
+        if self.count == 1:
+            self.first = self.last
         self.in_a_row = self.in_a_row + 1 if flag else 0
 
 

@@ -67,24 +67,27 @@ def train(
         if ending is not None:
             ending(pool, record.round)
 
-    while True:
-        try:
-            start, watch = keeper.resume(pool, told)
-            if early is not None and told < 0 < start:
-                told, latest = start, keeper.newest()
-                if latest is not None:
-                    yield latest
-            told = max(told, start or -1)
-            begun = latest if latest is not None and latest.round == start else None
-            for record in _rounds(pool, plan, watch, keeper, start, last, leaves, close, begun):
-                if record.round > told or record.outcome is not None:
-                    told, latest = record.round, record
-                    yield record
-            return
-        except _TooFar as end:
-            last = end.last
-        except AgentDied as death:
-            keeper.survive(death, max(told, 0))
+    try:
+        while True:
+            try:
+                start, watch = keeper.resume(pool, told)
+                if early is not None and told < 0 < start:
+                    told, latest = start, keeper.newest()
+                    if latest is not None:
+                        yield latest
+                told = max(told, start or -1)
+                begun = latest if latest is not None and latest.round == start else None
+                for record in _rounds(pool, plan, watch, keeper, start, last, leaves, close, begun):
+                    if record.round > told or record.outcome is not None:
+                        told, latest = record.round, record
+                        yield record
+                return
+            except _TooFar as end:
+                last = end.last
+            except AgentDied as death:
+                keeper.survive(death, max(told, 0))
+    finally:
+        keeper.close()
 
 
 class _Flight:

@@ -16,7 +16,7 @@ from raydist.folder import Folder, Stopwatch
 from raydist.record import Event, Record
 
 USUAL_SECONDS = 30.0  # between two snapshots
-LOOKING = 0.05  # the driver's share of time, at most, in which it looks for the agents' files
+PATIENCE = 2  # cadences for which a snapshot is written before the run waits for its disk
 log = logging.getLogger("raydist")
 
 
@@ -35,9 +35,8 @@ class Keeper:
         self._clock = Stopwatch() if folder is None else folder.clock
         self._began = time.monotonic()
         self._taken = {0: self._began}  # when the state that may be needed was copied, by round
-        self._last, self._next_look = self._began, 0.0
-        self._cadence = self._table.seconds or USUAL_SECONDS  # between the last two snapshots
-        self._failing = False  # the last snapshot could not be written
+        self._last = self._began
+        self._failed: int | None = None  # the last snapshot that could not be written
         self._deaths = 0
         self._open: list[tuple[AgentDied, int]] = []  # deaths, at which round: not yet made good
         self._shelf: Shelf | None = None
@@ -45,7 +44,7 @@ class Keeper:
             url = f"{folder.url}/snapshots"
             if self._table.path is not None:
                 url = f"{self._table.path.rstrip('/')}/{folder.name}-{folder.hash}"
-            self._shelf = Shelf(url, folder.hash, plan.agents, self._unusable)
+            self._shelf = Shelf(url, folder.hash, plan.agents, self._table.keep, self._unusable)
 
     def seconds(self) -> float:
         """How long the run has taken, with what earlier tries took."""
@@ -61,7 +60,10 @@ class Keeper:
             return False
         if self._table.every is not None:
             return n % self._table.every == 0
-        return time.monotonic() - self._last >= (self._table.seconds or USUAL_SECONDS)
+        # what takes longer to write than the cadence stretches it: the run does not wait
+        cadences = 1 if self._shelf.begun is None else PATIENCE
+        since = time.monotonic() - self._last
+        return since >= cadences * (self._table.seconds or USUAL_SECONDS)
 
     def next(self, n: int) -> int:
         """The first round from n on that is known to be kept, or else the last round."""
@@ -77,24 +79,29 @@ class Keeper:
             watch: what was observed up to it.
         """
         assert self._shelf is not None
-        now = time.monotonic()
-        self._cadence, self._last = now - self._last, now
-        self._settle(pool, self._table.keep)
+        self._settle(pool)
+        self._last = now = time.monotonic()
         try:
             self._shelf.begin(n, {"seconds": self.seconds(), "watch": watch.dump()})
         except Exception as error:  # each kind of storage has its own
             self._not_kept(n, str(error))
             return
         pool.snapshot(n, self._shelf.url)
+        self._taken = {m: self._taken[m] for m in (0, *self._shelf.good) if m in self._taken}
         self._taken[n] = now
 
     def look(self) -> None:
-        """Complete the snapshots that all agents have written; in fact looks only now and then."""
-        began = time.monotonic()
-        if self._shelf is not None and self._shelf.waiting and began >= self._next_look:
-            self._complete(self._table.keep)
-            now = time.monotonic()
-            self._next_look = now + min((now - began) / LOOKING, self._cadence / 4)
+        """Publish the snapshot that was begun, once its round is told."""
+        if self._shelf is None or self._folder is None or self._shelf.published:
+            return
+        n, rounds = self._shelf.begun, self._folder.rounds
+        if n is not None and n <= rounds.last:
+            self._shelf.publish(rounds.until(n))
+
+    def close(self) -> None:
+        """The run is over, however: nothing is written any more."""
+        if self._shelf is not None:
+            self._shelf.settle()
 
     def finish(self, pool: Pool, record: Record) -> None:
         """At the end of the run: what was measured is written, and its last snapshot stays.
@@ -107,7 +114,8 @@ class Keeper:
             self._folder.add(record)
             self._folder.flush()
         if self._shelf is not None and self._table.every != 0:
-            self._settle(pool, 1)
+            self._settle(pool)
+            self._shelf.prune(1)
             self._shelf.tidy()
 
     def survive(self, death: AgentDied, at: int) -> None:
@@ -144,8 +152,8 @@ class Keeper:
             pool.revive()
         if self._shelf is not None:  # those who live may have written all that was missing
             pool.settle()
-            self._complete(self._table.keep)
-            self._shelf.forget()
+            self.look()
+            self._shelf.settle()
         found = self._restore(pool)
         if found is None:
             pool.reset(self._plan)
@@ -198,29 +206,24 @@ class Keeper:
         lost = wasted + now - began
         self._tell(Event("run resumed", earlier.reason, earlier.round, (), n, lost))
 
-    def _settle(self, pool: Pool, keep: int) -> None:
+    def _settle(self, pool: Pool) -> None:
         """Wait until the agents have written what was begun: it counts now, or never will."""
         assert self._shelf is not None
         wrong = [why for why in pool.settle() if why]
-        self._complete(keep)
-        for n in self._shelf.forget():
-            self._not_kept(n, f"it was not written: {'; '.join(wrong) or 'a part is missing'}")
-
-    def _complete(self, keep: int) -> None:
-        assert self._shelf is not None and self._folder is not None
-        rounds, before = self._folder.rounds, self._shelf.good
-        failed = self._shelf.complete(rounds.until, keep, rounds.last)
-        self._failing &= self._shelf.good == before
-        for n, why in failed.items():
-            self._not_kept(n, why)
-        kept = {0, *self._shelf.good, *self._shelf.begun}
-        self._taken = {n: at for n, at in self._taken.items() if n in kept}
+        self.look()
+        failed = self._shelf.settle()
+        if failed is not None:
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            n, why = failed
+            why = f"{wrong[0]}{more}" if wrong else why or "a part is missing"
+            self._not_kept(n, f"it was not written: {why}")
 
     def _not_kept(self, n: int, why: str) -> None:
         """A snapshot could not be written; told once until one can be again."""
-        if not self._failing:
-            self._failing = True
+        assert self._shelf is not None
+        if self._failed is None or any(m > self._failed for m in self._shelf.good):
             self._unusable(n, f"{why} (told once until a snapshot is whole again)")
+        self._failed = n
 
     def _unusable(self, n: int, why: str) -> None:
         self._tell(Event("snapshot unusable", why, n))

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import Any
 
 from raydist.engine.snapshot import (
@@ -21,7 +23,8 @@ from raydist.engine.spec import agent_file
 from raydist.engine.store import Store
 
 Tell = Callable[[int, str], None]  # round of a snapshot that cannot be used, and why
-History = Callable[[int], tuple[list[int], bytes]]  # as `Rounds.until`
+LOOKING = 0.05  # share of the time, at most, that goes into looking for the agents' parts,
+LEAST = 0.02  # and seconds between two looks, at least
 log = logging.getLogger("raydist")
 
 
@@ -43,24 +46,33 @@ class Found:
 
 
 class Shelf:
-    """The snapshots of one run at one place."""
+    """The snapshots of one run at one place.
 
-    def __init__(self, url: str, config: str, agents: int, tell: Tell) -> None:
+    One at a time is written: it is begun, its agents write their parts, it is published with what
+    was measured until then. A thread waits for the parts and writes the manifest the moment that
+    the last one is there: neither a long round nor a slow disk of the driver's delays it.
+    """
+
+    def __init__(self, url: str, config: str, agents: int, keep: int, tell: Tell) -> None:
         """Nothing is read or written yet.
 
         Args:
             url: where they lie.
             config: the hash of the experiment.
             agents: K.
+            keep: how many snapshots stay.
             tell: is told of each snapshot that cannot be used.
         """
         self.url, self._store, self._config, self._tell = url, Store(url), config, tell
         self._files = [agent_file(k) for k in range(agents)]
-        self._begun: dict[int, Mapping[str, Any]] = {}
-        self._good: list[int] = []
+        self._keep, self._good = keep, list[int]()
+        self._begun: tuple[int, Mapping[str, Any]] | None = None
+        self._publisher: Thread | None = None
+        self._all_written = Event()  # no part is being written any more
+        self._trouble = ""
 
     def begin(self, n: int, body: Mapping[str, Any]) -> None:
-        """The agents are about to write snapshot n: make room for it.
+        """The agents are about to write snapshot n: make room for it. No other is being written.
 
         Args:
             n: the round.
@@ -68,67 +80,59 @@ class Shelf:
         """
         self._good = [m for m in self._good if m != n]
         self._store.remove(folder_of(n))
-        self._begun[n] = body
+        self._begun, self._publisher, self._trouble = (n, body), None, ""
 
     @property
-    def waiting(self) -> bool:
-        """Whether snapshots are being written."""
-        return bool(self._begun)
+    def begun(self) -> int | None:
+        """The round of the snapshot that is being written, None if there is none."""
+        return None if self._begun is None else self._begun[0]
 
     @property
-    def begun(self) -> list[int]:
-        """The rounds of the snapshots that are being written."""
-        return [*self._begun]
+    def published(self) -> bool:
+        """Whether the snapshot that was begun needs nothing more than its parts."""
+        return self._publisher is not None
 
     @property
     def good(self) -> list[int]:
         """The rounds of the snapshots that count, of those that this process knows."""
         return [*self._good]
 
-    def complete(self, history: History, keep: int, told: int) -> dict[int, str]:
-        """Write the manifests of the snapshots that are all there, and remove what is old.
+    def publish(self, history: tuple[list[int], bytes]) -> None:
+        """Let the snapshot that was begun count as soon as its last part is there.
 
         Args:
-            history: (n) -> what was measured up to round n.
-            keep: how many snapshots stay.
-            told: the last round that the history has.
+            history: what was measured up to its round, as `Rounds.until`.
+        """
+        assert self._begun is not None
+        self._all_written.clear()
+        self._publisher = Thread(target=self._publish, args=(*self._begun, history), daemon=True)
+        self._publisher.start()
+
+    def settle(self) -> tuple[int, str] | None:
+        """No part is being written any more: what was begun counts now, or never will.
 
         Returns:
-            The rounds of the snapshots that could not be completed, and why.
+            The round of the snapshot that never will, and why, "" if a part is missing; None if
+            there is none.
         """
-        failed: dict[int, str] = {}
-        for n in sorted(m for m in self._begun if m <= told):
-            try:
-                files = self._receipts(n)
-                if files is not None:
-                    self._count(n, files, history(n))
-            except Exception as error:  # each kind of storage has its own; it ends no run
-                self._begun.pop(n, None)
-                failed[n] = str(error) or type(error).__name__
-        self.prune(keep)
-        return failed
-
-    def forget(self) -> list[int]:
-        """Give up the snapshots that were not completed.
-
-        Returns:
-            Their rounds.
-        """
-        given_up = sorted(self._begun)
-        self._begun.clear()
-        for n in given_up:
-            self._remove(folder_of(n))
-        return given_up
+        self._all_written.set()
+        if self._publisher is not None:
+            self._publisher.join()
+        if self._begun is None:
+            return None
+        (n, _), self._begun = self._begun, None
+        self._remove(folder_of(n))
+        return n, self._trouble
 
     def prune(self, keep: int) -> None:
-        """Remove all but the last `keep` snapshots that count and those that are being written."""
+        """Remove all but the last `keep` of the snapshots that count."""
         old, self._good = self._good[:-keep], self._good[-keep:]
         for n in old:
             self._remove(folder_of(n))
 
     def tidy(self) -> None:
-        """Remove whatever does not count and is not being written."""
-        stay = {folder_of(n) for n in (*self._good, *self._begun)}
+        """Remove whatever does not count; nothing is being written."""
+        stay = {folder_of(n) for n in self._good}
         try:
             for folder in {*self._store.names()} - stay:
                 self._remove(folder)
@@ -158,14 +162,31 @@ class Shelf:
         """The run goes on from snapshot n: later ones do not count."""
         self._good = [m for m in self._rounds() if m <= n and self._has_manifest(m)]
 
-    def _count(self, n: int, files: dict[str, str], history: tuple[list[int], bytes]) -> None:
+    def _publish(self, n: int, body: Mapping[str, Any], history: tuple[list[int], bytes]) -> None:
+        """Write what is the driver's, wait for the agents' parts, make the snapshot count."""
         folder, (parts, rows) = folder_of(n), history
-        self._store.write(f"{folder}/{HISTORY}", rows)
-        files[HISTORY] = checksum(rows)
-        body = {**self._begun[n], "config": self._config, "files": files, "parts": parts}
-        write_manifest(self._store, folder, body)
-        del self._begun[n]
-        self._good.append(n)
+        try:
+            self._store.write(f"{folder}/{HISTORY}", rows)
+            files = self._wait_for_parts(n)
+            if files is not None:
+                files[HISTORY] = checksum(rows)
+                whole = {**body, "config": self._config, "files": files, "parts": parts}
+                write_manifest(self._store, folder, whole)
+                self._good.append(n)
+                self.prune(self._keep)
+                self._begun = None
+        except Exception as error:  # each kind of storage has its own; it ends no run
+            self._trouble = str(error) or type(error).__name__
+
+    def _wait_for_parts(self, n: int) -> dict[str, str] | None:
+        """As `_receipts`, once nothing is being written any more or all are there."""
+        over = False
+        while True:
+            began = time.monotonic()
+            files = self._receipts(n)
+            if files is not None or over:
+                return files
+            over = self._all_written.wait(max((time.monotonic() - began) / LOOKING, LEAST))
 
     def _receipts(self, n: int) -> dict[str, str] | None:
         """The checksums of all agents' parts; None if some are not there yet."""

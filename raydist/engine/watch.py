@@ -110,11 +110,11 @@ class Watch:
             columns["catastrophic_overfitting_round"] = float(self._overfitting)
         if self._rule is None:
             return columns
-        found = self._chronicle.episodes
-        columns["unstable_episodes"] = float(len(found))
-        if found:
-            columns["onset_round"] = float(found[0].onset_round)
-            columns["recovered_by"] = found[0].by
-            if found[0].recovery_round is not None:
-                columns["recovery_round"] = float(found[0].recovery_round)
+        first = self._chronicle.first
+        columns["unstable_episodes"] = float(self._chronicle.count)
+        if first is not None:
+            columns["onset_round"] = float(first.onset_round)
+            columns["recovered_by"] = first.by
+            if first.recovery_round is not None:
+                columns["recovery_round"] = float(first.recovery_round)
         return columns
