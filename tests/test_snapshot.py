@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from raydist.engine.keeper import Keeper
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
 from raydist.engine.shard import Shard, Shards, capture, pack, unpack
+from raydist.engine.shelf import Shelf
 from raydist.engine.snapshot import SnapshotError, checksum
 from raydist.engine.store import Store
 from raydist.folder import Folder
@@ -438,6 +440,41 @@ def test_an_agent_does_not_wait_for_its_disk(tmp_path, monkeypatch):
     assert pool.restore(1, str(tmp_path), sums) == [""] * 4
     np.testing.assert_array_equal(np.stack(pool.states()), np.stack(kept))
     pool.shutdown()
+
+
+def test_a_snapshot_counts_as_soon_as_its_last_part_is_there(tmp_path):
+    """In the middle of a round however long: nobody needs to look."""
+    pool = LocalPool(plan_of(LINEAR))
+    pool.step(1)
+    pool.close(1)
+    shelf = Shelf(str(tmp_path), "hash", 4, 2, pytest.fail)
+    manifest = tmp_path / "round-000001" / "manifest.json"
+    shelf.begin(1, {})
+    shelf.publish(([], b"rows"))
+    for agent in pool.agents:
+        assert not manifest.exists() and not shelf.good
+        shards = Shards(agent)
+        shards.write(1, str(tmp_path))
+        shards.settle()
+    end = time.monotonic() + 60
+    while shelf.begun is not None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert manifest.exists() and shelf.good == [1] and shelf.settle() is None
+    pool.shutdown()
+
+
+def test_a_disk_slower_than_the_cadence_stretches_it(tmp_path):
+    """The run waits for a snapshot only when that took twice the time between two."""
+    plan = plan_of(LINEAR, every=None, seconds=100.0)
+    keeper, due = Keeper(plan, begun(plan, tmp_path)), []
+    for writing in (False, True):
+        if writing:
+            keeper._shelf.begin(1, {})
+        for seconds in (50, 150, 250):
+            keeper._last = time.monotonic() - seconds
+            due.append(keeper.due(1))
+    assert due == [False, True, True, False, False, True]
+    keeper.close()
 
 
 def test_a_shard_reads_back_to_the_last_bit():
