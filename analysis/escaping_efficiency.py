@@ -77,7 +77,7 @@ def panel(ax: Axes, rounds: pd.DataFrame, theory: bool) -> None:
         color = style["color"]
         ax.fill_between(agents.index, agents["min"], agents["max"], color=color, alpha=0.2, lw=0)
         if theory:
-            line = curve(rows, "excess_risk_theory", "centroid")["mean"]
+            line = curve(rows, "excess_risk_theory", "mean")["mean"]
             ax.plot(line.index, line, color=color, lw=1.5)
     risks = rounds["metric"].isin(["excess_risk", "centroid_excess_risk"])
     chosen = rounds[risks & rounds["agent"].isin(["mean", "centroid"])]

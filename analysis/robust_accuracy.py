@@ -3,8 +3,8 @@
 python analysis/robust_accuracy.py runs/quickstart [--out FILE.png]
 
 Beside the figure it prints the numbers in it: mean and standard deviation over the trials of each
-strategy and eps (seeds and every other axis) that have the same length and status, and how many
-trials that was.
+strategy and eps (seeds and every other axis) that have the same length, status and number of images,
+and how many trials that was.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd
 import typer
 
 from raydist import load, load_rounds, plot
-from raydist.seeds import LIKE
+from raydist.seeds import LIKE, comparable
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -30,7 +30,11 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     accuracies = [name for name in ("clean_acc", *plot.ROBUST) if name in done]
     risks = [name for name in ("excess_risk", "excess_risk_theory") if name in done]
     shown = done.assign(**{name: 100 * done[name] for name in accuracies})
-    groups = shown.groupby(["strategy", "threat.eps", *LIKE])
+    by = ["strategy", "threat.eps", *LIKE]
+    for name in accuracies:
+        parts = [comparable(rows, name) for _, rows in shown.groupby(by)]
+        shown[name] = pd.concat(parts) if parts else shown[name]
+    groups = shown.groupby(by)
     return groups[accuracies + risks].agg(["mean", "std", "count"])
 
 

@@ -61,9 +61,17 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when they are first used: agents start without Tune and pandas."""
+    """The public names, imported when they are first used: agents start without Tune and pandas.
+
+    Python's global randomness stays as it is, although Rich draws from it when it is imported.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module 'raydist' has no attribute {name!r}")
+    import random
     from importlib import import_module
 
-    return getattr(import_module(f"raydist.{_HOMES[name]}"), name)
+    state = random.getstate()
+    try:
+        return getattr(import_module(f"raydist.{_HOMES[name]}"), name)
+    finally:
+        random.setstate(state)

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raydist.seeds import kinds
+from raydist.seeds import comparable, kinds
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; a marker and a dash besides.
 STYLES: dict[str, dict[str, Any]] = {
@@ -29,7 +29,8 @@ ROBUST = {"autoattack_acc": "AutoAttack", "pgd20_acc": "PGD-20", "pgd10_acc": "P
 def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
     """Robust accuracy against eps, one line for each group, mean ± s.d. over the other axes.
 
-    Means are over trials of the same length and status; the others are single crosses.
+    Means are over trials of the same length, status and number of images; the others are single
+    crosses.
 
     Args:
         ax: where to draw.
@@ -41,7 +42,7 @@ def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
         return
     frame = frame.assign(group=_groups(frame), percent=100 * frame[metric])
     for i, (name, rows) in enumerate(frame.groupby("group", sort=False)):
-        alike, others = _alike(rows, "threat.eps")
+        alike, others = _alike(rows, "threat.eps", metric)
         by_eps = alike.groupby("threat.eps")["percent"].agg(["mean", "std"]).fillna(0.0)
         spread = by_eps["std"] if by_eps["std"].any() else None
         style = _style(str(name), i)
@@ -119,9 +120,13 @@ def over_rounds(
         ax.legend(fontsize=8)
 
 
-def _alike(frame: pd.DataFrame, by: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The trials that may be averaged, of each value of a column, and the others."""
+def _alike(
+    frame: pd.DataFrame, by: str, metric: str | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The trials of each value of a column of which a metric may be averaged, and the others."""
     parts = [kinds(rows)[0] for _, rows in frame.groupby(by, sort=False)]
+    if metric is not None:
+        parts = [rows.loc[comparable(rows, metric).index] for rows in parts]
     alike = pd.concat(parts) if parts else frame
     return alike, frame.drop(alike.index)
 
@@ -166,9 +171,8 @@ def figure(frame: pd.DataFrame, rounds: pd.DataFrame) -> Figure:
     fig, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     if (rounds["metric"] == "excess_risk").any():
         over_rounds(axes[0], frame, rounds, "excess_risk", "mean", "excess risk (mean over agents)")
-        over_rounds(
-            axes[2], frame, rounds, "excess_risk_theory", "centroid", "excess risk, theory (E1)"
-        )
+        label = "excess risk, theory (E1; mean over agents)"
+        over_rounds(axes[2], frame, rounds, "excess_risk_theory", "mean", label)
         axes[2].set_ylim(axes[0].get_ylim())
     else:
         budgets = frame["threat.eps"].nunique()

@@ -53,6 +53,7 @@ class Record:
         round: n; round 0 is the start.
         agents: of each agent, metric -> value.
         centroid: of the centroid, metric -> value.
+        predicted: of the mean over the agents, metric -> value: no agent has it for itself.
         outcome: how the run ended, in its last record only.
         final: the final numbers, in the last record only.
         images: one row for each test image, in the last record only.
@@ -61,18 +62,20 @@ class Record:
     round: int
     agents: Sequence[dict[str, float]]
     centroid: dict[str, float] = field(default_factory=dict)
+    predicted: dict[str, float] = field(default_factory=dict, kw_only=True)
     outcome: Outcome | None = None
     final: dict[str, float | str] = field(default_factory=dict)
     images: pd.DataFrame | None = None
 
     @property
     def mean(self) -> dict[str, float]:
-        """Means over the agents."""
+        """Means over the agents, measured and predicted."""
         names = dict.fromkeys(name for info in self.agents for name in info)
-        return {
+        measured = {
             name: float(np.mean([info[name] for info in self.agents if name in info]))
             for name in names
         }
+        return measured | self.predicted
 
     @property
     def numbers(self) -> dict[str, float]:

@@ -112,13 +112,13 @@ class Rounds:
             data = self._read(_name(len(self._ends) - 1))
         rows = [row for row in _unpacked(data) if row[0] == self.last]
         agents: dict[int, dict[str, float]] = {}
-        centroid: dict[str, float] = {}
+        others: dict[str, dict[str, float]] = {"centroid": {}, "mean": {}}
         for _, who, metric, value in rows:
-            if who == "centroid":
-                centroid[metric] = value
-            elif who != "mean":  # which follows from the agents
-                agents.setdefault(int(who), {})[metric] = value
-        return Record(self.last, [agents[k] for k in sorted(agents)], centroid)
+            (others[who] if who in others else agents.setdefault(int(who), {}))[metric] = value
+        mine = [agents[k] for k in sorted(agents)]
+        measured = {metric for info in mine for metric in info}
+        predicted = {metric: v for metric, v in others["mean"].items() if metric not in measured}
+        return Record(self.last, mine, others["centroid"], predicted=predicted)
 
     def until(self, n: int) -> tuple[list[int], bytes]:
         """What `restore` needs to go back to round n.

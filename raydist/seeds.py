@@ -3,6 +3,7 @@
 import pandas as pd
 
 from raydist.config import Experiment
+from raydist.measure.columns import base
 
 LIKE = ("status", "rounds_run")  # runs are compared where these agree
 
@@ -20,7 +21,8 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
         One row for each point, status and length: its configuration; `seeds`, the number of its
         trials; `status` and `rounds_run`; every number as the mean, and under its name with `_sd`
         the standard deviation (of a sample, missing for one seed). A number that only some of
-        these trials have is of those, and counted under its name with `_seeds`.
+        these trials have, or have of the same number of images (see `comparable`), is of those,
+        and counted under its name with `_seeds`.
 
     Example:
         >>> frame = pd.DataFrame(
@@ -38,7 +40,8 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
     names = [str(name) for name in frame if name != "seed"]
     fields = [name for name in names if name.split(".")[0] in Experiment.model_fields]
     like = [name for name in LIKE if name in frame]
-    numbers = frame.drop(columns=[*fields, *like, "seed"], errors="ignore").select_dtypes("number")
+    others = frame.drop(columns=[*fields, *like, "seed"], errors="ignore")
+    numbers = [str(name) for name in others.select_dtypes("number")]
     rows = []
     point = [frame[name].map(str) for name in fields] or [pd.Series("", index=frame.index)]
     for _, trials in frame.groupby(point, sort=False, dropna=False):
@@ -46,12 +49,31 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
             row = same.iloc[0][fields].to_dict() | {"seeds": len(same)}
             row |= same.iloc[0][like].to_dict()
             for name in numbers:
-                values = same[name].dropna()
+                values = comparable(same, name)
                 row |= {name: values.mean(), f"{name}_sd": values.std()}
                 if 0 < len(values) < len(same):
                     row[f"{name}_seeds"] = len(values)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def comparable(trials: pd.DataFrame, name: str) -> "pd.Series[float]":
+    """The values of a number that may be averaged: those of as many images each.
+
+    Args:
+        trials: one row for each.
+        name: of the number.
+
+    Returns:
+        The values of the trials that have it of the most frequent number of images (of several,
+        the largest); of all that have it, if it is not of images.
+    """
+    values: pd.Series[float] = trials[name].dropna()
+    images = f"{base(name)}_images"
+    if images not in trials or values.empty:
+        return values
+    of = trials.loc[values.index, images].fillna(0)
+    return values[of == of.mode().max()]
 
 
 def kinds(trials: pd.DataFrame) -> list[pd.DataFrame]:

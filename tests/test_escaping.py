@@ -309,7 +309,7 @@ def test_nothing_is_measured_unless_asked_for():
 def test_the_prediction_is_recorded_beside_the_measurement():
     tree = digits(evaluate={"subspace": 3})
     result, plan = run_experiment(tree), make_plan(validate(tree))
-    recorded = values(result, "excess_risk_theory", "centroid")
+    recorded = values(result, "excess_risk_theory", "mean")
     assert list(recorded) == list(values(result, "excess_risk")) == [0, 2, 4]
     x, y = plan.held()["risk"]
     images, labels = torch.tensor(x) * np.float32(plan.data.scale), torch.tensor(y)
@@ -401,5 +401,5 @@ def test_ray_agents_measure_the_same_excess_risk(ray_cluster):
     of = {"0": "excess_risk", "1": "excess_risk", "centroid": "centroid_excess_risk"}
     for who, risk in of.items():
         assert values(found, risk, who) == values(expected, risk, who)
-    theory = [values(run, "excess_risk_theory", "centroid") for run in (found, expected)]
+    theory = [values(run, "excess_risk_theory", "mean") for run in (found, expected)]
     assert theory[0] == theory[1] and len(theory[0]) == 2

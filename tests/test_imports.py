@@ -60,3 +60,17 @@ print("torch._dynamo" in sys.modules, sys.modules["torch"].__version__)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stdout.startswith("False"), (run.stdout, run.stderr)
+
+
+def test_what_is_imported_late_draws_nothing_from_pythons_global_randomness():
+    """Rich does, when a process asks for its first run."""
+    program = """
+import random, sys
+import raydist
+
+before = random.getstate()
+raydist.run_experiment, raydist.over_seeds
+print(before == random.getstate(), "rich.style" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.split() == ["True", "True"], (run.stdout, run.stderr)

@@ -15,7 +15,8 @@ ALL = 60
 
 def record(n):
     agents = [{"loss": n + k / 8, "lr": 0.1} for k in range(3)]
-    return Record(n, agents, {"val_loss": float(n)} if n % 5 == 0 else {})
+    measured = {"val_loss": float(n)} if n % 5 == 0 else {}
+    return Record(n, agents, measured, predicted={"theory": n / 2} if measured else {})
 
 
 EXPECTED = frame_of("run", [row for n in range(ALL) for row in record(n).rows()])
@@ -39,6 +40,7 @@ def test_however_it_is_cut_all_rows_come_back(tmp_path, monkeypatch, place, size
         first.add(record(n))
         if n % 7 == 0:
             first.flush()
+    assert first.newest() == record(died)
     again = Rounds(store, lambda: 2.5)
     again.restore(*first.until(kept))
     again.clear()

@@ -52,6 +52,28 @@ def test_a_number_says_how_many_stand_behind_it():
     assert all(math.isnan(row["autoattack_acc_seeds"]) for row in others)
 
 
+def test_a_mean_is_over_runs_that_were_judged_on_as_many_images():
+    """Two of five are of 20 images: they are no part of the mean over those of 100."""
+    frame = pd.DataFrame(
+        {
+            "seed": [0, 1, 2, 3, 4],
+            "clean_acc": [0.5, 0.9, 0.7, 0.1, 0.6],
+            "clean_images": [100.0, 20.0, 100.0, 20.0, 100.0],
+            "hessian_trace": [1.0, 2.0, 3.0, 4.0, 5.0],  # as many of each: the larger number
+            "hessian_trace_error": [0.1, 0.2, 0.3, 0.4, None],
+            "hessian_trace_images": [8.0, 8.0, 64.0, 64.0, None],
+            "seconds": [1.0, 2.0, 3.0, 4.0, 5.0],
+        }
+    )
+    (row,) = over_seeds(frame).to_dict("records")
+    assert (row["clean_acc"], row["clean_images"]) == (pytest.approx(0.6), 100)
+    assert row["clean_acc_sd"] == pytest.approx(0.1)
+    assert (row["seeds"], row["clean_acc_seeds"]) == (5, 3)
+    assert (row["hessian_trace"], row["hessian_trace_images"]) == (3.5, 64)
+    assert row["hessian_trace_error"] == pytest.approx(0.35) and row["hessian_trace_seeds"] == 2
+    assert row["seconds"] == 3.0 and "seconds_seeds" not in row
+
+
 def test_the_table_shows_the_others_apart():
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(seeds_table(over_seeds(TRIALS), ["strategy", "seed"]))

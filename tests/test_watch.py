@@ -195,6 +195,16 @@ def test_distributional_points_keep_the_budget_and_pointwise_ones_follow(norm, o
     pool.shutdown()
 
 
+@pytest.mark.parametrize("order", ["2", "inf"])
+def test_an_agent_without_a_budget_has_no_distributional_one(order):
+    """Where a common delta stands beside eps = 0 and budgets of some agents; else it is of all."""
+    loss = {"name": "wasserstein", "order": order, "delta": 0.04}
+    for own, expected in ([{"eps": 0.2}, {}, {}, {}], [0.04, 0, 0, 0]), (None, 4 * [0.04]):
+        result = run_experiment(digits(loss=loss, threat={"eps": 0.0, "agents": own}, rounds=2))
+        deltas = [values(result, "delta", str(k)) for k in range(4)]
+        assert deltas == [{1: d, 2: d} for d in expected]
+
+
 @pytest.mark.parametrize("delta", [None, 0.05])
 def test_the_distributional_budget_follows_own_threats_and_the_schedule(delta):
     """With order "inf" the images of agent k move by what its columns say, in each round."""

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -230,9 +231,8 @@ def _measured(
     risks = [own.pop("centroid_excess_risk") for own in agents if "centroid_excess_risk" in own]
     if risks:
         centroid["centroid_excess_risk"] = float(np.mean(risks))
-    if n in theory:
-        centroid["excess_risk_theory"] = theory[n]
-    return Record(n, agents, centroid)
+    predicted = {"excess_risk_theory": theory[n]} if n in theory else {}
+    return Record(n, agents, centroid, predicted=predicted)
 
 
 def _last(
@@ -259,7 +259,7 @@ def _last(
         The record.
     """
     known, images = record.numbers, None
-    kept = ("disagreement", "distance", "excess_risk", *record.centroid)
+    kept = ("disagreement", "distance", "excess_risk", *record.predicted, *record.centroid)
     final: dict[str, float | str] = {"train_loss": known["loss"], **watched}
     final |= {name: known[name] for name in kept if name in known}
     if plan.config.exchange == "auto":
@@ -282,7 +282,7 @@ def _last(
             final |= over_agents(own) if own else {}
         if failed:
             final["unmeasured"] = "; ".join(f"{name}: {why}" for name, why in failed.items())
-    return Record(record.round, record.agents, record.centroid, outcome, final, images)
+    return replace(record, outcome=outcome, final=final, images=images)
 
 
 def _judged(pool: Pool, failed: dict[str, str], whose: str, *which: str) -> list[masks.Masks]:

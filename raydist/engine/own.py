@@ -5,7 +5,8 @@ trains or measures an agent reads the common tables for itself.
 
 `attack.alpha` and `loss.delta` are those of the common budget, threat.eps = ε. An agent with a
 budget ε_k of its own takes the same fraction of it, and both follow the budget through the rounds
-(arXiv:2006.08403); where ε = 0 there is no such fraction, and they stand for ε_k itself.
+(arXiv:2006.08403). Where ε = 0 there is no such fraction, and they stand for ε_k itself: an agent
+with ε_k = 0 has no budget, δ_k = 0, as beside ε > 0. Where no agent has one, δ is that of all.
 """
 
 import math
@@ -34,6 +35,7 @@ class Own:
         bounds = NO_BOX if config.data.set == "quadratic" else BOX
         self.agent, self.threat = agent, ThreatModel(table.norm, table.eps, bounds)
         self._config, self._common = config, config.threat.eps or table.eps
+        self._alike = not any(other.eps for other in config.threat.agents or [])
         tables = config.data.transforms
         self._change = tables[agent].model_dump() if tables else {}
 
@@ -72,7 +74,7 @@ class Own:
             threat: its own, at the budget of the moment.
 
         Returns:
-            As configured, else ε_k.
+            As configured, else ε_k; 0 if ε_k = 0, unless that is so of all agents.
         """
         delta = self._config.loss.delta
         return threat.eps if delta is None else self._at(threat, delta)
@@ -83,4 +85,6 @@ class Own:
 
     def _at(self, threat: ThreatModel, value: float) -> float:
         """What `value`, of the common budget, is at this one."""
-        return value * threat.eps / self._common if self._common else value
+        if self._common:
+            return value * threat.eps / self._common
+        return value if self._alike else 0.0
