@@ -3,8 +3,8 @@
 python analysis/robust_accuracy.py runs/quickstart [--out FILE.png]
 
 Beside the figure it prints the numbers in it: mean and standard deviation over the trials of each
-strategy and eps (seeds and every other axis) that have the same length, status and number of images,
-and how many trials that was.
+strategy and eps (seeds and every other axis) that have the same length, status and number of
+images, and how many trials that was.
 """
 
 from pathlib import Path

@@ -61,16 +61,13 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when they are first used: agents start without Tune and pandas.
-
-    Python's global randomness stays as it is, although Rich draws from it when it is imported.
-    """
+    """The public names, imported when they are first used: agents start without Tune and pandas."""
     if name not in _HOMES:
         raise AttributeError(f"module 'raydist' has no attribute {name!r}")
     import random
     from importlib import import_module
 
-    state = random.getstate()
+    state = random.getstate()  # Rich draws from it when it is imported
     try:
         return getattr(import_module(f"raydist.{_HOMES[name]}"), name)
     finally:

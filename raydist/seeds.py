@@ -73,7 +73,8 @@ def comparable(trials: pd.DataFrame, name: str) -> "pd.Series[float]":
     if images not in trials or values.empty:
         return values
     of = trials.loc[values.index, images].fillna(0)
-    return values[of == of.mode().max()]
+    chosen: pd.Series[float] = values[of == of.mode().max()]
+    return chosen
 
 
 def kinds(trials: pd.DataFrame) -> list[pd.DataFrame]:
