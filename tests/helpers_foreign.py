@@ -1,6 +1,7 @@
 """Models and losses as users write them: they draw, and put weights and gradients elsewhere."""
 
 import random
+from types import SimpleNamespace
 
 import networkx as nx
 import numpy as np
@@ -230,3 +231,40 @@ def drawn_graph(agents):
     """A ring in an order from global randomness."""
     around = random.sample(range(agents), agents)
     return nx.Graph([(k, around[i - 1]) for i, k in enumerate(around)])
+
+
+class Beside(nn.Linear):
+    """A linear model with one thing more, where PyTorch does not see it."""
+
+    def __init__(self, classes, thing, used):
+        super().__init__(64, classes)
+        self.thing, self.used = thing, used
+
+    def forward(self, x):
+        return super().forward(self.used(self.thing, x.flatten(1)))
+
+
+def _layer():
+    return nn.Linear(64, 64)
+
+
+def _ones(grad=True):
+    return torch.ones(64, requires_grad=grad)
+
+
+BESIDE = {
+    "a list": lambda: ([_layer(), nn.ReLU()], lambda kept, x: kept[1](kept[0](x))),
+    "a dict": lambda: ({"a": nn.Sequential(_layer())}, lambda kept, x: kept["a"](x)),
+    "an object": lambda: (SimpleNamespace(a=_layer()), lambda kept, x: kept.a(x)),
+    "a tensor": lambda: (_ones(), lambda kept, x: kept * x),
+    "tensors": lambda: ([_ones()], lambda kept, x: kept[0] * x),
+    "a new layer": lambda: (None, lambda kept, x: _layer()(x)),
+    # nothing is wrong with these
+    "frozen": lambda: ([_ones(False), _layer().requires_grad_(False)], lambda k, x: k[1](k[0] * x)),
+    "unused": lambda: ([_layer()], lambda kept, x: x),
+    "its own": lambda: (None, lambda kept, x: x + torch.zeros(64, requires_grad=True)),
+}
+
+
+def beside(shape, classes, case):
+    return Beside(classes, *BESIDE[case]())

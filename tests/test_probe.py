@@ -42,6 +42,30 @@ def test_a_model_that_training_or_evaluation_cannot_use(name, tables, line):
         make_plan(validate(digits(**(tables | {"model": model}))))
 
 
+@pytest.mark.parametrize(
+    ("case", "place", "remedy"),
+    [
+        ("a list", "self.thing[0].weight of shape (64, 64)", "self.thing = nn.ModuleList(...)"),
+        ("a dict", "self.thing['a'].0.weight of shape", "self.thing = nn.ModuleDict(...)"),
+        ("an object", "self.thing.a.weight of shape", "self.thing as a torch.nn.Module"),
+        ("a tensor", "self.thing of shape (64,)", "self.thing = nn.Parameter(...)"),
+        ("tensors", "self.thing[0] of shape", "self.thing = nn.ParameterList(...)"),
+        ("a new layer", "weights of shape", "their layer as an attribute of the model"),
+    ],
+)
+def test_weights_that_would_stay_untrained_are_refused_by_name(case, place, remedy):
+    model = {"name": "helpers_foreign:beside", "params": {"case": case}}
+    with pytest.raises(InputError) as error:
+        make_plan(validate(digits(model=model)))
+    line = str(error.value)
+    assert f"computes with {place}" in line and f"would stay untrained: write {remedy}" in line
+
+
+@pytest.mark.parametrize("case", ["frozen", "unused", "its own"])
+def test_what_needs_no_training_is_not_taken_for_weights(case):
+    make_plan(validate(digits(model={"name": "helpers_foreign:beside", "params": {"case": case}})))
+
+
 def test_a_model_of_ours_and_one_image():
     model = {"name": "preact-resnet-18", "width": 0.0625}
     with pytest.raises(InputError, match=r"one image at a time .* write data.batch = 2 or more"):

@@ -18,6 +18,7 @@ from raydist.engine.flat import FlatModel
 from raydist.engine.foreign import is_foreign
 from raydist.engine.local_step import LocalStep
 from raydist.engine.precision import unsafe_in_channels_last
+from raydist.engine.stray import stray
 from raydist.engine.task import DTYPES, build_model, image_task, loss_named
 from raydist.learning import model as models
 from raydist.learning.data import Data, to_tensor
@@ -151,6 +152,9 @@ class _Trial:
                 f"{self.name} returned logits without a gradient: its forward must not run under "
                 "torch.no_grad() or detach them"
             )
+        beside = stray(self.model, outputs) if is_foreign(self.config) else ""
+        if beside:
+            raise InputError(f"{self.name} {beside}")
 
     def _why_not(self, images: int, error: Exception) -> str:
         """What an error in train mode means: that one image is too few, or all images are wrong."""
