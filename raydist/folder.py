@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raydist.config import Experiment, InputError, MachineError, printable
+from raydist.engine.death import whole
 from raydist.engine.store import Store
 from raydist.identity import check_same, description, named_files
 from raydist.network.topology import names
@@ -146,8 +148,11 @@ class Folder:
         self.events.append(event)
         self._write("events.parquet", pack_frame(events_frame(self.name, self.events)))
 
-    def fail(self, text: str) -> None:
-        """Write why the run failed, its last line is the reason; a result that is there stands."""
+    def fail(self, error: BaseException) -> None:
+        """Write why the run failed, the reason as its last line; a result that is there stands."""
+        text = "".join(traceback.format_exception(error))
+        if len(str(error).splitlines()) > 1:  # of the reason that would be the last line only
+            text += whole(error) + "\n"
         if self.store.find("final.json") is None:
             self._write("error.txt", printable(text).encode(errors="replace"))
 

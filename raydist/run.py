@@ -5,7 +5,6 @@ What is imported in functions takes seconds; --help and a misspelt key are answe
 
 import json
 import os
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,7 +108,7 @@ def _note(error: AgentError, folder: "Folder | None") -> None:
     if folder is None or command.machine_error(error):
         return
     if folder.store.find("experiment.json") is not None:
-        folder.fail("".join(traceback.format_exception(error)))
+        folder.fail(error)
 
 
 def _check_train(pool: str, resume: bool) -> None:

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,8 +134,8 @@ class Trial(tune.Trainable):
         """Called by Tune again and again: run until there is something to report."""
         try:
             return self._advance()
-        except Exception:
-            self.folder.fail(traceback.format_exc())
+        except Exception as error:
+            self.folder.fail(error)
             return {"status": "failed", "done": True}
 
     def _advance(self) -> dict[str, Any]:

@@ -207,7 +207,7 @@ CALLS, STARTS, BROKEN = [], 0, False
 def raises_later(model, x, x_adv, y, after):
     CALLS.append(len(x))
     if BROKEN and len(CALLS) > after:
-        raise ArithmeticError("this batch is cursed")
+        raise ArithmeticError("this batch\n\nis cursed")
     return plain(model, x, x_adv, y)
 
 
@@ -215,7 +215,7 @@ def starts(shape, classes):
     global STARTS
     STARTS -= 1
     if STARTS < 0:
-        raise RuntimeError("no libfoo")
+        raise RuntimeError("no\nlibfoo")
     return linear(shape, classes)
 
 

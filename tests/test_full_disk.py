@@ -186,7 +186,7 @@ def test_a_trials_folder_that_was_moved_is_not_made_anew(tmp_path):
     folder = Folder(tmp_path / "trial")
     folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate, plan.contents)
     (tmp_path / "trial").rename(tmp_path / "elsewhere")
-    for write in (folder.flush, lambda: folder.fail("x")):
+    for write in (folder.flush, lambda: folder.fail(ValueError("x"))):
         with pytest.raises(MachineError, match="trial was moved or removed"):
             write()
     assert not (tmp_path / "trial").exists()

@@ -2,12 +2,14 @@
 
 import helpers_foreign
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
 from test_engine import digits
 
 import raydist
 from raydist import run, run_experiment
 from raydist.config import InputError
 from raydist.engine.death import AgentError
+from raydist.engine.ray_recover import agent_error
 from raydist.engine.spec import AgentSpec
 from raydist.sweep import run_sweep
 
@@ -80,6 +82,19 @@ def test_an_actor_has_a_name_before_its_agents_are_made():
         with pytest.raises(AttributeError):
             actor.__init__(specs, [None] * len(specs), {}, None)
         assert repr(actor) == name
+
+
+def test_ray_tells_the_whole_message_of_what_raised_in_an_actor():
+    trace = """ray::Actor.__init__()
+  File "/a/b.py", line 3, in made
+    raise ValueError(text)
+           ^^^^^^^^^^^^^^^
+ValueError: two
+lines"""
+    task = RayTaskError("f", trace, ValueError("two\nlines"))
+    died = ActorDiedError(task)
+    assert str(agent_error(died, {})) == "an agent could not start: ValueError: two lines"
+    assert str(agent_error(task, {})) == "ValueError: two lines"
 
 
 @pytest.mark.parametrize("key", ["model", "loss"])

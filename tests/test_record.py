@@ -205,7 +205,7 @@ def test_what_ran_is_never_overwritten_by_another_experiment(tmp_path, finished)
         with pytest.raises(InputError, match=r"a result, but its experiment.json is gone or dam"):
             begin(tmp_path / "a")
         (tmp_path / "a" / "experiment.json").write_bytes(before[tmp_path / "a/experiment.json"])
-        folder.fail("a later try")  # is not written beside a result
+        folder.fail(ValueError("a later try"))  # is not written beside a result
     after = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     assert after == before
 

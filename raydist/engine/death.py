@@ -1,5 +1,7 @@
 """How a run ends that its agents could not go on with; without torch, for the commands."""
 
+from raydist.config import one_line
+
 SMALLER = (
     "write a smaller data.batch or model.width, or a larger share of a device for each agent in "
     "agent.gpus or agent.cpus"
@@ -24,6 +26,12 @@ class AgentDied(AgentError):
         self.agents = agents
 
 
+def whole(error: BaseException) -> str:
+    """The kind of an error and its message, which may have several lines, as one line."""
+    line = " ".join(str(error).split())
+    return one_line(f"{type(error).__name__}: {line}".removesuffix(": "))
+
+
 def raised(who: str, error: BaseException) -> AgentError:
     """What an agent's own code raised, as a run ends by it in either pool.
 
@@ -32,10 +40,9 @@ def raised(who: str, error: BaseException) -> AgentError:
         error: what it raised.
 
     Returns:
-        The agent, the kind of error and its last line; what to write if memory was short.
+        The agent, the kind of error and its message; what to write if memory was short.
     """
-    text = [line.strip() for line in str(error).strip().splitlines()]
-    said = ": ".join(filter(None, [who, type(error).__name__, text[-1] if text else ""]))
+    said = ": ".join(filter(None, [who, whole(error)]))
     short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if short or "t allocate memory" in said:
         said = f"an agent ran out of memory: {SMALLER} ({said})"

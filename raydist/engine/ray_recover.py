@@ -17,6 +17,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from raydist.config import one_line
 from raydist.engine.board import Aborted
 from raydist.engine.death import SMALLER, AgentDied, AgentError, raised
 
@@ -51,8 +52,14 @@ def agent_error(error: RayError, agents: Mapping[str, range]) -> AgentError:
     if isinstance(cause, OutOfMemoryError) or "low on memory" in str(cause):
         return AgentDied(f"{who} died, its node was out of memory: {SMALLER}", *group)
     if isinstance(cause, RayActorError) and cause.actor_init_failed:
-        return AgentError(f"{who} could not start: {text[-1]}")
+        return AgentError(f"{who} could not start: {_raised(str(cause))}")
     return AgentDied(f"{who} died: {' '.join(text)[:300]}", *group)
+
+
+def _raised(text: str) -> str:
+    """The kind of error and its whole message that the traceback in a text ends with, as a line."""
+    last: str = re.split(r"(?m)^ *File \".*\n(?: +.*\n)*", text)[-1]
+    return one_line(" ".join(last.split()))
 
 
 def first_cause(error: RayError, references: Sequence[Any]) -> RayError:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from raydist.adversary.threat import ThreatModel
+from raydist.engine.death import whole
 from raydist.engine.store import Store
 from raydist.evaluation.ledger import Entry, Ledger
 from raydist.evaluation.request import Request
@@ -64,9 +65,9 @@ class Results:
         if isinstance(found, Entry):
             self._ledger.append(found)
         else:
-            lines = str(found).strip().splitlines() or [""]
-            told = f"{unit.task}: {type(found).__name__}: {lines[-1]}"
-            self.errors.setdefault(unit.model, told)  # the first: others may follow from it
+            self.errors.setdefault(
+                unit.model, f"{unit.task}: {whole(found)}"
+            )  # the first: others may follow from it
 
     def write(self) -> pd.DataFrame:
         """Write the numbers and the images, beside what earlier requests found.
