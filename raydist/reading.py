@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from raydist.cells import cells, check_config
 from raydist.config import InputError, printable
 from raydist.engine.store import Store
 from raydist.record import evaluated, events_frame, frame_of, part_names, read_part
 from raydist.study import Study
 
 STARTED = ("experiment.json", "params.json")  # ours, and the one that Tune writes
+LEFT = ("final.json", "weights", "rounds.parquet")  # what a trial leaves later
 Read = TypeVar("Read")
 
 
@@ -105,8 +107,9 @@ def _each(
         InputError: if there is no trial, or none that can be read.
     """
     good, bad = 0, []
-    for folder in _trials(path):
+    for folder, names in _trials(path):
         try:
+            _check_begun(folder, names)
             found = read(folder)
         except _Unreadable as error:
             bad.append(str(error))
@@ -118,13 +121,28 @@ def _each(
         raise InputError(f"{bad[0]}: no trial is left")
 
 
-def _trials(path: str | os.PathLike[str]) -> list[Store]:
+def _check_begun(folder: Store, names: set[str]) -> None:
+    """A trial with names has the file with its configuration.
+
+    Args:
+        folder: of the trial.
+        names: of the files in it.
+
+    Raises:
+        _Unreadable: if that file was removed.
+    """
+    if not {*STARTED} & names:
+        raise _Unreadable(f"{folder.url}/{STARTED[0]} is gone")
+
+
+def _trials(path: str | os.PathLike[str]) -> list[tuple[Store, set[str]]]:
+    """The folders of trials, each with the names of what lies in it."""
     root = Store(path)
     names = root.names()
-    found = [root] if "experiment.json" in names else []
-    if not found:
-        below = [root.under(name) for name in names]
-        found = [folder for folder in below if {*STARTED} & {*folder.names()}]
+    if "experiment.json" in names or {*LEFT} & {*names}:
+        return [(root, {*names})]
+    below = [(each, {*each.names()}) for each in map(root.under, names)]
+    found = [(each, names) for each, names in below if {*STARTED, *LEFT} & names]
     if not found:
         raise InputError(
             f"{root.url} holds no run: expected the folder that a sweep or run has written"
@@ -150,8 +168,12 @@ def _read(folder: Store, name: str, parse: Callable[[bytes], Read]) -> Read | No
         data = folder.find(name)
         return None if data is None else parse(data)
     except Exception as error:  # each storage and each parser has its own
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise _Unreadable(f"{folder.url}/{name} cannot be read ({why})") from error
+        raise _Unreadable(f"{folder.url}/{name} cannot be read ({_why(error)})") from error
+
+
+def _why(error: Exception) -> str:
+    """The kind of an error and its message, which may be long."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _table(*needed: str) -> Callable[[bytes], dict[str, Any]]:
@@ -170,11 +192,26 @@ def _table(*needed: str) -> Callable[[bytes], dict[str, Any]]:
 
 
 def _experiment(data: bytes) -> dict[str, Any]:
-    """The configuration that a file holds."""
+    """The configuration that a file holds: of values that columns hold where those belong."""
     config = _table("config")(data)["config"]
     if not isinstance(config, dict):
         raise TypeError(f"config is a {type(config).__name__}, expected a table")
+    check_config(config)
     return config
+
+
+def _numbers(*needed: str) -> Callable[[bytes], dict[str, Any]]:
+    """Reads JSON that is a table of numbers and text, with certain keys."""
+    return lambda data: cells(_table(*needed)(data))
+
+
+def _mixing_rate(data: bytes) -> float:
+    """The mixing rate of the graph in a file."""
+    rate = _table("mixing_rate")(data)["mixing_rate"]
+    cells({"mixing_rate": rate})
+    if not isinstance(rate, int | float):
+        raise TypeError(f"mixing_rate is a {type(rate).__name__}, expected a number")
+    return float(rate)
 
 
 def _rounds(folder: Store) -> list[pd.DataFrame]:
@@ -198,17 +235,17 @@ def _named(frame: pd.DataFrame, folder: Store) -> pd.DataFrame:
 
 def _trial_row(folder: Store) -> dict[str, Any]:
     row = {"trial": folder.name} | _config(folder)
-    graph = _read(folder, "graph.json", _table("mixing_rate"))
-    if graph is not None:
-        row["mixing_rate"] = graph["mixing_rate"]
-    final = _read(folder, "final.json", _table("status"))
+    mixing_rate = _read(folder, "graph.json", _mixing_rate)
+    if mixing_rate is not None:
+        row["mixing_rate"] = mixing_rate
+    final = _read(folder, "final.json", _numbers("status"))
     if final is not None:
         average = str(row.get("average.name") or "average")
         try:
-            return row | _flatten(evaluated(folder, final, average))
+            return row | cells(evaluated(folder, final, average))
         except Exception as error:  # whatever is wrong with that file
             url = f"{folder.url}/evaluation.json"
-            raise _Unreadable(f"{url} cannot be read ({type(error).__name__})") from error
+            raise _Unreadable(f"{url} cannot be read ({_why(error)})") from error
     events = _read(folder, "events.parquet", _events)
     if events is not None:
         deaths = events.dropna(subset="replayed_from")

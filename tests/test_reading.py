@@ -163,6 +163,51 @@ def test_a_file_that_cannot_be_read_costs_its_trial_and_is_named(tmp_path, kind)
             shutil.rmtree(tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    "value", [["x", {"a": None}], {"a": 1}, 10**400], ids=["list", "dict", "huge"]
+)
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("final.json", "clean_acc"),
+        ("final.json", "seconds"),
+        ("graph.json", "mixing_rate"),
+        ("experiment.json", "config/rounds"),
+        ("experiment.json", "config/strategy"),
+        ("experiment.json", "config/threat/eps"),
+        ("experiment.json", "config/seed"),
+        ("evaluation.json", "centroid/clean_acc"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_costs_its_trial_and_no_column(tmp_path, name, key, value):
+    whole(tmp_path / "a")
+    before = load(tmp_path)
+    whole(tmp_path / "b")
+    file = tmp_path / "b" / name
+    tree = json.loads(file.read_text()) if file.exists() else {"centroid": {}}
+    *above, last = key.split("/")
+    table = tree
+    for each in above:
+        table = table[each]
+    table[last] = value
+    file.write_text(json.dumps(tree))
+    with pytest.warns(UserWarning, match=f"{tmp_path}/b/{name} cannot be read .*{last}"):
+        frame = load(tmp_path)
+    pd.testing.assert_frame_equal(frame, before)
+
+
+@pytest.mark.parametrize("read", FILES)
+def test_a_trial_whose_experiment_is_gone_is_named(tmp_path, read):
+    whole(tmp_path / "a")
+    whole(tmp_path / "b")
+    (tmp_path / "b" / "experiment.json").unlink()
+    with pytest.warns(UserWarning, match=f"{tmp_path}/b/experiment.json is gone: trial b is left"):
+        assert set(read(tmp_path)["trial"]) == {"a"}
+    with pytest.raises(InputError, match=r"b/experiment.json is gone: no trial is left"):
+        with warnings.catch_warnings(action="ignore"):
+            read(tmp_path / "b")
+
+
 def test_events_that_cannot_be_read_cost_an_unfinished_trial_its_row(tmp_path):
     whole(tmp_path / "a")
     begin(tmp_path / "b")
