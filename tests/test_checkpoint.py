@@ -273,6 +273,49 @@ def test_weights_that_are_not_finite_are_refused_by_name(value, tmp_path):
     assert not model.state_dict()[name].isfinite().any()
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda t: t.to_sparse(), "as a sparse tensor, expected torch.float32: save tensor.to_de"),
+        (lambda t: t.to("meta"), "without its numbers (device meta), expected torch.float32: "),
+        (lambda t: t.to(torch.complex64), "as complex64, expected torch.float32: save tensor.real"),
+        (lambda t: t.int(), "as int32, expected torch.float32: save the weights before"),
+        (lambda t: t > 0, "as bool, expected torch.float32: "),
+    ],
+    ids=["sparse", "meta", "complex", "integer", "boolean"],
+)
+def test_weights_of_another_kind_are_refused_by_name(change, line, tmp_path):
+    state = small(1).state_dict()
+    name = next(n for n, tensor in state.items() if tensor.ndim > 1)
+    state[name] = change(state[name])
+    with pytest.raises(ValueError) as error:
+        load(small(2), written(tmp_path, state))
+    assert f"holds {name} {line}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda file: None, "does not exist, expected a file of weights"),
+        (lambda file: file.mkdir(), "is a folder, expected a file of weights"),
+        (lambda file: file.touch(), "is empty, expected a file of weights"),
+        (lambda file: cut(file, torch.save), "(a part of it is missing): fetch it again"),
+        (lambda file: cut(file, save_file), "(a part of it is missing): fetch it again"),
+    ],
+    ids=["gone", "folder", "empty", "cut off", "safetensors cut off"],
+)
+def test_a_file_without_weights_is_told_with_what_is_wrong(make, line, tmp_path):
+    make(tmp_path / "a")
+    with pytest.raises(ValueError) as error:
+        load(small(2), tmp_path / "a")
+    assert str(error.value).startswith(f"{tmp_path}/a ") and line in str(error.value)
+
+
+def cut(file, save):
+    save(small(1).state_dict(), file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
 def test_what_only_code_can_read_is_named(tmp_path):
     file = written(tmp_path, {"state_dict": small(1).state_dict(), "acc": np.float64(0.5)})
     with pytest.raises(ValueError, match=r"\(it holds a numpy.*scalar, which only code can read\)"):

@@ -6,6 +6,7 @@ those of the usual layouts, by the name of our model.
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -78,6 +79,7 @@ def load(
         )
     (place, chosen), *others = fitting.items()
     for name, tensor in chosen.items():
+        _check_kind(file, name, tensor, wanted.get(name, tensor))
         if finite and tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(
                 f"{file} holds {name} with values that are not finite: take an earlier checkpoint"
@@ -138,6 +140,32 @@ def _assign(parameter: nn.Parameter, value: Tensor) -> None:
         parameter.copy_(value)
 
 
+def _check_kind(file: str | Path, name: str, tensor: Tensor, wanted: Tensor) -> None:
+    """A tensor of a file can be copied into the model's without a loss.
+
+    Args:
+        file: of weights.
+        name: of the tensor.
+        tensor: as the file has it.
+        wanted: the model's.
+
+    Raises:
+        ValueError: if it has no numbers, not all of them, or those of another kind.
+    """
+    kind = f"{tensor.dtype}".removeprefix("torch.")
+    if tensor.is_meta:
+        what, write = "without its numbers (device meta)", "save the model after it was loaded"
+    elif tensor.layout != torch.strided:
+        what, write = "as a sparse tensor", "save tensor.to_dense()"
+    elif tensor.is_complex() and not wanted.is_complex():
+        what, write = f"as {kind}", f"save tensor.real, or a model of {wanted.dtype}"
+    elif wanted.is_floating_point() and not tensor.is_floating_point():
+        what, write = f"as {kind}", "save the weights before they were rounded"
+    else:
+        return
+    raise ValueError(f"{file} holds {name} {what}, expected {wanted.dtype}: {write}")
+
+
 def _without_normalisation(model: nn.Module) -> nn.Module:
     normalised = isinstance(model, nn.Sequential) and isinstance(model[0], Normalise)
     return model.get_submodule("net") if normalised else model
@@ -145,23 +173,52 @@ def _without_normalisation(model: nn.Module) -> nn.Module:
 
 def _read(file: Path) -> object:
     """What a file holds, on the CPU: tensors by name, or what a script kept beside them."""
-    with file.open("rb") as opened:
-        start = opened.read(10)
+    start = _start(file)
     try:
         if start[8:9] == b"{":  # after the length of its header: safetensors, whatever the ending
             return dict(load_file(file))
-        with file.open("rb") as opened:  # by a path torch would go by the ending too
+        with file.open("rb") as opened, warnings.catch_warnings(action="ignore"):
+            # by a path torch would go by the ending too
             return torch.load(opened, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        found, why, write = re.search(r"GLOBAL ([\w.]+)", str(error)), "", SAVE
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        found, why, write = re.search(r"GLOBAL ([\w.]+)", str(error)), "", f"write {SAVE}"
         if start.startswith(b"version ht"):
-            why, write = " (it is a pointer of Git LFS)", "git lfs pull"
+            why, write = " (it is a pointer of Git LFS)", "write git lfs pull"
+        elif isinstance(error, SafetensorError) or "central directory" in str(error):
+            why, write = " (a part of it is missing)", "fetch it again"
+        elif "TorchScript" in str(error):
+            why = " (it is a TorchScript archive)"
+            write = "write torch.save(torch.jit.load(old).state_dict(), file)"
         elif found is not None:
             why = f" (it holds a {found[1]}, which only code can read)"
         raise ValueError(
             f"{file} cannot be read as weights alone, expected .safetensors or a saved state dict"
-            f"{why}: write {write}"
+            f"{why}: {write}"
         ) from error
+
+
+def _start(file: Path) -> bytes:
+    """The first bytes of a file of weights.
+
+    Args:
+        file: its path.
+
+    Returns:
+        Ten bytes, or as many as there are.
+
+    Raises:
+        ValueError: if there is no such file, or nothing in it.
+    """
+    expected = "expected a file of weights, .safetensors or of torch.save"
+    if not file.exists():
+        raise ValueError(f"{file} does not exist, {expected}: look for a misspelt path")
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder, {expected}: name a file in it")
+    with file.open("rb") as opened:
+        start = opened.read(10)
+    if not start:
+        raise ValueError(f"{file} is empty, {expected}: fetch or save it again")
+    return start
 
 
 def _candidates(content: object, place: str = "") -> dict[str, dict[str, Tensor]]:
