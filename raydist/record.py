@@ -21,7 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from raydist.engine.store import Store
-from raydist.measure.columns import CLEAN, ENSEMBLE, Known, base
+from raydist.measure.columns import CLEAN, ENSEMBLE, Known, base, joined
 from raydist.whose import AgentDtype
 
 ROUNDS = "rounds.parquet"  # a folder of parts: see `raydist.rounds`
@@ -216,7 +216,7 @@ def read_part(data: bytes, trial: str) -> pd.DataFrame:
 def evaluated(folder: Store, final: dict[str, Any], average: str) -> dict[str, Any]:
     """The final numbers with those that `raydist.evaluate` added later.
 
-    Where both have a number, that of the later evaluation stands if it is of as many images. Of
+    Where both have a number, that of the later evaluation stands as `joined` says. Of
     weights that were replaced since, nothing that the trial measured of them stands.
 
     Args:
@@ -236,13 +236,10 @@ def evaluated(folder: Store, final: dict[str, Any], average: str) -> dict[str, A
         of_images = {base(name) for name in final if name.endswith("_images")}
         final = {name: value for name, value in final.items() if base(name) not in of_images}
         final |= {"centroid_digest": digest}
-    found = dict(final)
+    found: dict[str, Any] = dict(final)
     prefixes = {"centroid": "", "average": f"{average}_", "agents": "agents_"}
     for model in ("centroid", "average", "ensemble", "start", "agents"):
         prefix = prefixes.get(model, f"{model}_")
-        for name, value in models.get(model, {}).items():
-            images = f"{base(name)}_images"
-            least = final.get(prefix + images) or 0
-            if name != "weights" and (models[model].get(images) or 0) >= least:
-                found[prefix + name] = value
+        later = {n: v for n, v in models.get(model, {}).items() if n != "weights"}
+        found = joined(found, later, prefix)
     return found

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raydist.measure.columns import Known, alone, base, columns, over_agents
+from raydist.measure.columns import Known, alone, base, columns, joined, over_agents
 from raydist.measure.masks import Masks, merge, of_ensemble
 from raydist.measure.verdict import FEW_CLASSES, STANDARD, Verdict
 
@@ -112,6 +112,59 @@ def test_few_images_do_not_take_a_sign_away():
     right = masked() | {"pgd100": verdicts("1" * 8), "apgd-dlr": verdicts("1" * 8)}
     found = columns(Known(right))
     assert "overestimation" in found["masking"] and found["masking_images"] == 64
+
+
+def test_a_number_of_more_images_in_common_replaces_one_of_fewer():
+    """No gap is beyond chance: that of most images stands, whatever attack it is of."""
+    right = {"clean": verdicts("1" * 200), "pgd10": verdicts("1" * 200)}
+    right |= ensemble(STANDARD, *[-1] * 16)
+    for images in (100, 200):
+        more = verdicts("0" + "1" * (images - 1))  # one that only this attack breaks
+        found = columns(Known(right | {alone("apgd-t"): more}))
+        assert found["overestimation_images"] == images
+        assert found["overestimation"] == pytest.approx(1 / images)
+
+
+def test_a_verdict_is_of_the_fewest_images_that_it_rests_on():
+    right = {"clean": verdicts("1" * 200), "pgd10": verdicts("1" * 200)}
+    right |= {"fgsm": verdicts("1" * 200)} | ensemble(STANDARD, *[-1] * 100)
+    found = columns(Known(right))
+    assert (found["masking"], found["masking_images"]) == ("trusted", 100)
+    found = columns(Known(right, {"zero_gradient": dict.fromkeys(range(30), 1.0)}))
+    assert (found["masking"], found["masking_images"]) == ("zero-gradient", 30)
+
+
+TRUSTED = {"clean_images": 100, "pgd10_acc": 0.5, "pgd10_images": 100, "overestimation": 0.0}
+TRUSTED |= {"overestimation_images": 100, "masking": "trusted", "masking_images": 100}
+TRUSTED |= {"masking_unchecked": "fosc", "autoattack_images": 100, "autoattack_flags": "partial"}
+
+
+@pytest.mark.parametrize("prefix", ["", "ema_"])
+def test_what_belongs_together_is_replaced_together_or_not_at_all(prefix):
+    def named(numbers):
+        return {prefix + name: value for name, value in numbers.items()}
+
+    signs = {"clean_images": 100, "pgd10_acc": 0.6, "pgd10_images": 200, "overestimation": 0.4}
+    signs |= {"overestimation_images": 64, "masking": "overestimation", "masking_images": 64}
+    signs |= {"autoattack_images": 100}
+    found = joined(named(TRUSTED), signs, prefix)  # of as many images, and no list beside it
+    assert found == named(signs)
+    val = {"val_clean_acc": 1.0, "val_clean_images": 8}  # says nothing of the test images
+    assert joined(named(TRUSTED | {"val_clean_images": 9}), signs | val, prefix) == named(
+        signs | {"val_clean_images": 9}
+    )
+    less = signs | {"pgd10_images": 8, "masking_images": 300, "masking_unchecked": "zero-gradient"}
+    found = joined(named(TRUSTED), less, prefix)  # what it was read from is of fewer
+    kept = {name: value for name, value in TRUSTED.items() if name != "autoattack_flags"}
+    assert found == named(kept)
+
+
+def test_numbers_at_another_budget_belong_together_too():
+    at = {f"{name}@l2:0.3": value for name, value in TRUSTED.items()}
+    new = {"masking@l2:0.3": "unchecked", "pgd10_acc@l2:0.3": 0.4, "pgd10_images@l2:0.3": 100}
+    found = joined(at, new)
+    assert found["masking@l2:0.3"] == "unchecked" and "masking_unchecked@l2:0.3" not in found
+    assert "masking_images@l2:0.3" not in found and found["autoattack_images@l2:0.3"] == 100
 
 
 def test_an_overestimation_needs_pgd10_and_an_attack_of_another_kind():

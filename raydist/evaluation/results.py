@@ -22,7 +22,7 @@ from raydist.evaluation.table import (
 from raydist.evaluation.trial_end import from_trial
 from raydist.evaluation.units import Unit, missing
 from raydist.folder import pack_frame, pack_json, plain
-from raydist.measure.columns import Numbers, over_agents
+from raydist.measure.columns import Numbers, joined, over_agents
 
 TOLD = 5  # bad lines that are told one by one
 
@@ -85,7 +85,7 @@ class Results:
             earlier = known.get(model, {})
             kept = earlier if earlier.get("weights") == weights else {}
             tagged = {name: value for name, value in kept.items() if "@" in name}
-            found = tagged | self._known(model)
+            found = joined(tagged, self._known(model))
             known[model] = {"weights": weights} | {n: plain(value) for n, value in found.items()}
         known["agents"] = {n: plain(value) for n, value in self._over_agents().items()}
         store = Store(self.subject.folder)

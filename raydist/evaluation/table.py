@@ -22,9 +22,8 @@ from raydist.evaluation.units import (
     single,
 )
 from raydist.measure import accuracy
-from raydist.measure.columns import CLEAN, Known, Numbers, base, columns
+from raydist.measure.columns import CLEAN, SPLITS, Known, Numbers, base, columns
 
-SPLITS = {"test": "", "validation": "val_"}
 OF_THE_MODEL = ("masking", "masking_images", "masking_unchecked")  # not of what was asked
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,10 @@ from raydist.measure.verdict import FEW_CLASSES, FLAGS, STANDARD, Mask
 
 CLEAN, ENSEMBLE = "clean", "ensemble"
 SQUARE_BROKE = 0.002  # more than that share left to Square is a warning, as in the package
-SUFFIXES = ("_acc", "_images", "_error", "_unchecked")
+COUNTS = ("_images", "_probes")  # what a number is of
+SUFFIXES = ("_acc", *COUNTS, "_error", "_unchecked", "_flags")
+SPLITS = {"test": "", "validation": "val_"}  # what the names of a split's numbers begin with
+OF_SEVERAL = ("overestimation", "masking")  # read from all accuracies together
 Numbers = dict[str, float | str]
 Values = NDArray[np.float64]  # one for each image, nan where it is not known
 
@@ -63,9 +67,46 @@ def alone(attack: str) -> str:
 
 def base(name: str) -> str:
     """The number that a column belongs to: `pgd10` of `pgd10_acc` and of `pgd10_images`."""
+    name, at, budget = name.partition("@")
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
-    return name
+    return name + at + budget
+
+
+def joined(earlier: Mapping[str, Any], later: Mapping[str, Any], prefix: str = "") -> Numbers:
+    """Numbers with those of a later look at the same models; what belongs together stays together.
+
+    Args:
+        earlier: the numbers that are known.
+        later: of one model.
+        prefix: what the names of its numbers begin with among the earlier ones.
+
+    Returns:
+        All numbers. A number is replaced with all that belongs to it, if the later one is of as
+        many images and probes. `OF_SEVERAL` are replaced if that holds for all accuracies of
+        their split.
+
+    Example:
+        >>> joined({"masking": "unchecked", "masking_unchecked": "fosc"}, {"masking": "trusted"})
+        {'masking': 'trusted'}
+    """
+    fewer = {
+        base(name)
+        for name, count in later.items()
+        if name.partition("@")[0].endswith(COUNTS)
+        and (count or 0) < (earlier.get(prefix + name) or 0)
+    }
+    fewer -= {split + name for split in SPLITS.values() for name in OF_SEVERAL}
+    for split in {_split(name) for name in later if name.endswith("_acc") and base(name) in fewer}:
+        fewer |= {split + name for name in OF_SEVERAL}
+    taken = {prefix + name: value for name, value in later.items() if base(name) not in fewer}
+    groups = {base(name) for name in taken}
+    return {name: value for name, value in earlier.items() if base(name) not in groups} | taken
+
+
+def _split(name: str) -> str:
+    """What the name of a number begins with, of `SPLITS`."""
+    return max((split for split in SPLITS.values() if name.startswith(split)), key=len)
 
 
 def columns(known: Known) -> Numbers:
@@ -82,7 +123,7 @@ def columns(known: Known) -> Numbers:
     """
     each = _per_image(known)
     found: Numbers = {f: math.nan for name in each for f in (name, f"{base(name)}_images")}
-    gaps: list[tuple[float, bool, int, float]] = []
+    gaps: list[tuple[bool, int, float]] = []  # one beyond chance, else one of most images
     judged: list[tuple[int, masking.Judgement]] = []
     for images in _image_sets(each):
         here = {name: values[images] for name, values in each.items() if _covers(values, images)}
@@ -93,12 +134,12 @@ def columns(known: Known) -> Numbers:
         gap = masking.overestimated(here)
         if gap is not None:
             means["overestimation"] = gap
-            gaps.append((masking.beyond_chance(gap, n), "autoattack_acc" in here, n, gap))
+            gaps.append((masking.beyond_chance(gap, n) > 0, n, gap))
         means.pop("square_acc", None)  # not what Square does alone, which the checks look at
         judged.append((n, masking.verdict(means, n)))
     flags = _flags(known, each)
     if gaps:
-        *_, n, found["overestimation"] = max(gaps)
+        _, n, found["overestimation"] = max(gaps)
         found["overestimation_images"] = float(n)
     if flags or ENSEMBLE in known.right:
         found["autoattack_flags"] = ", ".join(flags)
@@ -108,10 +149,13 @@ def columns(known: Known) -> Numbers:
 
 
 def _masking(judged: list[tuple[int, masking.Judgement]], flags: tuple[str, ...]) -> Numbers:
-    """The verdict of the checks on all sets of images, and how many images it is of at most."""
+    """The verdict of all checks, and the fewest images that one it rests on was made on."""
     whole = masking.together([judgement for _, judgement in judged], flags)
-    made = [n for n, judgement in judged if judgement.signs or judgement.clear]
-    found: Numbers = {"masking": whole.word, "masking_images": float(max(made, default=0))}
+    signs = {name: n for n, found in judged for name in found.signs}  # the smallest sets are first
+    clear = {name: n for n, found in judged for name in found.clear}
+    # what it rests on are the checks that found a sign, or if none did, all that were made
+    images = min((signs or clear).values(), default=0)
+    found: Numbers = {"masking": whole.word, "masking_images": float(images)}
     return found | ({"masking_unchecked": ", ".join(whole.missing)} if whole.missing else {})
 
 
