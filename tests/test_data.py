@@ -306,6 +306,7 @@ def test_a_dict_of_bytes_becomes_a_data_set():
     assert data.test[1].dtype == np.int64
 
 
+@pytest.mark.filterwarnings("ignore:.*which do not occur in train")
 def test_a_function_of_ones_own_gets_its_parameters():
     data = load(f"{__name__}:own_floats", params={"size": 8}, validation=0)
     assert (data.classes, data.scale, data.shape) == (5, 1.0, (2, 3, 3))
@@ -320,12 +321,18 @@ def test_a_data_object_is_taken_as_it_is():
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*which do not occur in train")
 def test_a_validation_split_of_ones_own_is_used_and_nothing_held_out():
     data = load(f"{__name__}:own_validation", validation=0.5)
     assert rows(data.train) == rows((X, Y))
     assert rows(data.validation) == rows((X[1:4], Y[1:4]))
     data = load(f"{__name__}:own_validation", params={"train": (X[:2], Y[:2])})
     assert data.classes == 3  # label 2 is in validation and test only
+
+
+def test_some_labels_that_train_has_not_are_told():
+    with pytest.warns(UserWarning, match="test has the labels 3, which do not occur in train: no"):
+        load(f"{__name__}:own_validation", params={"test": (X, np.maximum(Y, 3 * (Y > 1)))})
 
 
 def test_a_scale_of_ones_own_is_used():
@@ -502,9 +509,36 @@ def empty():
     return returns(test=(X[:0], Y[:0]))
 
 
+def ragged():
+    return returns(train=([[[[1, 2]]], [[[3]]]], [0, 1]))
+
+
+def endless():
+    return floats(FLOATS, test=(FLOATS * np.inf, Y))
+
+
+def complex_images():
+    return returns(train=(X.astype(complex), Y))
+
+
+def dates():
+    return returns(train=(X, np.datetime64("2026-01-01") + Y))
+
+
+def disjoint():
+    return returns(test=(X, Y + 3))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(
     ("function", "message"),
     [
+        (ragged, r"train x is a list of parts of unlike shapes.* write np.stack\(images\)"),
+        (endless, "test x runs up to (inf|nan).* leave out what is not a number"),
+        (complex_images, r"train x is complex128 .*: write abs\(x\)"),
+        (dates, r"train y is datetime64.* write np.unique\(y, return_inverse=True\)"),
+        (disjoint, "test has the labels 3, 4, 5, which do not occur in train, and no others"),
+        (zeros_and_ones, 'write "scale": 1 beside "train" if 1 is white, or "scale": 1 / 255 if'),
         (no_dict, r"returned tuple, expected a raydist\.learning\.data\.Data or a dict"),
         (no_test, r"returned keys \['train'\]"),
         (no_pair, "test is a ndarray, expected a pair"),

@@ -164,13 +164,19 @@ def check_scales(splits: Mapping[str, Split], scale: float, stated: bool) -> Non
     """
     tops = {name: float(x.max()) for name, (x, y) in splits.items() if len(y)}
     for name, top in tops.items():
+        if not math.isfinite(top):
+            raise ValueError(
+                f"{name} x runs up to {top:g}, expected pixels in [0, 1], or uint8: leave out what "
+                "is not a number"
+            )
+    for name, top in tops.items():
         x = splits[name][0]
         if not stated and top * scale < FAINT:
             unit = f"{top:g}"
             raise ValueError(
                 f"{name} x is {x.dtype} from {x.min():g} to {unit}, expected pixels up to "
-                f'{1 / scale:g}: write "scale": 1 / {unit} beside "train" if {unit} is white, or '
-                f'"scale": 1 / {1 / scale:g} if the images are as dark as that'
+                f'{1 / scale:g}: write "scale": {_one_by(top)} beside "train" if {unit} is white, '
+                f'or "scale": {_one_by(1 / scale)} if the images are as dark as that'
                 if top
                 else f"{name} x is 0 everywhere, expected images"
             )
@@ -179,6 +185,11 @@ def check_scales(splits: Mapping[str, Split], scale: float, stated: bool) -> Non
                 f"{name} x runs up to {top:g}, but train x up to {tops['train']:g}: write both on "
                 "the same scale"
             )
+
+
+def _one_by(top: float) -> str:
+    """The factor that makes `top` 1, as one writes it."""
+    return "1" if top == 1 else f"1 / {top:g}"
 
 
 def _channels_last(x: NDArray[Any]) -> bool:
@@ -195,6 +206,8 @@ def _remedy(x: NDArray[Any]) -> str:
         side = math.isqrt(x.shape[1])
         sides = f"{side}, {side}" if side * side == x.shape[1] else "height, width"
         return f": write x.reshape(-1, 1, {sides})"
+    if x.dtype.kind == "c":
+        return ": write abs(x), or x.real and x.imag as two channels"
     if x.dtype == np.bool_:
         return ': write x.astype("float32")'
     if np.issubdtype(x.dtype, np.integer) and x.size and 0 <= x.min() <= x.max() <= 255:
@@ -208,8 +221,10 @@ def _remedy_of_labels(x: NDArray[Any], y: NDArray[Any]) -> str:
         return ": write x.transpose(3, 2, 0, 1) if the images lie along the last axis"
     if y.ndim == 2 and len(y) == len(x):
         return ": write y[:, 0]" if y.shape[1] == 1 else ": write y.argmax(axis=1)"
-    if y.dtype.kind in "UO":
+    if y.dtype.kind in "UOM" and y.shape == (len(x),):
         return ": write np.unique(y, return_inverse=True)[1]"
+    if y.dtype.kind == "c":
+        return ': write y.real.astype("int64")'
     if y.dtype.kind in "fb" and y.shape == (len(x),) and np.all(y == np.round(y)):
         return ': write y.astype("int64")'
     return ""

@@ -1,11 +1,13 @@
 """Data sets of one's own: what a "package.module:function" returns, checked split by split."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raydist.closest import closest
 from raydist.learning.images import SPLITS, Data, check_alike, check_arrays, check_scales
@@ -61,21 +63,47 @@ def _from_dict(found: Mapping[str, Any]) -> tuple[dict[str, Split], int, float]:
         raise ValueError(f"scale is {scale!r}, expected the factor that makes pixels 0 to 1: 1/255")
     guess = 1 / 255 if splits["train"][0].dtype == np.uint8 else 1.0
     check_scales(splits, float(scale or guess), stated=scale is not None)
+    _check_labels(splits)
     classes = found.get("classes", max(int(y.max()) for _, y in splits.values()) + 1)
     if not (_is(Integral, classes) and classes > 0):
         raise ValueError(f"classes is {classes!r}, expected their number")
     return splits, int(classes), float(scale or guess)
 
 
+def _check_labels(splits: Mapping[str, Split]) -> None:
+    """Labels that are judged occur in train, or nobody can learn them."""
+    known = {*splits["train"][1].tolist()}
+    for name, (_, y) in splits.items():
+        unknown = sorted({*y.tolist()} - known)
+        if not unknown:
+            continue
+        some = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        line = f"{name} has the labels {some}, which do not occur in train"
+        if len(unknown) == len({*y.tolist()}):
+            raise ValueError(f"{line}, and no others: number the classes of both alike")
+        warnings.warn(f"{line}: no model can learn them", stacklevel=2)
+
+
 def _is(kind: type, value: object) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _array(what: str, values: Any) -> NDArray[Any]:
+    """Values of one shape as an array; ValueError if they are not."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(
+            f"{what} is a list of parts of unlike shapes, expected one shape (C, H, W) for all "
+            "images and one label for each: crop, pad or resize them, and write np.stack(images)"
+        ) from error
 
 
 def _pair(name: str, pair: Any) -> Split:
     """The user's pair with types made ours: floats to float32, whole labels to int64."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise ValueError(f"{name} is a {type(pair).__name__}, expected a pair (x, y) of arrays")
-    x, y = np.asarray(pair[0]), np.asarray(pair[1])
+    x, y = (_array(f"{name} {which}", part) for which, part in zip("xy", pair, strict=True))
     x = x.astype(np.float32) if np.issubdtype(x.dtype, np.floating) else x
     y = y.astype(np.int64) if np.issubdtype(y.dtype, np.integer) else y
     check_arrays(name, (x, y))
