@@ -1,5 +1,6 @@
 """A trial's folder as it is written: each file appears whole or not at all."""
 
+import fnmatch
 import hashlib
 import io
 import json
@@ -70,6 +71,7 @@ class Folder:
         self.rounds = Rounds(self.store, self.clock.seconds)
         self.events: list[Event] = []
         self.hash = ""  # of the experiment, under which the first try began
+        self._data = ""  # digest of its images
         self.earlier: Earlier | None = None
         self._damaged: set[str] = set()
 
@@ -96,6 +98,7 @@ class Folder:
         """
         contents = named_files(config) | dict(contents or {})
         self.check(config, contents)
+        self._data = contents.get("data", "")
         if self.final(config) is not None:
             raise InputError(f"{self.url} has run to its end: read it with raydist.load")
         self.earlier = self._look_back()
@@ -169,12 +172,12 @@ class Folder:
         assert record.outcome is not None
         final = final_numbers(record, seconds, self.events)
         centroid = self.store.find("weights/centroid.safetensors")
-        images = record.images
         if centroid is not None:
-            final["centroid_digest"] = digest_of(centroid)
-        if images is not None and centroid is not None:  # whose verdicts these are
-            images = images.assign(weights=final["centroid_digest"])
-        if images is not None:
+            final["centroid_digest"] = digest_of(centroid, self._data.encode())
+        if record.images is not None:
+            models = record.images["model"]
+            of = {name: digest_of_model(self.store, name, self._data) for name in models.unique()}
+            images = record.images.assign(weights=models.map(of))  # whose verdicts these are
             self._write("images.parquet", pack_frame(images))
         self.flush()
         self._write("final.json", pack_json(final))
@@ -275,8 +278,25 @@ def final_numbers(record: Record, seconds: float, events: Sequence[Event]) -> di
     }
 
 
+def digest_of_model(store: Store, name: str, data: str) -> str:
+    """What identifies a model and the images on which it is measured.
+
+    Args:
+        store: the trial's folder.
+        name: of a model that has files; "ensemble" is made of the snapshots.
+        data: digest of the images.
+
+    Returns:
+        16 hexadecimal digits of a hash of the contents.
+    """
+    pattern = "snapshot-*" if name == "ensemble" else name
+    names = fnmatch.filter(store.names("weights"), f"{pattern}.safetensors")
+    files = [store.read(f"weights/{file}") for file in names]
+    return digest_of(*[b"ensemble"] * (name == "ensemble"), *files, data.encode())
+
+
 def digest_of(*files: bytes) -> str:
-    """What identifies the weights of a model: 16 hexadecimal digits of a hash of its files."""
+    """16 hexadecimal digits of a hash of the contents of files, one after the other."""
     hashed = hashlib.sha256()
     for file in files:
         hashed.update(file)

@@ -11,7 +11,7 @@ Nothing that is read back is a pickle.
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -56,7 +56,7 @@ class Record:
         predicted: of the mean over the agents, metric -> value: no agent has it for itself.
         outcome: how the run ended, in its last record only.
         final: the final numbers, in the last record only.
-        images: one row for each test image, in the last record only.
+        images: one row for each model and test image, in the last record only.
     """
 
     round: int
@@ -162,28 +162,35 @@ def survived(events: Sequence[Event]) -> dict[str, float]:
     return {"recoveries": len(found), "seconds_lost": float(sum(found))}
 
 
-def images_frame(known: Known, labels: NDArray[np.int64]) -> pd.DataFrame:
-    """One row for each test image.
+def images_frame(models: Mapping[str, Known], labels: NDArray[np.int64]) -> pd.DataFrame:
+    """One row for each model and test image.
 
     Args:
-        known: verdicts on the images.
+        models: name of a model -> verdicts on the images.
         labels: of the whole test split.
 
     Returns:
-        Columns `image`, `label`, `clean`, `pgd10`, ... (True: still right; missing: not tried), and
-        `broken_by`: "clean" if it was wrong without attack, the member of AutoAttack that broke
-        it, "none", or missing if the ensemble was not tried; `fosc` and other values.
+        Columns `model`, `image`, `label`, `clean`, `pgd10`, ... (True: still right; missing: not
+        tried), and `broken_by`: "clean" if it was wrong without attack, the member of AutoAttack
+        that broke it, "none", or missing if the ensemble was not tried; `fosc` and other values;
+        `flags`, what the attacks warned of in the model.
     """
+    frames = [_images_of(model, known, labels) for model, known in models.items()]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _images_of(model: str, known: Known, labels: NDArray[np.int64]) -> pd.DataFrame:
     tables = {name: pd.Series(of, dtype="boolean") for name, of in known.right.items()}
     tables |= {name: pd.Series(of, dtype="float64") for name, of in known.values.items()}
     frame = pd.DataFrame(tables).sort_index()
-    frame.insert(0, "image", frame.index)
-    frame.insert(1, "label", labels[frame.index])
+    frame.insert(0, "model", model)
+    frame.insert(1, "image", frame.index)
+    frame.insert(2, "label", labels[frame.index])
     if ENSEMBLE in known.right:
         frame["broken_by"] = pd.Series(
             {i: _broken_by(i, known) for i in known.right[ENSEMBLE]}, dtype="string"
         )
-    return frame.reset_index(drop=True)
+    return frame.assign(flags=", ".join(sorted(known.flags)))
 
 
 def _broken_by(image: int, known: Known) -> str:
@@ -216,8 +223,8 @@ def read_part(data: bytes, trial: str) -> pd.DataFrame:
 def evaluated(folder: Store, final: dict[str, Any], average: str) -> dict[str, Any]:
     """The final numbers with those that `raydist.evaluate` added later.
 
-    Where both have a number, that of the later evaluation stands as `joined` says. Of
-    weights that were replaced since, nothing that the trial measured of them stands.
+    Where both have a number, that of the later evaluation stands as `joined` says. If the weights
+    or the images were replaced since, nothing that the trial measured of them stands.
 
     Args:
         folder: of the trial.

@@ -228,7 +228,7 @@ def evaluation_table(frame: "pd.DataFrame") -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     short = frame["trial"].map(lambda trial: trial.rpartition("-")[0] or trial)
     columns = (str(name) for name in frame)
-    names = [n for n in columns if n not in NOT_SHOWN and not n.endswith("_images")]
+    names = [n for n in columns if n not in NOT_SHOWN and not n.endswith(("_images", "_probes"))]
     names = [name for name in names if frame[name].notna().any()]
     if len(frame) > WIDEST:
         names = [n for n in names if n in (*COLUMNS, "pgd10_acc", "masking", "hessian_trace")]

@@ -115,7 +115,7 @@ LINEAR = TRIAL | {
     "model": {"name": "linear"},
     "average": None,
     "restarts": [],
-    "evaluate": {"test": 50, "autoattack": 30, "pgd": [10], "images": 32},
+    "evaluate": {"test": 24, "autoattack": 12, "pgd": [10], "images": 32},
 }
 
 
@@ -126,22 +126,29 @@ def linear(tmp_path_factory):
     return folder
 
 
+def linear_weights(folder):
+    """W, (10, 64), and b, (10,), of the centroid."""
+    weights = load_file(folder / "weights" / "centroid.safetensors").values()
+    return (
+        next(value for value in weights if value.shape == shape).double().numpy()
+        for shape in ((10, 64), (10,))
+    )
+
+
 def test_every_verdict_is_that_of_the_closed_form(linear, tmp_path):
     """Of a linear model the worst point in ball and box is known for every other label."""
     shutil.copytree(linear, tmp_path / "run")
     x, y = load("digits").test
-    request = Request(("robustness",), ("pgd10", "apgd-t", "autoattack"), images=64)
+    request = Request(("robustness",), ("pgd10", "apgd-t", "autoattack"), images=24)
     raydist.evaluate_runs(tmp_path / "run", request)
-    weights = load_file(tmp_path / "run" / "weights" / "centroid.safetensors")
-    W = next(v for v in weights.values() if v.shape == (10, 64)).double().numpy()
-    b = next(v for v in weights.values() if v.shape == (10,)).double().numpy()
+    W, b = linear_weights(tmp_path / "run")
     x = x.reshape(len(x), 64) / 16
     slope = (W[None] - W[y][:, None]) / 0.3760  # of z_c − z_y in the pixels, (60, 10, 64)
     worst = np.clip(x[:, None] + EPS * np.sign(slope), 0, 1)
     rise = (slope * (worst - 0.3053)).sum(2) + b - b[y][:, None]
     rise[np.arange(len(x)), y] = -np.inf
     found = images(tmp_path / "run").dropna(subset=[f"linf/{EPS:g}/ensemble"])
-    assert len(found) == 64
+    assert len(found) == 24
     margin = -rise.max(1)[found["image"]]
     for name in ("ensemble", "apgd-t-alone"):
         kept = found[f"linf/{EPS:g}/{name}"].to_numpy(dtype=bool)
@@ -152,12 +159,57 @@ def test_every_verdict_is_that_of_the_closed_form(linear, tmp_path):
 
 def test_what_the_end_of_the_trial_measured_is_not_measured_again(copy, monkeypatch):
     done = counted(monkeypatch)
-    request = Request(parts=("robustness",), images=6)
-    frame = raydist.evaluate_runs(copy, request)
+    models = {"centroid": "", "average": "ema_", "ensemble": "ensemble_"}
+    request = Request(parts=("robustness",), images=6, models=tuple(models))
+    frame = raydist.evaluate_runs(copy, request).set_index("model")
     final = json.loads((copy / "final.json").read_text())
     assert done == []
-    assert frame["autoattack_acc"].item() == final["autoattack_acc"]
-    assert frame["fab_t_acc"].item() == final["fab_t_acc"]
+    for model, prefix in models.items():
+        for name in ("autoattack_acc", "fab_t_acc"):
+            assert frame.loc[model, name] == final[prefix + name]
+
+
+def test_validation_images_are_counted_too(linear, tmp_path):
+    shutil.copytree(linear, tmp_path / "run")
+    before = raydist.load(tmp_path / "run").iloc[0]
+    assert before["val_pgd10_images"] == before["val_loss_images"] == 32
+    for images in (8, 40):
+        request = Request(("robustness",), ("val_pgd10",), images=images)
+        found = raydist.evaluate_runs(tmp_path / "run", request).iloc[0]
+        row = raydist.load(tmp_path / "run").iloc[0]
+        expected = before if images < 32 else found
+        for name in ("val_pgd10_acc", "val_pgd10_images", "val_clean_acc", "val_clean_images"):
+            assert row[name] == expected[name]
+        assert found["val_pgd10_images"] == images and row["val_loss"] == before["val_loss"]
+
+
+SHIFT = 0
+
+
+def shifted():
+    """Digits whose test labels may change."""
+    data = load("digits")
+    x, y = data.test
+    test = x, (y + SHIFT) % 10
+    return {"train": data.train, "validation": data.validation, "test": test, "scale": 1 / 16}
+
+
+def test_images_that_are_replaced_leave_no_verdict_of_the_old_ones(tmp_path, monkeypatch):
+    few = {"test": 8, "autoattack": 4, "images": 32}
+    tree = LINEAR | {"data": {"set": "test_evaluate:shifted", "batch": 16}, "evaluate": few}
+    raydist.run_experiment(tree, out=tmp_path / "run")
+    request = Request(("robustness",), ("pgd10",), images=60)
+    before = raydist.evaluate_runs(tmp_path / "run", request).iloc[0]
+    monkeypatch.setattr("test_evaluate.SHIFT", 1)
+    after = raydist.evaluate_runs(tmp_path / "run", request).iloc[0]
+    row = raydist.load(tmp_path / "run").iloc[0]
+    W, b = linear_weights(tmp_path / "run")
+    x, y = load("digits").test
+    chosen = images(tmp_path / "run")["image"]
+    said = ((x[chosen].reshape(-1, 64) / 16 - 0.3053) / 0.3760 @ W.T + b).argmax(1)
+    assert after["clean_acc"] == row["clean_acc"] == np.mean(said == (y[chosen] + 1) % 10)
+    assert after["clean_acc"] < 0.2 < 0.6 < before["clean_acc"]
+    assert "autoattack_acc" not in row and "val_loss" not in row
 
 
 def test_an_interrupted_evaluation_goes_on_and_equals_the_plain_one(copy, plain, monkeypatch):
@@ -234,8 +286,8 @@ def test_later_measurements_do_not_falsify_earlier_ones(linear, tmp_path):
         Request(parts=("robustness", "masking"), attacks=("apgd-ce",), images=8),
     ]
     before = raydist.load(tmp_path / "run").iloc[0]
-    assert (before["pgd10_images"], before["autoattack_images"]) == (50, 30)
-    assert before["overestimation_images"] == 30
+    assert (before["pgd10_images"], before["autoattack_images"]) == (24, 12)
+    assert before["overestimation_images"] == 12
     for request in asked:
         frame = raydist.evaluate_runs(tmp_path / "run", request)
         row = raydist.load(tmp_path / "run").iloc[0]
@@ -308,11 +360,12 @@ def test_agents_average_and_ensemble_have_their_columns(copy):
     assert row["ensemble_pgd10_acc"] == frame.loc["ensemble", "pgd10_acc"]
 
 
-def test_everything_at_once_leaves_every_number_and_picture(copy):
+def test_everything_at_once_leaves_every_number_and_picture(linear, tmp_path):
+    copy = shutil.copytree(linear, tmp_path / "run")
     request = Request(
         parts=("robustness", "masking", "w2", "hessian", "landscape", "similarity"),
         attacks=("pgd10", "val_pgd10", "apgd-dlr", "square50", "fab-t"),
-        images=8,
+        images=6,
         subset=12,
         probes=3,
         top=3,
@@ -338,7 +391,8 @@ def test_everything_at_once_leaves_every_number_and_picture(copy):
     subject = open_subject(copy)
     center, start = (subject.model(name) for name in ("centroid", "start"))
     moved = [p - q for p, q in zip(center.parameters(), start.parameters(), strict=True)]
-    assert row["distance"] == pytest.approx(torch.cat([d.flatten() for d in moved]).norm().item())
+    length = torch.cat([d.flatten() for d in moved]).norm().item()
+    assert row["distance_from_start"] == pytest.approx(length)
     assert row["w2_acc"] <= row["clean_acc"]
     for name in ("robustness", "flatness", "landscapes", "agents"):
         assert (copy / "evaluation" / f"{name}.png").stat().st_size > 10_000
@@ -581,9 +635,7 @@ def trace_of_a_softmax(folder):
     The loss of an image is convex in the logits W z + b with Hessian diag(p) − p p'.
     """
     plan = make_plan(validate(SEEN))
-    weights = load_file(folder / "weights" / "centroid.safetensors")
-    W = next(v for v in weights.values() if v.shape == (10, 64)).double().numpy()
-    b = next(v for v in weights.values() if v.shape == (10,)).double().numpy()
+    W, b = linear_weights(folder)
     found = []
     for k, light in enumerate([1, 0.4, 0.7, 1]):
         x = plan.share(k)[0].reshape(-1, 64) / 16 * light
@@ -603,22 +655,26 @@ def test_the_trace_is_that_of_the_images_as_their_agents_see_them(tmp_path):
         error = found["hessian_trace_error"]
         assert found["hessian_trace"] == pytest.approx(exact, abs=4 * error)
         assert error < 0.05 * exact and found["hessian_trace_images"] == 1293
+    row = raydist.load(tmp_path / "run").iloc[0]  # more probes stand
+    for name in ("hessian_trace", "hessian_trace_error"):
+        assert row[name] == result.final[name] != later[name]
+    assert (row["hessian_trace_probes"], later["hessian_trace_probes"]) == (50, 20)
 
 
 def test_further_attacks_at_the_end_of_a_trial_have_columns_and_verdicts(tmp_path):
     names = ["fgsm", "apgd-ce", "apgd-t", "square"]
-    wanted = {"test": 40, "autoattack": 20, "attacks": names, "images": 32}
+    wanted = {"test": 16, "autoattack": 8, "attacks": names, "images": 32}
     result = raydist.run_experiment(LINEAR | {"evaluate": wanted}, out=tmp_path / "run")
     frame = pd.read_parquet(tmp_path / "run" / "images.parquet")
     columns = {"fgsm": "fgsm", "apgd-ce": "apgd_ce"}
     columns |= {"apgd-t-alone": "apgd_t_alone", "square5000": "square5000"}
     for attack, name in columns.items():
         accuracy = result.final[f"{name}_acc"], result.final[f"{name}_images"]
-        assert accuracy == by_hand(frame, attack) and accuracy[1] == 40
+        assert accuracy == by_hand(frame, attack) and accuracy[1] == 16
         assert not (frame[attack].astype(bool) & ~frame["clean"].astype(bool)).any()
     given = frame.dropna(subset="broken_by")
     left = given["broken_by"].isin(["fab-t", "square", "none"]).mean()
-    assert (result.final["apgd_t_acc"], result.final["apgd_t_images"]) == (left, 20)
+    assert (result.final["apgd_t_acc"], result.final["apgd_t_images"]) == (left, 8)
     assert result.final["autoattack_acc"] == (given["broken_by"] == "none").mean()
     assert set(frame["weights"]) == {open_subject(tmp_path / "run").digest("centroid")}
 
@@ -639,7 +695,7 @@ class Noisy(Quantised):
 
 @pytest.mark.parametrize(("net", "sign"), [("Quantised", "zero-gradient"), ("Noisy", "randomised")])
 def test_what_the_attacks_warn_of_is_not_trusted(net, sign):
-    wanted = {"test": 100, "autoattack": 100, "images": 32}
+    wanted = {"test": 12, "autoattack": 12, "images": 32}
     tree = LINEAR | {"model": {"name": f"test_evaluate:{net}"}, "evaluate": wanted, "rounds": 4}
     final = raydist.run_experiment(tree).final
     assert sign in final["masking"].split(", ")

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,9 +14,10 @@ from raydist.engine.death import AgentDied
 from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan
 from raydist.engine.pool import Pending, Pool
+from raydist.engine.spec import agent_file
 from raydist.engine.watch import Watch
 from raydist.measure import masks, trained
-from raydist.measure.columns import over_agents
+from raydist.measure.columns import Known, base, over_agents
 from raydist.record import Outcome, Record, images_frame
 
 
@@ -258,10 +260,12 @@ def _last(
     Returns:
         The record.
     """
-    known, images = record.numbers, None
+    known, models = record.numbers, dict[str, Known]()
     kept = ("disagreement", "distance", "excess_risk", *record.predicted, *record.centroid)
     final: dict[str, float | str] = {"train_loss": known["loss"], **watched}
     final |= {name: known[name] for name in kept if name in known}
+    held = [name for name in record.centroid if name.startswith("val_")]
+    final |= {f"{base(name)}_images": float(plan.validated) for name in held}
     if plan.config.exchange == "auto":
         final["exchange_chosen"] = pool.exchange
     if math.inf in theory:
@@ -272,16 +276,19 @@ def _last(
         failed: dict[str, str] = {}
         for judged in _judged(pool, failed, "", "now"):
             final |= masks.summary(judged)
-            images = images_frame(judged.known, plan.data.test[1])
-        for name, which in _besides(plan, outcome).items():
+            models["centroid"] = judged.known
+        for model, (name, which) in _besides(plan, outcome).items():
             for judged in _judged(pool, failed, f"{name} ", *which):
                 besides = masks.summary(judged)
                 final |= {f"{name}_{key}": value for key, value in besides.items()}
+                models[model] = judged.known
         if plan.config.evaluate.agents:
             own = [judged.known for judged in _judged(pool, failed, "agents' ")]
             final |= over_agents(own) if own else {}
+            models |= {Path(agent_file(k)).stem: of for k, of in enumerate(own)}
         if failed:
             final["unmeasured"] = "; ".join(f"{name}: {why}" for name, why in failed.items())
+    images = images_frame(models, plan.data.test[1]) if models and plan.data is not None else None
     return replace(record, outcome=outcome, final=final, images=images)
 
 
@@ -314,12 +321,20 @@ def _judged(pool: Pool, failed: dict[str, str], whose: str, *which: str) -> list
     return found
 
 
-def _besides(plan: Plan, outcome: Outcome) -> dict[str, list[str]]:
-    """What is judged beside the last centroid: its average, the ensemble of its snapshots."""
-    found: dict[str, list[str]] = {}
+def _besides(plan: Plan, outcome: Outcome) -> dict[str, tuple[str, list[str]]]:
+    """What is judged beside the last centroid: its average, the ensemble of its snapshots.
+
+    Args:
+        plan: the run.
+        outcome: how it ended.
+
+    Returns:
+        Model -> what its numbers begin with, and the states of the agents that it is made of.
+    """
+    found: dict[str, tuple[str, list[str]]] = {}
     if plan.config.average is not None:
-        found[plan.config.average.name] = ["average"]
+        found["average"] = plan.config.average.name, ["average"]
     periods = plan.times.ended(outcome.round)
     if plan.config.restarts and periods > 1:
-        found["ensemble"] = [f"snapshot-{i}" for i in range(periods)]
+        found["ensemble"] = "ensemble", [f"snapshot-{i}" for i in range(periods)]
     return found

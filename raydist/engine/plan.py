@@ -89,6 +89,12 @@ class Plan:
         """Whether the state after round n is measured."""
         return n % self.every == 0 or n == self.rounds
 
+    @property
+    def validated(self) -> int:
+        """How many validation images a measurement is of."""
+        there = 0 if self.data is None else len(self.data.validation[1])
+        return min(there, self.config.evaluate.images)
+
     def sensed(self, n: int) -> bool:
         """Whether the network's sensitivity is taken after round n: at the start of each epoch."""
         return self._sensitive and n % self.epoch == 0
@@ -300,6 +306,11 @@ def load_data(config: Experiment) -> datasets.Data:
         if table.params:
             return datasets.load(table.set, validation=table.validation, params=table.params)
         return _cached(table.set, table.root, table.validation, table.download)
+
+
+def forget_data() -> None:
+    """Read images anew from now on."""
+    _cached.cache_clear()
 
 
 def shares_of(config: Experiment, labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:

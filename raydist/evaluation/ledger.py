@@ -1,9 +1,9 @@
 """What is known of a trial's models: an append-only file of JSON lines beside its results.
 
 Each line is one measurement, written whole and synced, so that whatever was measured before the
-process died is known afterwards, and nothing is measured twice. Weights are part of a measurement's
-identity: of a model that was trained again nothing is known. A line that holds no measurement is
-left out and told of; those behind it count.
+process died is known afterwards, and nothing is measured twice. Weights and images are part of a
+measurement's identity: of a model that was trained again, or on other images, nothing is known. A
+line that holds no measurement is left out and told of; those behind it count.
 """
 
 import json
@@ -20,7 +20,7 @@ class Entry:
     """One measurement.
 
     Attributes:
-        weights: digest of the model's weights.
+        weights: digest of the model's weights and of the images, as `Subject.digest`.
         measure: what was measured, such as "test/linf/0.03137/apgd-ce".
         value: the result; with images, a list of one value for each.
         images: positions of the images in their split; None if it is not about single images.

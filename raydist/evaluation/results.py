@@ -43,8 +43,7 @@ class Results:
         self.notes: list[str] = []  # what could not be read, in lines
         entries: list[Entry] = []
         try:
-            if "centroid" in subject.models:
-                entries = from_trial(subject, subject.digest("centroid"))
+            entries = from_trial(subject)
         except ValueError as error:
             file = subject.folder / "images.parquet"
             self.notes.append(f"{file} cannot be read, its images are judged anew: {error}")
@@ -75,18 +74,15 @@ class Results:
         Returns:
             One row for each model: `trial`, `model`, the numbers, `error`.
         """
-        known, rows = self._earlier(), []
+        known, rows = self._earlier(), list[dict[str, Any]]()
         for model in self.models:
             row = asked_numbers(self.subject, model, self.request, self._ledger)
             rows.append({"trial": self.subject.folder.name, "model": model, **row})
             if model in self.errors:
                 rows[-1]["error"] = self.errors[model]
-            weights = self.subject.digest(model)
-            earlier = known.get(model, {})
-            kept = earlier if earlier.get("weights") == weights else {}
-            tagged = {name: value for name, value in kept.items() if "@" in name}
-            found = joined(tagged, self._known(model))
-            known[model] = {"weights": weights} | {n: plain(value) for n, value in found.items()}
+            tagged = {n: value for n, value in known.get(model, {}).items() if "@" in n}
+            found = {"weights": self.subject.digest(model)} | joined(tagged, self._known(model))
+            known[model] = {n: plain(value) for n, value in found.items()}
         known["agents"] = {n: plain(value) for n, value in self._over_agents().items()}
         store = Store(self.subject.folder)
         store.write("evaluation.json", pack_json(known))
@@ -99,12 +95,15 @@ class Results:
         return self._ledger.all_values(self.subject.digest(model))
 
     def _earlier(self) -> dict[str, dict[str, Any]]:
-        """The numbers that earlier requests have left; what is known says them all again."""
+        """What earlier requests have left of the weights and images that are there."""
         try:
             found = json.loads((self.subject.folder / "evaluation.json").read_text())
         except (OSError, ValueError):
             return {}
-        return found if all(isinstance(of, dict) for of in found.values()) else {}
+        if not isinstance(found, dict) or not all(isinstance(of, dict) for of in found.values()):
+            return {}
+        there = [name for name in self.subject.models if name in found]
+        return {n: found[n] for n in there if found[n].get("weights") == self.subject.digest(n)}
 
     def _known(self, model: str) -> Numbers:
         """All that is known of a model, at the trial's own budget and at the one that was asked."""

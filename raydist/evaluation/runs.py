@@ -19,7 +19,7 @@ from raydist.evaluation import pictures
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request
 from raydist.evaluation.results import Results
-from raydist.evaluation.subject import Subject, functions_named, open_subject, trials
+from raydist.evaluation.subject import Subject, forget, functions_named, open_subject, trials
 from raydist.evaluation.units import Unit
 from raydist.evaluation.work import perform
 from raydist.show import Words, console, progress, say
@@ -128,6 +128,7 @@ def _subjects(
     if functions and not quiet:
         line = f"these runs name functions, which are imported and run: {', '.join(functions)}"
         say(line)
+    forget()
     for folder in folders:
         try:
             subject = open_subject(folder)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from raydist.config import Experiment, InputError, validate
 from raydist.engine.checks import checked
 from raydist.engine.own import Own
-from raydist.engine.plan import load_data, shares_of
+from raydist.engine.plan import forget_data, load_data, shares_of
+from raydist.engine.store import Store
 from raydist.engine.task import DTYPES, build_model
-from raydist.folder import digest_of
+from raydist.folder import digest_of, digest_of_model
 from raydist.learning import checkpoint
 from raydist.learning.average import Ensemble
 from raydist.learning.data import Data, to_tensor
@@ -87,7 +88,7 @@ class Subject:
         return self._load(None if name == START else self._files(name)[0])
 
     def digest(self, name: str) -> str:
-        """What identifies the weights of a model: a hash of its files.
+        """What identifies a model and the images: a hash of the weights' files and of the images.
 
         Args:
             name: one of `models`.
@@ -95,16 +96,12 @@ class Subject:
         Returns:
             16 hexadecimal digits.
         """
-        files = [
-            file.read_bytes() for file in self._files("snapshot-*" if name == ENSEMBLE else name)
-        ]
-        if name == ENSEMBLE:
-            files.insert(0, name.encode())
-        if name == START:
-            files = [name.encode(), self.config.digest().encode()]
-            if self.config.model.checkpoint is not None:
-                files.append(Path(self.config.model.checkpoint).read_bytes())
-        return digest_of(*files)
+        if name != START:
+            return digest_of_model(Store(self.folder), name, self.data.digest)
+        files = [name.encode(), self.config.digest().encode()]
+        if self.config.model.checkpoint is not None:
+            files.append(Path(self.config.model.checkpoint).read_bytes())
+        return digest_of(*files, self.data.digest.encode())
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -213,6 +210,12 @@ def open_subject(folder: Path) -> Subject:
     if not list((folder / "weights").glob("*.safetensors")):
         raise InputError(f"{folder} has no weights: the trial has not ended, resume its study")
     return _opened(folder, json.dumps(config))
+
+
+def forget() -> None:
+    """Read trials and images anew from now on: both may have changed meanwhile."""
+    _opened.cache_clear()
+    forget_data()
 
 
 @lru_cache(maxsize=4)

@@ -141,7 +141,7 @@ def scan_numbers(subject: Subject, values: Mapping[str, Any], threat: ThreatMode
         threat: the budget.
 
     Returns:
-        Each number with its `..._images`; of several, the one of most images.
+        Each number with its `..._images`; of several, the one of most images (and then probes).
     """
     where, there = budget(TRAINING, threat) + "/", len(subject.split("train")[1])
     rows = [
@@ -151,7 +151,7 @@ def scan_numbers(subject: Subject, values: Mapping[str, Any], threat: ThreatMode
         for row in _numbers_of(measure.removeprefix(where).split("/"), value, threat)
     ]
     found: Numbers = {}
-    for images, name, value in sorted(rows, key=lambda row: row[0]):
+    for images, _, name, value in sorted(rows, key=lambda row: row[:2]):
         of = float(min(images, there))
         if name == "barrier" and found.get("barrier_images") == of:
             value = max(value, float(found["barrier"]))
@@ -161,23 +161,25 @@ def scan_numbers(subject: Subject, values: Mapping[str, Any], threat: ThreatMode
 
 def _numbers_of(
     parts: list[str], value: Any, threat: ThreatModel
-) -> Iterator[tuple[int, str, float]]:
-    """Images, name, number."""
+) -> Iterator[tuple[int, int, str, float]]:
+    """Images, probes (0 if there are none), name, number."""
     if parts[0] in ("geometry", "path"):
         kind, images = parts[0], int(parts[1])
         if kind == "path":
-            yield images, "barrier", value["barrier"]
+            yield images, 0, "barrier", value["barrier"]
         for name in ("grad_norm", "grad_norm_clean") if kind == "geometry" else ():
-            yield images, name, value[name]
+            yield images, 0, name, value[name]
         if "distance" in value:
-            yield images, "distance_from_start", value["distance"]
+            yield images, 0, "distance_from_start", value["distance"]
     elif len(parts) > 2 and parts[2] in ("trace", "top"):
         prefix = "clean_" if parts[0] == CLEAN and threat.eps > 0 else ""
         if parts[2] == "top":
-            yield int(parts[1]), f"{prefix}hessian_top", value[0]
+            yield int(parts[1]), 0, f"{prefix}hessian_top", value[0]
         else:
-            yield int(parts[1]), f"{prefix}hessian_trace", value["mean"]
-            yield int(parts[1]), f"{prefix}hessian_trace_error", value["error"]
+            images, probes = int(parts[1]), int(parts[3])
+            numbers = {"": value["mean"], "_error": value["error"], "_probes": float(probes)}
+            for suffix, number in numbers.items():
+                yield images, probes, f"{prefix}hessian_trace{suffix}", number
 
 
 def w2_numbers(

@@ -1,7 +1,6 @@
-"""What the end of a trial already measured of its centroid, as entries of a ledger."""
+"""What the end of a trial already measured of its models, as entries of a ledger."""
 
 import io
-import json
 
 import pandas as pd
 
@@ -12,19 +11,17 @@ from raydist.evaluation.subject import Subject
 from raydist.evaluation.units import budget
 from raydist.measure.columns import CLEAN
 
-NO_VERDICTS = ("image", "label", "weights", "broken_by")
-DERIVED = ("few-classes", "square-stronger")  # follow from the verdicts
+NO_VERDICTS = ("model", "image", "label", "weights", "broken_by", "flags")
 
 
-def from_trial(subject: Subject, weights: str) -> list[Entry]:
-    """The verdicts of `images.parquet`, if they are of these weights.
+def from_trial(subject: Subject) -> list[Entry]:
+    """The verdicts of `images.parquet` that are of the weights and images which are there.
 
     Args:
         subject: the trial.
-        weights: digest of the centroid's weights.
 
     Returns:
-        The entries; none of other weights.
+        The entries; none of weights that were replaced, or of other images.
 
     Raises:
         ValueError: if the file cannot be read.
@@ -35,16 +32,19 @@ def from_trial(subject: Subject, weights: str) -> list[Entry]:
         return []
     try:
         frame = pd.read_parquet(io.BytesIO(data))
-        if "weights" not in frame or not (frame["weights"] == weights).all():
-            return []
-        final = json.loads(store.find("final.json") or b"{}")
-        raised = [flag for flag in final.get("autoattack_flags", "").split(", ") if flag]
-        return _entries(subject, frame, weights, [f for f in raised if f not in DERIVED])
+        there = [name for name in frame["model"].unique() if name in subject.models]
+        return [
+            entry
+            for name in there
+            for entry in _entries(subject, frame[frame["model"] == name], subject.digest(name))
+        ]
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def _entries(subject: Subject, frame: pd.DataFrame, weights: str, flags: list[str]) -> list[Entry]:
+def _entries(subject: Subject, frame: pd.DataFrame, weights: str) -> list[Entry]:
+    frame = frame[frame["weights"] == weights]
+    flags = sorted({flag for text in frame["flags"] for flag in text.split(", ") if flag})
     threat = ThreatModel(subject.config.threat.norm, subject.config.threat.eps)
     entries = []
     for name in (str(column) for column in frame if column not in NO_VERDICTS):

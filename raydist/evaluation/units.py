@@ -67,7 +67,7 @@ class Unit:
     Attributes:
         folder: of the trial.
         model: name of the model.
-        weights: digest of its weights.
+        weights: `Subject.digest` of it.
         task: name of a function in `raydist.evaluation.work.TASKS`.
         args: its arguments.
     """

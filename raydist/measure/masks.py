@@ -214,11 +214,12 @@ def summary(masks: Masks) -> Numbers:
         masks: verdicts on all images.
 
     Returns:
-        Those of `columns`, and the trace of the Hessian with its standard error and images.
+        Those of `columns`, and the trace of the Hessian with its standard error, images and probes.
     """
     named = columns(masks.known)
     if masks.curved:
         named["hessian_trace"] = float(masks.traces.mean())
         named["hessian_trace_error"] = float(masks.traces.std(ddof=1) / math.sqrt(PROBES))
         named["hessian_trace_images"] = float(masks.curved)
+        named["hessian_trace_probes"] = float(PROBES)
     return named
