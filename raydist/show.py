@@ -113,7 +113,7 @@ def results_table(frame: "pd.DataFrame", axes: Sequence[str]) -> Table:
     Returns:
         The table; accuracies in percent.
     """
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=0)
     columns = _axis_columns(frame, axes) or ["trial"]
     short = [name.rpartition(".")[2] for name in columns]
     for name, last in zip(columns, short, strict=True):

@@ -36,6 +36,20 @@ def test_an_axis_of_tables_shows_the_keys_that_vary():
     assert rows == ["deat 0.5 trades 25 12.5 completed", "sgd 10 trades 50 - failed"]
 
 
+def test_the_table_of_the_quickstart_fits_into_80_characters():
+    accuracies = {"clean_acc": 0.97778, "pgd20_acc": 0.90278, "autoattack_acc": 0.875}
+    images = {"clean_images": 360.0, "pgd20_images": 360.0, "autoattack_images": 64.0}
+    others = {"fosc": 0.1234, "disagreement": 1.2345e-12, "seconds": 1259.0, "status": "completed"}
+    axes = {"strategy": "centralized", "threat.eps": 0.05}
+    frame = pd.DataFrame([{"trial": "a"} | axes | accuracies | images | others])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(results_table(frame, [*axes]))
+    head, of, _, row = [line.split() for line in console.export_text().splitlines() if line.strip()]
+    assert head == "clean % PGD-20 % AutoAttack %".split()
+    assert of == "strategy eps of 360 of 360 of 64 FOSC disagr. s status".split()
+    assert row == "centralized 0.05 97.8 90.3 87.5 0.123 1.23e-12 1259 completed".split()
+
+
 def test_an_axis_of_lists_has_an_order_and_no_axis_shows_the_trial():
     assert lines(["restarts"])[2].startswith("[0.5] 50")
     assert [row.split()[0] for row in lines([])[2:]] == ["a", "b"]
