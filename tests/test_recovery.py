@@ -186,7 +186,7 @@ def test_want_of_memory_is_told_with_what_to_change():
         told = agent_error(RayTaskError("step", "Traceback ...", cause), {})
         assert not isinstance(told, AgentDied) and "agent.gpus" in str(told)
     plain = agent_error(RayTaskError("step", "Traceback ...", ValueError("a\nb")), {})
-    assert str(plain) == "ValueError: b"
+    assert str(plain) == "ValueError: a b"
 
 
 def test_what_an_agent_raises_is_told_with_its_name():
