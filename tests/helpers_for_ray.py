@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -14,27 +13,26 @@ from raydist.adversary.loss import pgd_at
 from raydist.engine.store import Store
 from raydist.learning.data import load
 
-BAD_EPS, CALLS = 0.07, []
+BAD_EPS = 0.07
 
 
-def cursed(x, x_adv):
-    """Whether a batch is at the bad budget, in a worker of Ray and past the probe before a run."""
-    worker = os.path.basename(sys.argv[0]) == "default_worker.py"
-    if worker and abs((x_adv - x).abs().max().item() - BAD_EPS) < 1e-6:
-        CALLS.append(len(x))
-        return len(CALLS) > 4
+def cursed(model, x, x_adv):
+    """Whether a batch is at the bad budget and its model past the passes of a probe."""
+    if abs((x_adv - x).abs().max().item() - BAD_EPS) < 1e-6:
+        model.calls = getattr(model, "calls", 0) + 1
+        return model.calls > 2
     return False
 
 
 def raising(model, x, x_adv, y, cure=""):
-    if cursed(x, x_adv) and not os.path.exists(cure):
+    if cursed(model, x, x_adv) and not os.path.exists(cure):
         raise ArithmeticError("this budget is cursed")
     return pgd_at(model, x, x_adv, y)
 
 
 def killed(model, x, x_adv, y):
     """Kills the agent's own process, as the system does when memory runs out."""
-    if cursed(x, x_adv):
+    if cursed(model, x, x_adv):
         os.kill(os.getpid(), signal.SIGKILL)
     return pgd_at(model, x, x_adv, y)
 
