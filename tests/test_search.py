@@ -367,6 +367,7 @@ def test_a_study_with_optuna_resumes(ray_cluster, tmp_path):
 @pytest.mark.ray
 def test_a_trial_that_fails_before_it_was_compared_does_not_end_the_study(ray_cluster, tmp_path):
     base = DIGITS | {"loss": {"name": "helpers_for_ray:raising"}, "attack": {"alpha": 0.2}}
+    base["evaluate"] = DIGITS["evaluate"] | {"every": 3}  # the loss fails in round 2
     tree = {"base": base, "axes": {"threat.eps": [helpers_for_ray.BAD_EPS, 0.03], "seed": [0, 1]}}
     tree["search"] = {"algorithm": "optuna", "samples": 2, "scheduler": "median"}
     tree["search"] |= {"metric": "val_loss", "max_concurrent": 1}
