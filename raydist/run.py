@@ -45,7 +45,7 @@ def run_experiment(
         address: of an existing Ray cluster, for pool = "ray".
         out: a new folder to leave the run in, or an fsspec URL; default: nothing is written.
         resume: go on with this very experiment in that folder, from its last snapshot.
-        quiet: without progress.
+        quiet: without progress, and without a line about what will run.
 
     Returns:
         The rounds as a frame, the final numbers, every agent's weights and the centroid.
@@ -89,6 +89,8 @@ def run_experiment(
     plan = make_plan(experiment)
     if folder is not None:
         check_versions(folder.url, folder.check(experiment, plan.contents))
+    if not quiet:
+        _show(plan)
     with hold(None if folder is None else folder.store) as held:
         _check_folder(folder, experiment, resume)  # again, now that nobody else is at it
         try:
@@ -101,6 +103,11 @@ def run_experiment(
             raise
         held.check(now=True)
     return result
+
+
+def _show(plan: "Plan") -> None:
+    """What will run, in a line."""
+    console.print(f"{plan.config.strategy}: {plan.describe()}")
 
 
 def _note(error: AgentError, folder: "Folder | None") -> None:
@@ -220,15 +227,13 @@ def main(
         raise InputError("which experiment? write python -m raydist.run FILE or --resume DIR")
     if resume is None:
         study = read(file or "", settings or [])
-        experiment, folder = study.only(), out or f"runs/{study.name}"
+        experiment, folder = study.only(), f"runs/{study.name}" if out is None else out
     else:
         experiment, folder = experiment_in(Store(resume)), resume
-    from raydist.engine.plan import make_plan
-
-    plan = make_plan(experiment)
-    if not quiet:
-        console.print(f"{experiment.strategy}: {plan.describe()}")
     if dry_run:
+        from raydist.engine.plan import make_plan
+
+        _show(make_plan(experiment))
         return 0
     try:
         result = run_experiment(

@@ -79,7 +79,7 @@ def run_sweep(
             f"{out} holds a password, which Ray hands to every process and Tune may keep: give it "
             "in the environment or in the files of that storage's own tools"
         )
-    folder = Store(out or f"runs/{study.name}")
+    folder = Store(f"runs/{study.name}" if out is None else out)
     _check_shared(folder, study.name)
     if not resume:
         check_new_folder(folder)
@@ -273,11 +273,11 @@ def main(
         raise InputError(f"--resume {resume} says all there is: write it without FILE and --out")
     if resume is None and file is None:
         raise InputError("which study? write python -m raydist.sweep FILE or --resume DIR")
-    study = study_in(resume) if resume else read(file or "", settings or [])
+    study = read(file or "", settings or []) if resume is None else study_in(resume)
     if dry_run:
         _show_plans(study, pool, address, max_concurrent)
         return 0
-    out = resume or out or f"runs/{study.name}"
+    out = resume or (f"runs/{study.name}" if out is None else out)
     try:
         frame = run_sweep(
             study,

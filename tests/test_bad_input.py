@@ -125,6 +125,7 @@ def complaint(tmp_path, monkeypatch, capsys):
         assert left.value.code == 2, captured
         assert files_in(tmp_path) == before
         assert captured.err.startswith("raydist: ") and captured.err.count("\n") == 1
+        assert captured.out == ""
         return captured.err.removeprefix("raydist: ").removesuffix("\n")
 
     return run
@@ -623,6 +624,22 @@ def test_the_output_folder_is_new_and_can_be_written(complaint, tmp_path):
                 f"{tmp_path}/{below} cannot be written: {tmp_path}/study.toml is not a writable "
                 "folder"
             )
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    {
+        "": '"" names no folder: write a path or a URL',
+        "a::b": "a::b chains file systems with ::, expected one path or URL",
+        "s3:///": "s3:/// names no folder: write s3://bucket/runs",
+        "a/" + "ä" * 128: f"{'ä' * 20}... is a name of 256 bytes, expected at most 255: write a "
+        "shorter path",
+    }.items(),
+)
+def test_paths_that_no_storage_has(complaint, tmp_path, path, line):
+    (tmp_path / "study.toml").write_text(toml())
+    for name in COMMANDS:
+        assert complaint(name, "study.toml", "--out", path) == line
 
 
 def test_a_folder_that_may_not_be_written(complaint, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -179,3 +180,10 @@ def test_a_run_whose_folder_is_moved_ends_with_an_error(tmp_path, monkeypatch):
         run_experiment(tree, out=tmp_path / "run")
     mover.join()
     assert "final.json" not in Store(tmp_path / "elsewhere").names()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+def test_a_place_without_room_for_folders_is_told_as_it_is():
+    with pytest.raises(MachineError, match="/proc/x/y cannot be written: No such file"):
+        with hold(Store("/proc/x/y")):
+            raise AssertionError("it was made")

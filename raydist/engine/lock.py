@@ -127,7 +127,7 @@ class _Flock:
         self._folder = folder
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
-            tries = (self._locked(url) for _ in range(TRIES))
+            tries = (self._locked(url, last=i == TRIES - 1) for i in range(TRIES))
             if not any(tries):
                 raise OSError(errno.EBUSY, "it is made and removed all the time")
         except BaseException:
@@ -139,9 +139,10 @@ class _Flock:
         for part in folder.rglob("*.part"):
             part.unlink(missing_ok=True)
 
-    def _locked(self, url: str) -> bool:
-        """One try; False if the one who had it has just taken the file away."""
-        with ExitStack() as closing, suppress(FileNotFoundError):
+    def _locked(self, url: str, last: bool) -> bool:
+        """One try; False if the one who had it has just taken the file, or the folder, away."""
+        gone = () if last else (FileNotFoundError,)  # /proc has no room for folders at any try
+        with ExitStack() as closing, suppress(*gone):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._place = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
             closing.callback(os.close, self._place)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from raydist.config import InputError, MachineError
 
+LONGEST_NAME = 255  # bytes, on every file system in use
+
 
 def locate(path: str | os.PathLike[str]) -> str:
     """Where something lies: a URL as it is, of a path of this machine the absolute one.
@@ -24,8 +26,7 @@ def locate(path: str | os.PathLike[str]) -> str:
         >>> locate("s3://bucket/runs/"), locate("file:///runs"), locate("file://localhost/runs")
         ('s3://bucket/runs', '/runs', '/runs')
     """
-    if "::" in os.fspath(path):
-        raise InputError(f"{path} chains file systems with ::, expected one path or URL")
+    _check_form(os.fspath(path))
     text = re.sub(r"^(file|local):(//(localhost(?=/))?|(?=/))", "", os.fspath(path))
     kind, url, rest = text.partition("://")
     if url and not rest.strip("/"):
@@ -34,6 +35,22 @@ def locate(path: str | os.PathLike[str]) -> str:
         return text.rstrip("/") if url else str(Path(text).expanduser().absolute())
     except RuntimeError as error:  # ~ of somebody who is not known here
         raise InputError(f"{text} cannot be found: {error}") from error
+
+
+def _check_form(path: str) -> None:
+    """A path that any storage could take."""
+    if not path:
+        raise InputError('"" names no folder: write a path or a URL')
+    if "::" in path:
+        raise InputError(f"{path} chains file systems with ::, expected one path or URL")
+    if "\0" in path:
+        raise InputError(f"{path!r} holds a zero byte, expected a path or a URL")
+    longest = max(path.split("/"), key=lambda name: len(os.fsencode(name)))
+    if len(os.fsencode(longest)) > LONGEST_NAME:
+        raise InputError(
+            f"{longest[:20]}... is a name of {len(os.fsencode(longest))} bytes, expected at most "
+            f"{LONGEST_NAME}: write a shorter path"
+        )
 
 
 def _write_whole(path: str, data: bytes, durable: bool) -> None:
