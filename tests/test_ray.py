@@ -92,7 +92,10 @@ def _agree(cluster, agent, exchanges, actors, whole=True):
     """Every recipe by every exchange, or most of them by turns."""
     pool, pids = None, []
     bf16 = {"precision": "bf16", "model": {"name": "linear"}}  # slow where the CPU has none
-    every = [*({"strategy": each} for each in STRATEGIES), *([bf16] if whole else []), EVERYTHING]
+    model, loss = ({"name": f"helpers_foreign:{name}"} for name in ("drawing_net", "noisy"))
+    drawing = {"model": model, "loss": loss}  # from every global generator
+    every = [{"strategy": each} for each in STRATEGIES]
+    every += [drawing, *([bf16] if whole else []), EVERYTHING]
     for i, tables in enumerate(every):
         plan = make_plan(validate(experiment(**tables)))
         local = LocalPool(plan)

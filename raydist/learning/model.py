@@ -112,7 +112,7 @@ def build(
     except TypeError as error:
         raise ValueError(
             f'model "{name}": {error}; its arguments are '
-            + ", ".join(inspect.signature(function).parameters)
+            + (", ".join(inspect.signature(function).parameters) or "none")
         ) from None
     with drawing(Purpose.MODEL, seed):
         model = function(**kwargs)
