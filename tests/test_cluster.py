@@ -53,7 +53,7 @@ def test_who_has_not_the_token_is_told_so_in_one_line(cluster, tmp_path):
     (tmp_path / "x.toml").write_text(RUN)
     (tmp_path / "token").write_text("0" * 64)
     command = ["-m", "raydist.run", "x.toml", "--pool", "ray", "--quiet"]
-    command += ["--address", cluster.address, "--out", "out"]
+    command += ["--address", cluster.address]
     wrong = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
     silent = cluster.joining()
     del silent["RAY_AUTH_MODE"]  # Ray sends no token to a written address unless it is told to
@@ -61,7 +61,10 @@ def test_who_has_not_the_token_is_told_so_in_one_line(cluster, tmp_path):
         "refuses this machine's token: put the cluster's own into": cluster.joining(**wrong),
         "asks for its token, and RAY_AUTH_MODE is not set: write export RAY_AUTH_MODE": silent,
     }
-    runs = {said: started(command, tmp_path, each) for said, each in cases.items()}
+    runs = {
+        said: started([*command, "--out", f"out{i}"], tmp_path, each)
+        for i, (said, each) in enumerate(cases.items())
+    }
     for said, run in runs.items():
         out, err = run.communicate(timeout=300)
         assert run.returncode == 2 and out == ""
