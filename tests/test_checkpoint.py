@@ -411,7 +411,7 @@ def test_files_without_a_state_dict_are_refused(content, match, tmp_path):
 
 @pytest.mark.parametrize("file", ["a.pt", "a.safetensors"])
 def test_broken_and_absent_files_are_refused(file, tmp_path):
-    with pytest.raises(ValueError, match="does not exist.*look for a misspelt path"):
+    with pytest.raises(ValueError, match=r"does not exist.*look for a misspelt path"):
         load(small(), tmp_path / file)
     (tmp_path / file).write_bytes(b"no weights here")
     with pytest.raises(ValueError, match="cannot be read as weights alone"):

@@ -58,8 +58,19 @@ def test_what_travels_with_the_weights_does_so_too(strategy):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("strategy", ["diffusion", "consensus"])
-def test_actors_without_own_weight_are_the_local_agents(strategy, ray_cluster):
+@pytest.mark.parametrize(
+    ("strategy", "exchange", "per_actor"),
+    [
+        ("diffusion", "board", 2),
+        ("consensus", "objects", 1),
+        *(
+            pytest.param(*each, marks=pytest.mark.long)
+            for each in [("diffusion", "objects", 1), ("diffusion", "board", 1)]
+            + [("consensus", "board", per_actor) for per_actor in (1, 2)]
+        ),
+    ],
+)
+def test_actors_without_own_weight_are_the_local_agents(strategy, exchange, per_actor, ray_cluster):
     from raydist.engine.ray_pool import RayPool
 
     def states(pool, plan):
@@ -72,8 +83,7 @@ def test_actors_without_own_weight_are_the_local_agents(strategy, ray_cluster):
 
     plan = make_plan(validate(tree(strategy)))
     alone = states(LocalPool(plan), plan)
-    for exchange, per_actor in (("objects", 1), ("board", 1), ("board", 2)):
-        agent = {"cpus": 0.25, "per_actor": per_actor}
-        plan = make_plan(validate(tree(strategy, exchange=exchange, agent=agent)))
-        there = states(RayPool(plan, layout(plan.config, ray_cluster)), plan)
-        np.testing.assert_array_equal(alone, there)
+    agent = {"cpus": 0.25, "per_actor": per_actor}
+    plan = make_plan(validate(tree(strategy, exchange=exchange, agent=agent)))
+    there = states(RayPool(plan, layout(plan.config, ray_cluster)), plan)
+    np.testing.assert_array_equal(alone, there)
