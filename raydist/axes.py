@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raydist.config import Experiment, InputError, shown
+from raydist.fields import fields_in
 from raydist.naming import Point
 
 CORNERS = 512  # points of lists to draw from that are all checked; of more, one axis at a time
@@ -44,7 +45,7 @@ def check_axis(key: str, axis: Any) -> None:
     if isinstance(axis, dict) and axis and not SPACES.keys() & axis.keys():
         table = getattr(Experiment.model_fields.get(key), "annotation", None)
         inner = next(iter(axis))
-        if inner in getattr(table, "model_fields", {}):
+        if inner in fields_in(table):
             raise InputError(
                 f"axes.{key} is a table, expected a dotted key in quotes: "
                 f'write "{key}.{inner}" = [...]'

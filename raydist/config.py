@@ -9,17 +9,52 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from raydist import values
 from raydist.closest import closest, same
-from raydist.fields import check_budget
-from raydist.recipe import Attack, Average, Loss, Optim, Stop, Threat
-from raydist.tables import AgentResources, Data, Evaluate, Model, Snapshot, Table, Topology
+from raydist.fields import By, Own, check_budget, fields_in, fill, increasing, tables_in
+from raydist.recipe import (
+    Attack,
+    Average,
+    Awp,
+    Loss,
+    NoAttack,
+    Optim,
+    Pgd,
+    PgdAt,
+    Sgd,
+    Stepped,
+    Stop,
+    Telemetry,
+    Threat,
+    Wasserstein,
+    usual_attack,
+)
+from raydist.tables import (
+    AgentResources,
+    Data,
+    Evaluate,
+    Images,
+    KnownNetwork,
+    Model,
+    Pictures,
+    Point,
+    Snapshot,
+    Table,
+    Topology,
+)
 from raydist.values import shown as shown
 
 LONGEST = 800  # characters of a line
@@ -27,6 +62,12 @@ SECRETS = (  # in a URL: the password before its host, a key among its parameter
     r"(?<![\w+.-])([A-Za-z][\w+.-]*://[^/\s@:]*:)[^/\s]+(?=@)",
     r"(?i)([?&][\w-]*(?:sig|token|secret|key|password)=)[^&\s]+",
 )
+RENAMED = {  # what earlier releases called it -> its name, and what to write
+    "restarts": ("periods", "periods = [0.5, 0.75]"),
+    "loss.awp": ("awp.gamma", "awp = { gamma = 0.005 }"),
+    "evaluate.images": ("evaluate.validation_images", "evaluate.validation_images = 512"),
+    "evaluate.test": ("evaluate.test_images", "evaluate.test_images = 360"),
+}
 REMEDIES = {  # what a user can do where the machine cannot
     errno.ENOSPC: "make room (df shows bytes, df -i the number of files)",
     errno.EDQUOT: "make room within your quota",
@@ -102,11 +143,38 @@ class MachineError(OSError):
         return cls(f"{what}: {why}{remedy and f': {remedy}'}")
 
 
+def _as_table(value: object, key: str) -> object:
+    """A bare name as the table that it stands for."""
+    return {key: value} if isinstance(value, str) else value
+
+
+def _bare(value: object) -> object:
+    """A table that holds nothing but a name as that name."""
+    return value["name"] if isinstance(value, dict) and [*value] == ["name"] else value
+
+
+def _no_number(value: object) -> object:
+    """Telemetry was a number in earlier releases."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError(f"expected a table: write telemetry = {{ every = {value} }}")
+    return value
+
+
 class Experiment(Table):
-    """One experiment, complete: what a trial needs to know and all that its result depends on."""
+    """One experiment, complete: what a trial needs to know and all that its result depends on.
+
+    Every default is that of a field, but for those that follow from another key, which `_named` and
+    `_resolved` fill in: the attack of the loss, its step (ε / 4, say), δ = ε, the highest ε of a
+    schedule, the origin at which the quadratic task starts, and that it is measured every round.
+    They are filled in at each point of a study, after axes and command line: a sweep over ε moves
+    them along. The digest is of the values, so writing one down changes nothing. What is None then
+    is absent, but for where things lie and what an agent reserves, which is of the machine.
+    """
 
     # as network.strategy.Strategy: a configuration is read and refused before torch is there
-    strategy: Literal["centralized", "consensus", "diffusion", "local"] = "diffusion"
+    strategy: Annotated[
+        Literal["centralized", "consensus", "diffusion", "local"], BeforeValidator(_bare)
+    ] = "diffusion"
     engine: Literal["agents", "train"] = "agents"  # train: centralized, data parallel on Ray Train
     topology: Topology = Field(examples=["topologies/ring8.toml"])
     rounds: PositiveInt | None = None
@@ -118,16 +186,19 @@ class Experiment(Table):
     compile: bool = False  # torch.compile for the passes of training
     cuda_graphs: bool = False  # on a GPU: record the passes of training once, then replay them
     combine_buffers: bool = True  # running statistics of BatchNorm travel with the weights
-    data: Data = Data()
-    model: Model = Model()
+    data: Data = Images(set="digits")
+    model: Model = KnownNetwork(name="small-cnn")
     threat: Threat = Threat()
-    attack: Attack = Attack()
-    loss: Loss = Loss()
-    optim: Optim = Optim()
+    attack: Attack = Pgd(name="pgd")  # without a name: the attack of the loss
+    loss: Loss = PgdAt(name="pgd_at")
+    awp: Awp = Awp()
+    optim: Optim = Sgd(name="sgd")
     average: Average | None = None
-    # Where the schedules of eps and learning rate begin again, as fractions of the run.
-    restarts: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default_factory=list)
-    telemetry: int = Field(default=0, ge=0)  # a closer look every so many rounds; 0: never
+    # where the schedules of eps and learning rate begin again, as fractions of the run
+    periods: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], AfterValidator(increasing)] = (
+        Field(default_factory=list)
+    )
+    telemetry: Annotated[Telemetry, BeforeValidator(_no_number)] = Telemetry()
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
     # How messages travel between actors: in the object store, or in memory that all of them share.
@@ -153,24 +224,15 @@ class Experiment(Table):
                 'precision is "tf32", which fails on GPUs with channels_last = true (cuDNN, seen '
                 "on an H200): remove one"
             )
-        check_budget("attack.alpha", self.attack.alpha or 0.0, self.threat.norm)
-        if self.attack.steps == 0 and (self.attack.alpha or 0.0) > self.threat.eps:
-            raise ValueError(
-                f"attack.alpha is {self.attack.alpha:g} but attack.steps is 0, so nothing would be "
-                "attacked: write attack.steps = 10, or threat.eps = 0 to train without an attack"
-            )
-        if sorted(set(self.restarts)) != self.restarts:
-            raise ValueError(
-                f"restarts is {self.restarts}, expected increasing fractions of the run: "
-                "write [0.5, 0.75]"
-            )
-        owns = {"threat.agents": self.threat.agents, "data.transforms": self.data.transforms}
+        transforms = self.data.transforms if isinstance(self.data, Pictures) else None
+        owns = {"threat.agents": self.threat.agents, "data.transforms": transforms}
         for key, own in owns.items():
             if own is not None and len(own) != self.topology.agents:
                 raise ValueError(
                     f"{key} has {len(own)} tables for topology.agents = {self.topology.agents}: "
                     "write one for each agent, {} where it is as the others"
                 )
+        self._check_attack()
         self._check_budgets()
         if (self.data.set == "quadratic") != (self.model.name == "point") or (
             (self.data.set == "quadratic") != (self.loss.name == "quadratic")
@@ -181,19 +243,67 @@ class Experiment(Table):
             )
         if self.engine == "train":
             self._check_train()
+        self._fill()
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, tree: Any) -> Any:
+        """Write what follows from names into tables that do not say it."""
+        if not isinstance(tree, dict):
+            return tree
+        loss, attack, data, evaluate = (
+            _as_table(tree.get(key, {}), "set" if key == "data" else "name")
+            for key in ("loss", "attack", "data", "evaluate")
+        )
+        if isinstance(attack, dict) and "name" not in attack and isinstance(loss, dict):
+            attack = attack | {"name": usual_attack(loss.get("name"))}
+            if attack["name"] == "none":  # a study over losses says how the others are attacked
+                others = fields_in(Attack).keys() - NoAttack.model_fields.keys()
+                attack = {key: value for key, value in attack.items() if key not in others}
+            tree = tree | {"attack": attack}
+        if isinstance(data, dict) and data.get("set") == "quadratic" and isinstance(evaluate, dict):
+            tree = tree | {"evaluate": {"every": 1} | evaluate}
+        return tree
+
+    def _fill(self) -> None:
+        """Write what follows from values into tables that do not say it."""
+        if isinstance(self.attack, Stepped) and self.attack.alpha is None:
+            alpha = self.attack.usual_alpha(self.threat.norm, self.threat.eps)
+            fill(self, attack=self.attack.model_copy(update={"alpha": alpha}))
+        if isinstance(self.loss, Wasserstein) and self.loss.delta is None:
+            fill(self, loss=self.loss.model_copy(update={"delta": self.threat.eps}))
+        if isinstance(self.model, Point) and self.model.start is None:
+            size = max(map(len, getattr(self.data, "centers", [])), default=0)
+            fill(self, model=self.model.model_copy(update={"start": [0.0] * size}))
+
+    def _check_attack(self) -> None:
+        """A step that is written is one of the threat's units, and is made."""
+        table, eps = self.attack, self.threat.eps
+        if not isinstance(table, Stepped) or table.alpha is None:
+            return
+        if table.alpha == table.usual_alpha(self.threat.norm, eps):
+            return
+        check_budget("attack.alpha", table.alpha, self.threat.norm)
+        if table.steps == 0 and table.alpha > eps:
+            raise ValueError(
+                f"attack.alpha is {table.alpha:g} but attack.steps is 0, so nothing would be "
+                "attacked: write attack.steps = 10, or threat.eps = 0 to train without an attack"
+            )
 
     def _check_budgets(self) -> None:
         """Budgets that follow another one have one to follow; Υ is of one norm."""
         threats = [self.threat.of(k) for k in range(len(self.threat.agents or []))]
-        top, zero = self.threat.schedule.eps_max, self.threat.eps == 0
-        if zero and top and (self.loss.delta or any(threat.eps for threat in threats)):
+        top, zero = getattr(self.threat.schedule, "eps_max", 0.0), self.threat.eps == 0
+        delta = self.loss.delta if isinstance(self.loss, Wasserstein) else None
+        if zero and top and (delta or any(threat.eps for threat in threats)):
             raise ValueError(
                 f"threat.schedule.eps_max is {top:g}, which counts in units of threat.eps, but "
                 "that is 0: write threat.eps = 0.1, or remove eps_max"
             )
         norms = {threat.norm for threat in threats}
-        if self.loss.name == "wasserstein" and self.loss.order != "inf" and len(norms) > 1:
+        sensitive = isinstance(self.loss, Wasserstein) and self.loss.order != "inf"
+        if sensitive and len(norms) > 1:
             raise ValueError(
                 f"threat.agents have the norms {' and '.join(sorted(norms))}, but the sensitivity "
                 'of loss.name = "wasserstein" is of one for all: write one, or loss.order = "inf"'
@@ -216,18 +326,14 @@ class Experiment(Table):
                 f'engine = "train" needs {" and ".join(missing)}: write that, or engine = "agents"'
             )
 
-    def average_decay(self) -> float | None:
-        """The decay of the moving average of weights per round; None for a plain mean."""
-        if self.average is None or self.average.name == "swa":
-            return None
-        return 0.995 if self.average.decay is None else self.average.decay
-
     def changed(self) -> dict[str, Any]:
         """What a result depends on and differs from the defaults, as nested JSON values."""
-        data = {"root": True, "download": True}
-        where = {"agent": True, "exchange": True, "snapshot": True}
-        tree = self.model_dump(mode="json", exclude_defaults=True, exclude={**where, "data": data})
-        return {key: value for key, value in tree.items() if key != "data" or value}
+        kept = self
+        if isinstance(self.data, Images):  # wherever its files are
+            here = self.data.model_copy(update={"root": None, "download": False})
+            kept = self.model_copy(update={"data": here})
+        where = {"agent", "exchange", "snapshot"}
+        return kept.model_dump(mode="json", exclude_defaults=True, exclude=where)
 
     def digest(self, contents: Mapping[str, str] | None = None) -> str:
         """Twelve hex digits that name this experiment, wherever and however safely it runs.
@@ -300,7 +406,10 @@ def plain(key: str, value: object) -> Any:
 
 def _check_free(config: Experiment) -> None:
     """What no field describes, the parameters of the user's own, has finite numbers."""
-    free = {f"{name}.params": getattr(config, name).params for name in ("data", "model", "loss")}
+    tables = {name: getattr(config, name) for name in ("data", "model", "loss")}
+    free = {
+        f"{name}.params": table.params for name, table in tables.items() if isinstance(table, Own)
+    }
     if ":" in config.topology.kind:
         free["topology"] = config.topology.model_extra or {}
     for key, table in free.items():
@@ -310,7 +419,7 @@ def _check_free(config: Experiment) -> None:
             )
 
 
-def explain(error: ValidationError, table: type[BaseModel] = Experiment) -> str:
+def explain(error: ValidationError, table: type[Table] = Experiment) -> str:
     """The first problem in one line; further ones are counted.
 
     Args:
@@ -328,33 +437,79 @@ def explain(error: ValidationError, table: type[BaseModel] = Experiment) -> str:
     return line + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
 
 
-def _line(problem: ErrorDetails, table: type[BaseModel]) -> str:
+def _line(problem: ErrorDetails, table: type[Table]) -> str:
     """One problem: key, value, what was expected, what to write."""
-    location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
-    where = "".join(parts).removeprefix(".") or "the experiment"
-    if problem["type"] == "extra_forbidden":
-        return f"{where} is not a known key{nearest(str(location[-1]), _fields(table, location))}"
-    if problem["type"] == "missing":
-        (example,) = _fields(table, location)[str(location[-1])].examples or [...]
-        return f"{where} is missing: write {location[-1]} = {shown(example)}"
-    if problem["type"] == "value_error":
+    (where, around), kind = _place(problem["loc"], table), problem["type"]
+    last, message = str(problem["loc"][-1:] and problem["loc"][-1]), problem["msg"]
+    limits = problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return unknown_key(where, nearest(last, fields_in(around)))
+    if kind == "missing":
+        (example,) = fields_in(around)[last].examples or [...]
+        return f"{where} is missing: write {last} = {shown(example)}"
+    if kind == "other_member":
+        return (
+            f"{where}.{limits['key']} belongs to {', '.join(limits['takers'])}, not to "
+            f"{shown(limits['name'])}: remove it"
+        )
+    if kind == "unknown_name":
+        return (
+            f"{where}.{limits['key']} is {shown(limits['name'])}, "
+            f"expected {one_of(limits['known'], limits['name'])}"
+        )
+    if kind == "value_error":
+        message = message.removeprefix("Value error, ")
         # About one value: to be completed. About several: names them itself.
         alone = message.startswith("expected ")
         return f"{where} is {shown(problem['input'])}, {message}" if alone else message
-    return f"{where} is {shown(problem['input'])}, expected {_expected(problem, table)}"
+    if kind == "model_type":
+        inner = fields_in(around)[last].annotation if problem["loc"] else table
+        known = f"a table with keys such as {', '.join(fields_in(inner))}"
+        return f"{where} is {shown(problem['input'])}, expected {known}"
+    return f"{where} is {shown(problem['input'])}, expected {_expected(problem)}"
 
 
-def _expected(problem: ErrorDetails, table: type[BaseModel]) -> str:
+def unknown_key(where: str, hint: str) -> str:
+    """The line about a key that there is not, or not any more.
+
+    Args:
+        where: the dotted key.
+        hint: as `nearest` gives it.
+
+    Returns:
+        The line.
+    """
+    if where in RENAMED:
+        name, example = RENAMED[where]
+        return f"{where} is called {name} now: write {example}"
+    return f"{where} is not a known key{hint}"
+
+
+def one_of(names: list[str], written: object) -> str:
+    """What was expected where only some names are known, and which of them was meant.
+
+    Args:
+        names: the names that there are.
+        written: what the user wrote.
+
+    Returns:
+        Such as 'one of sgd, adam, deat: write "adam"'.
+    """
+    own = [name for name in names if name.startswith('"')]
+    plain = [name for name in names if name not in own]
+    known = f"one of {', '.join(plain)}" if plain[1:] else f'"{plain[0]}"'
+    meant = closest(str(written), plain)
+    return " or ".join([known, *own]) + (f': write "{meant}"' if meant else "")
+
+
+def _expected(problem: ErrorDetails) -> str:
     """What pydantic expected, in our words."""
     kind, limits = problem["type"], problem.get("ctx", {})
     if kind == "literal_error":
-        names = re.findall(r"'(.*?)'", limits["expected"])
-        meant = closest(str(problem["input"]), names)
-        known = f"one of {', '.join(names)}" if names[1:] else f'"{names[0]}"'
-        return known + (f': write "{meant}"' if meant else "")
-    if kind == "model_type":
-        return f"a table with keys such as {', '.join(_fields(table, (*problem['loc'], '')))}"
+        return one_of(re.findall(r"'(.*?)'", limits["expected"]), problem["input"])
+    if kind in ("too_short", "too_long"):
+        least, most = limits.get("min_length"), limits.get("max_length")
+        return f"{most} values at most" if least is None else f"{least} values or more"
     bound = next((f"{limits[name]:g}" for name in ("gt", "ge", "lt", "le") if name in limits), "")
     return {
         "greater_than": f"a number above {bound}",
@@ -371,21 +526,30 @@ def _expected(problem: ErrorDetails, table: type[BaseModel]) -> str:
     }.get(kind if "than" in kind else kind.partition("_")[0], problem["msg"])
 
 
-def _fields(table: Any, location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
-    """The fields of the table in which the last part of a location stands."""
-    for part in location[:-1]:
-        if not isinstance(part, int):  # a position in a list of tables
-            table = _table_in(table.model_fields[part].annotation)
-    fields: dict[str, FieldInfo] = table.model_fields
-    return fields
+def _place(location: tuple[int | str, ...], table: type[Table]) -> tuple[str, Any]:
+    """The dotted key of a location, and the table in which its last part stands.
 
+    Args:
+        location: as pydantic has it: below a union stands the name of the member's class.
+        table: the outermost table.
 
-def _table_in(annotation: Any) -> Any:
-    """The table in an annotation: itself, an optional one, a list of them."""
-    if hasattr(annotation, "model_fields"):
-        return annotation
-    inner = (_table_in(argument) for argument in getattr(annotation, "__args__", ()))
-    return next((table for table in inner if table is not None), None)
+    Returns:
+        The key; the table, or the annotation of what holds it.
+    """
+    where = ""
+    around: Any = table
+    inner: Any = table
+    for part in location:
+        members = {member.__name__: member for member in tables_in(inner)}
+        if isinstance(part, int):  # a position in a list of tables
+            where += f"[{part}]"
+        elif len(members) > 1 and part in members:
+            inner = members[part]
+        else:
+            where += f".{part}"
+            around = inner
+            inner = fields_in(around)[part].annotation if part in fields_in(around) else None
+    return where.removeprefix(".") or "the experiment", around
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -405,10 +569,31 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f": did you mean {meant}?" if meant else f": known here are {', '.join(known)}"
 
 
-def _keys(table: Any, above: str = "") -> Iterator[str]:
+def _keys(annotation: Any, above: str = "") -> Iterator[str]:
     """The dotted keys of a table and of those in it."""
-    for name, field in table.model_fields.items():
+    for name, field in fields_in(annotation).items():
         yield f"{above}{name}"
-        inner = _table_in(field.annotation)
-        if inner is not None and name not in ("agents", "transforms"):  # lists of tables
-            yield from _keys(inner, f"{above}{name}.")
+        if name not in ("agents", "transforms"):  # lists of tables
+            yield from _keys(field.annotation, f"{above}{name}.")
+
+
+def short_form(key: str) -> str | None:
+    """Where in a table stands the name that a bare string in its place would be; None: nowhere.
+
+    Args:
+        key: the dotted key of the table, such as "loss".
+
+    Returns:
+        "name", or "set" for "data".
+    """
+    *parents, last = key.split(".")
+    around: Any = Experiment
+    for parent in parents:
+        field = fields_in(around).get(parent)
+        around = None if field is None else field.annotation
+    field = fields_in(around).get(last)
+    if field is None:
+        return None
+    parts = [*field.metadata, *(m for a in get_args(field.annotation) for m in get_args(a)[1:])]
+    unions = [part.key for part in parts if isinstance(part, By)]
+    return "name" if key == "strategy" else next(iter(unions), None)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raydist.config import Experiment, InputError, shown, validate
+from raydist.tables import Network
 
 PACKAGES = ("raydist", "torch", "ray")
 ANY_VERSION = "RAYDIST_ANY_VERSION"  # set to 1: go on with whatever version there is
@@ -89,7 +90,7 @@ def check_same(
         )
     for key, thing in NAMED.items():
         if key in contents and recorded.get(key, contents[key]) != contents[key]:
-            name = config.data.set if key == "data" else config.model.checkpoint
+            name = config.data.set if key == "data" else checkpoint_of(config)
             raise InputError(
                 f"{where} was begun with another content of {key} ({name}): bring {thing} back to "
                 "continue, or write --out with a new folder to begin with the new content"
@@ -121,11 +122,17 @@ def check_versions(where: str, recorded: Mapping[str, str]) -> None:
         log.warning("%s: later rounds may differ in their last digits", line)
 
 
+def checkpoint_of(config: Experiment) -> str | None:
+    """The file from which the weights of an experiment start, if there is one."""
+    return config.model.checkpoint if isinstance(config.model, Network) else None
+
+
 def named_files(config: Experiment) -> dict[str, str]:
     """A digest of the content of each file that an experiment names and that is there, by key."""
-    if config.model.checkpoint is None:
+    start = checkpoint_of(config)
+    if start is None:
         return {}
-    path = Path(config.model.checkpoint).expanduser().absolute()
+    path = Path(start).expanduser().absolute()
     try:
         about = path.stat()
         young = time.time_ns() - about.st_mtime_ns < RACY

@@ -3,30 +3,52 @@
 Each choice is independent of the others, of the strategy and of the graph.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from raydist.fields import Budget, NonNegative, check_budget
-from raydist.tables import Table
+from raydist.fields import (
+    Budget,
+    By,
+    NonNegative,
+    Own,
+    Table,
+    check_budget,
+    fill,
+    increasing,
+    tables_in,
+)
 
 
-class EpsSchedule(Table):
-    """The budget over the run, clipped at its target (arXiv:2006.08403)."""
+class ConstantEps(Table):
+    """The budget is threat.eps in every round."""
 
-    name: Literal["constant", "linear", "cosine"] = "constant"
-    eps_max: Budget | None = None  # above the target: reached before the end; default the target
-    eps_min: Budget | None = None
+    name: Literal["constant"]
+
+
+class MovingEps(Table):
+    """The budget goes from eps_min to eps_max, clipped at its target (arXiv:2006.08403)."""
+
+    name: str
+    # above the target: reached before the end; None: threat.eps, which the table threat fills in
+    eps_max: Budget | None = None
+    eps_min: Budget = 0.0
     per: Literal["epoch", "round"] = "round"
 
-    @model_validator(mode="after")
-    def _belongs(self) -> Self:
-        if self.name == "constant" and (self.eps_max or self.eps_min) is not None:
-            raise ValueError(
-                'threat.schedule.eps_max and threat.schedule.eps_min do not belong to "constant": '
-                'write name = "linear" or "cosine"'
-            )
-        return self
+
+class LinearEps(MovingEps):
+    """In equal steps."""
+
+    name: Literal["linear"]
+
+
+class CosineEps(MovingEps):
+    """Along half a cosine."""
+
+    name: Literal["cosine"]
+
+
+EpsSchedule = Annotated[ConstantEps | LinearEps | CosineEps, By("constant")]
 
 
 class AgentThreat(Table):
@@ -41,7 +63,7 @@ class Threat(Table):
 
     norm: Literal["linf", "l2"] = "linf"
     eps: Budget = 8 / 255
-    schedule: EpsSchedule = EpsSchedule()
+    schedule: EpsSchedule = ConstantEps(name="constant")
     agents: list[AgentThreat] | None = None  # one for each agent; {} is the common one
 
     @model_validator(mode="after")
@@ -49,15 +71,21 @@ class Threat(Table):
         check_budget("threat.eps", self.eps, self.norm)
         for k in range(len(self.agents or [])):
             check_budget(f"threat.agents[{k}].eps", self.of(k).eps, self.of(k).norm)
-        top, least = self.schedule.eps_max, self.schedule.eps_min or 0.0
-        if top is not None:
-            check_budget("threat.schedule.eps_max", top, self.norm)
-        if not least <= self.eps <= (self.eps if top is None else top):
+        if isinstance(self.schedule, MovingEps):
+            self._reach(self.schedule)
+        return self
+
+    def _reach(self, schedule: MovingEps) -> None:
+        """A schedule goes up to the target, unless it says how far, and not below it."""
+        if schedule.eps_max is None:
+            fill(self, schedule=schedule.model_copy(update={"eps_max": self.eps}))
+        least, top = schedule.eps_min, self.eps if schedule.eps_max is None else schedule.eps_max
+        check_budget("threat.schedule.eps_max", top, self.norm)
+        if not least <= self.eps <= top:
             raise ValueError(
-                f"threat.schedule goes from {least:g} to {top or self.eps:g}, expected eps_min <= "
+                f"threat.schedule goes from {least:g} to {top:g}, expected eps_min <= "
                 f"threat.eps <= eps_max: threat.eps is {self.eps:g}"
             )
-        return self
 
     def of(self, k: int) -> "Threat":
         """The threat of agent k, without the others'."""
@@ -65,124 +93,245 @@ class Threat(Table):
         return self.model_copy(update={**own, "agents": None})
 
 
-class Attack(Table):
-    """How adversarial examples are made in training; the loss chooses the attack by default."""
+class AnyAttack(Table):
+    """How adversarial examples are made in training."""
 
-    name: Literal["pgd", "fgsm", "kl_pgd"] | None = None
+    name: str
+    # gradient steps; those of W-PGD and of telemetry's PGD too, whatever the attack itself makes
     steps: Annotated[int, Field(ge=0)] = 10
-    alpha: Budget | None = None  # at threat.eps: own and scheduled budgets take the same part
-    # default: eps / 4; of kl_pgd in l2 2 eps / steps; of fgsm eps
-    start: Literal["uniform", "zero"] | None = None  # default: zero for fgsm, else uniform
+
+
+class NoAttack(AnyAttack):
+    """Training points stay as they are."""
+
+    name: Literal["none"]
+
+
+class Stepped(AnyAttack):
+    """An attack whose step can be chosen.
+
+    `alpha` is the step at threat.eps; own and scheduled budgets take the same part of it. If it is
+    not written, the experiment fills in `usual_alpha` of its threat. Whoever writes that very
+    number says the same: agents ask `Own.alpha`, which takes the usual step of their own threat.
+    """
+
+    alpha: Budget | None = None
+
+    def usual_alpha(self, norm: str, eps: float) -> float:
+        """The step for a threat if none is written: ε / 4."""
+        return eps / 4
+
+
+class Pgd(Stepped):
+    """Projected gradient ascent of the loss."""
+
+    name: Literal["pgd"]
+    start: Literal["uniform", "zero"] = "uniform"
     restarts: PositiveInt = 1
 
 
-class Loss(Table):
-    """The robust loss, and what goes on top of it."""
+class Fgsm(Stepped):
+    """One step of ascent."""
 
-    name: str = "pgd_at"
-    beta: NonNegative | None = None  # of trades (default 6), mart (5), wasserstein (1)
-    gamma: NonNegative | None = None  # of wasserstein: weight of the pointwise term; default 0
-    delta: Budget | None = None  # of wasserstein: the distributional budget, as alpha; default eps
-    eta: Annotated[float, Field(gt=0, le=1)] | None = None  # of wasserstein: of Upsilon; default 1
-    order: Literal["2", "inf"] | None = None  # of wasserstein: of the distance; default "2"
-    awp: NonNegative = 0.0  # adversarial weight perturbation, relative size γ; 0 is none
-    params: dict[str, Any] = Field(default_factory=dict)  # for a loss of your own
+    name: Literal["fgsm"]
+    start: Literal["uniform", "zero"] = "zero"
 
-    @model_validator(mode="after")
-    def _belongs(self) -> Self:
-        owners = {key: ["wasserstein"] for key in ("gamma", "delta", "eta", "order")}
-        for key, names in {"beta": ["trades", "mart", "wasserstein"], **owners}.items():
-            if getattr(self, key) is not None and self.name not in names:
-                raise ValueError(
-                    f'loss.{key} belongs to {", ".join(names)}, not to "{self.name}": remove it'
-                )
-        if self.params and ":" not in self.name:
-            raise ValueError(
-                'loss.params belongs to a loss of your own, "package.module:function", not to '
-                f'"{self.name}": remove it'
-            )
-        return self
+    def usual_alpha(self, norm: str, eps: float) -> float:
+        """The step for a threat if none is written: ε."""
+        return eps
 
 
-class Schedule(Table):
-    """The learning rate over the run; milestones are fractions of it."""
+class KlPgd(Stepped):
+    """Projected gradient ascent of the divergence from the clean output (arXiv:1901.08573)."""
 
-    name: Literal["constant", "piecewise", "cosine"] = "constant"
-    milestones: (
-        Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=20)] | None
-    ) = None
-    factor: Annotated[float, Field(gt=0, le=10)] | None = None
-    final: NonNegative | None = None
+    name: Literal["kl_pgd"]
+    restarts: PositiveInt = 1
 
-    @model_validator(mode="after")
-    def _belongs(self) -> Self:
-        allowed = {"piecewise": {"milestones", "factor"}, "cosine": {"final"}}.get(self.name, set())
-        for key in {"milestones", "factor", "final"} - allowed:
-            if getattr(self, key) is not None:
-                raise ValueError(
-                    f'optim.schedule.{key} does not belong to the schedule "{self.name}": remove it'
-                )
-        if self.name == "piecewise" and not self.milestones:
-            raise ValueError(
-                'optim.schedule.milestones is missing for the schedule "piecewise": '
-                "write milestones = [0.5, 0.75]"
-            )
-        if self.milestones and sorted(set(self.milestones)) != self.milestones:
-            raise ValueError(
-                f"optim.schedule.milestones is {self.milestones}, expected increasing fractions of "
-                "the run: write [0.5, 0.75]"
-            )
-        return self
-
-    def params(self) -> dict[str, Any]:
-        """The parameters that were given."""
-        return self.model_dump(exclude={"name"}, exclude_none=True)
+    def usual_alpha(self, norm: str, eps: float) -> float:
+        """The step for a threat if none is written: ε / 4, in l2 2 ε / steps, as published."""
+        return 2 * eps / max(1, self.steps) if norm == "l2" else eps / 4
 
 
-class Optim(Table):
+Attack = Annotated[NoAttack | Pgd | Fgsm | KlPgd, By("pgd")]
+
+
+class AnyLoss(Table):
+    """What an agent minimises."""
+
+    name: str
+    attack: ClassVar[str] = "pgd"  # with which it is trained unless the table attack names one
+
+
+class Standard(AnyLoss):
+    """Cross-entropy of the clean points."""
+
+    attack = "none"
+    name: Literal["standard"]
+
+
+class PgdAt(AnyLoss):
+    """Cross-entropy of the adversarial points."""
+
+    name: Literal["pgd_at"]
+
+
+class Trades(AnyLoss):
+    """Cross-entropy and β times a divergence (arXiv:1901.08573)."""
+
+    attack = "kl_pgd"
+    name: Literal["trades"]
+    beta: NonNegative = 6.0  # of the published code
+
+
+class Mart(AnyLoss):
+    """Cross-entropy aware of which points are misclassified, and β times a divergence."""
+
+    name: Literal["mart"]
+    beta: NonNegative = 5.0  # of the published code
+
+
+class Wasserstein(AnyLoss):
+    """Distributional training (arXiv:2502.09352)."""
+
+    name: Literal["wasserstein"]
+    beta: NonNegative = 1.0  # weight of the distributional term; the paper gives none
+    gamma: NonNegative = 0.0  # weight of the pointwise term
+    # the distributional budget, as attack.alpha; None: threat.eps, which the experiment fills in
+    delta: Budget | None = None
+    eta: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the moving average Υ
+    order: Literal["2", "inf"] = "2"  # of the distance
+
+
+class QuadraticLoss(AnyLoss):
+    """½ (w − x)ᵀ H_k (w − x), of the quadratic task."""
+
+    attack = "fgsm"
+    name: Literal["quadratic"]
+
+
+class OwnLoss(AnyLoss, Own):
+    """A loss of the user's own, "package.module:function"."""
+
+
+Loss = Annotated[
+    Standard | PgdAt | Trades | Mart | Wasserstein | QuadraticLoss | OwnLoss, By("pgd_at")
+]
+
+
+def usual_attack(loss: object) -> str:
+    """The attack that the paper of a loss trains with, by the name of the loss; else PGD."""
+    members = [table for table in tables_in(Loss) if issubclass(table, AnyLoss)]
+    known = {n: m.attack for m in members for n in get_args(m.model_fields["name"].annotation)}
+    return known.get(loss, AnyLoss.attack) if isinstance(loss, str) else AnyLoss.attack
+
+
+class Awp(Table):
+    """Adversarial weight perturbation (arXiv:2004.05884), on top of any loss."""
+
+    gamma: NonNegative = 0.0  # its size relative to the weights; 0: none
+
+
+class ConstantRate(Table):
+    """The learning rate is optim.lr in every round."""
+
+    name: Literal["constant"]
+
+
+class Piecewise(Table):
+    """The learning rate is multiplied at milestones."""
+
+    name: Literal["piecewise"]
+    milestones: Annotated[
+        list[Annotated[float, Field(gt=0, lt=1)]],
+        Field(min_length=1, max_length=20),
+        AfterValidator(increasing),
+    ] = Field(examples=[[0.5, 0.75]])  # fractions of the run
+    factor: Annotated[float, Field(gt=0, le=10)] = 0.1
+
+
+class Cosine(Table):
+    """The learning rate falls along half a cosine."""
+
+    name: Literal["cosine"]
+    final: NonNegative = 0.0
+
+
+Schedule = Annotated[ConstantRate | Piecewise | Cosine, By("constant")]
+
+
+class AnyOptim(Table):
     """The local step of an agent."""
 
-    name: Literal["sgd", "adam", "deat"] = "sgd"
+    name: str
     lr: Annotated[float, Field(ge=0, le=10**6)] = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of sgd
-    nesterov: bool = False
     weight_decay: NonNegative = 0.0  # coupled in sgd and adam, decoupled in deat
-    k1: NonNegative | None = None  # of deat (arXiv:2306.02618), default 1
-    k2: Annotated[float, Field(ge=0, lt=1)] | None = None  # of deat, default 0.81
-    normalise: bool | None = None  # of deat, default true: step / sqrt((1 + k1)² + k1²)
     combine: bool = False  # combine momentum and the like with the same A, as the weights are
-    schedule: Schedule = Schedule()
+    schedule: Schedule = ConstantRate(name="constant")
+
+    def options(self) -> dict[str, Any]:
+        """The options of the optimiser, as `learning.optim.build` calls them."""
+        return self.model_dump(exclude={"combine", "schedule"})
+
+
+class Sgd(AnyOptim):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
 
     @model_validator(mode="after")
-    def _belongs(self) -> Self:
-        if self.name != "sgd" and (self.momentum or self.nesterov):
-            raise ValueError(
-                f'optim.momentum and nesterov belong to "sgd", not to "{self.name}": remove them'
-            )
+    def _moves(self) -> Self:
         if self.nesterov and self.momentum == 0:
             raise ValueError("optim.nesterov needs optim.momentum above 0: write momentum = 0.9")
-        for key in self.deat():
-            if self.name != "deat":
-                raise ValueError(f'optim.{key} belongs to "deat", not to "{self.name}": remove it')
         return self
 
-    def deat(self) -> dict[str, Any]:
-        """The parameters of DEAT that were given."""
-        return self.model_dump(include={"k1", "k2", "normalise"}, exclude_none=True)
+
+class Adam(AnyOptim):
+    """Adam, as torch has it."""
+
+    name: Literal["adam"]
 
 
-class Average(Table):
+class Deat(AnyOptim):
+    """Diffusion-enhanced adversarial training (arXiv:2306.02618)."""
+
+    name: Literal["deat"]
+    k1: NonNegative = 1.0  # weight of the previous chain
+    k2: Annotated[float, Field(ge=0, lt=1)] = 0.81  # decay of the averages
+    normalise: bool = True  # step / sqrt((1 + k1)² + k1²)
+
+
+Optim = Annotated[Sgd | Adam | Deat, By("sgd")]
+
+
+class AnyAverage(Table):
     """An average of the weights over the run, judged beside the last centroid."""
 
-    name: Literal["ema", "swa"] = "ema"
-    decay: Annotated[float, Field(ge=0, lt=1)] | None = None  # of ema, per round; default 0.995
+    name: str
     start: Annotated[float, Field(ge=0, lt=1)] = 0.0  # fraction of the run at which it begins
 
-    @model_validator(mode="after")
-    def _belongs(self) -> Self:
-        if self.name == "swa" and self.decay is not None:
-            raise ValueError('average.decay belongs to "ema", not to "swa": remove it')
-        return self
+
+class Ema(AnyAverage):
+    """Exponential moving average."""
+
+    name: Literal["ema"]
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # per round
+
+
+class Swa(AnyAverage):
+    """Plain mean."""
+
+    name: Literal["swa"]
+
+
+Average = Annotated[Ema | Swa, By("ema")]
+
+
+class Telemetry(Table):
+    """A closer look at gradients and accuracies in training (arXiv:2410.07675)."""
+
+    every: int = Field(default=0, ge=0)  # rounds; 0: never
 
 
 class FoscRule(Table):

@@ -102,7 +102,7 @@ def _point(trial: Store, study: Study) -> dict[str, Any] | None:
 def _difference(there: Study, here: Study) -> str:
     """What differs between two studies, in words; "" if one only draws more often."""
     one, other = (json.loads(study.to_json()) for study in (there, here))
-    if (here.search.samples or 1) > (there.search.samples or 1):  # the draws that are there stay
+    if here.search.samples > there.search.samples:  # the draws that are there stay
         one["search"]["samples"] = other["search"].get("samples")
     for table in ("axes", "search"):
         pair = [

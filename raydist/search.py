@@ -25,14 +25,14 @@ class Search(Table):
     # Lists in full and spaces drawn, unless a name says otherwise; "random" and "optuna" choose
     # from lists too, all but the seeds: a point always runs with each of them.
     algorithm: Literal["grid", "random", "optuna"] | None = None
-    samples: PositiveInt | None = None  # points that are drawn; default 10
+    samples: PositiveInt = 10  # points that are drawn
     max_concurrent: PositiveInt | None = None
     seed: int = Field(default=0, ge=0)
     metric: str = "val_pgd10_acc"  # that optuna and the scheduler judge by
     mode: Literal["max", "min"] | None = None  # default: max for accuracies, else min
     scheduler: Literal["asha", "median"] | None = None  # ends trials early
     grace: PositiveInt | None = None  # rounds that every trial gets; default: a tenth of them
-    reduction: Annotated[float, Field(gt=1)] | None = None  # of asha: 1 in so many; default 4
+    reduction: Annotated[float, Field(gt=1)] = 4.0  # of asha: 1 in so many
 
     @property
     def better(self) -> Literal["max", "min"]:
@@ -57,10 +57,15 @@ class Search(Table):
                 'metric and mode belong to algorithm = "optuna" or to a scheduler: '
                 'write scheduler = "asha"'
             )
-        owners = {"grace": (self.grace, "a scheduler"), "reduction": (self.reduction, '"asha"')}
-        for key, (value, owner) in owners.items():
-            known = self.scheduler is not None if key == "grace" else self.scheduler == "asha"
-            if value is not None and not known:
+        owners = {
+            "grace": ("a scheduler", self.scheduler is not None or self.grace is None),
+            "reduction": (
+                '"asha"',
+                self.scheduler == "asha" or "reduction" not in self.model_fields_set,
+            ),
+        }
+        for key, (owner, sound) in owners.items():
+            if not sound:
                 raise ValueError(f'{key} belongs to {owner}: remove it or write scheduler = "asha"')
         return self
 

@@ -25,7 +25,9 @@ from raydist.config import (
     explain,
     nearest,
     plain,
+    short_form,
     shown,
+    unknown_key,
     validate,
 )
 from raydist.naming import Point, value_label
@@ -57,7 +59,7 @@ class Study:
     @property
     def samples(self) -> int:
         """How often the grid is run: once, or as often as the search spaces are drawn from."""
-        return (self.search.samples or 10) if self.spaces else 1
+        return self.search.samples if self.spaces else 1
 
     @property
     def trials(self) -> int:
@@ -218,7 +220,7 @@ def _split(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for key in tree:
         if key not in Experiment.model_fields:
             known = ["name", *TABLES, *Experiment.model_fields]
-            raise InputError(f"{key} is not a known key{nearest(key, known)}")
+            raise InputError(unknown_key(key, nearest(key, known)))
         if "base" in tables:
             raise InputError(f"{key} stands beside [base]: move it into [base]")
     return {"base": tree} | tables
@@ -309,8 +311,10 @@ def _expand_axis(key: str, axis: Any, folders: Sequence[Path]) -> Any:
 def _assign(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set a dotted key in nested tables."""
     *parents, last = key.split(".")
-    for parent in parents:
+    for n, parent in enumerate(parents, 1):
         below = tree.setdefault(parent, {})
+        if isinstance(below, str) and (name := short_form(".".join(parents[:n]))):
+            below = tree[parent] = {name: below}
         if not isinstance(below, dict):
             raise InputError(f"{key} cannot be set: {parent} is {shown(below)}, not a table")
         tree = below

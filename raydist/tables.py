@@ -5,40 +5,12 @@ message about several fields names them itself. Budgets are fractions of the pix
 """
 
 import os
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from raydist.fields import (
-    Count,
-    NonNegative,
-    Share,
-    check_rows,
-    either,
-)
-
-
-class Table(BaseModel):
-    """A table of the file: unknown keys, NaN and infinities are refused, values are frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="wrap")
-    @classmethod
-    def _no_flag(cls, value: object, handler: ValidatorFunctionWrapHandler) -> Any:
-        result = handler(value)
-        if isinstance(value, bool) and not isinstance(result, bool):
-            raise ValueError("expected a number")  # Python would take true for 1
-        return result
+from raydist.fields import By, Count, NonNegative, Own, Share, Span, check_rows, either
+from raydist.fields import Table as Table
 
 
 class Topology(Table):
@@ -58,28 +30,34 @@ class Topology(Table):
         return self
 
 
-class Partition(Table):
-    """How the training images are dealt out to the agents."""
+class Iid(Table):
+    """Shares of equal size, drawn at random."""
 
-    name: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
-    alpha: PositiveFloat | None = None  # dirichlet, quantity: small is uneven; default 0.5
-    shards: PositiveInt | None = None  # shards of one label each that an agent gets; default 2
+    name: Literal["iid"]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _bare(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _belongs(self) -> Self:
-        owners = {"alpha": ("dirichlet", "quantity"), "shards": ("shards",)}
-        for key, names in owners.items():
-            if getattr(self, key) is not None and self.name not in names:
-                raise ValueError(
-                    f"data.partition.{key} belongs to {' and '.join(names)}, not to "
-                    f'"{self.name}": remove it'
-                )
-        return self
+class Dirichlet(Table):
+    """The parts of each label that the agents get are drawn from a Dirichlet distribution."""
+
+    name: Literal["dirichlet"]
+    alpha: PositiveFloat = 0.5  # its concentration: small is uneven
+
+
+class Shards(Table):
+    """Every agent gets shards of one label each."""
+
+    name: Literal["shards"]
+    shards: PositiveInt = 2  # how many
+
+
+class Quantity(Table):
+    """Shares of unequal size, drawn from a Dirichlet distribution."""
+
+    name: Literal["quantity"]
+    alpha: PositiveFloat = 0.5  # its concentration: small is uneven
+
+
+Partition = Annotated[Iid | Dirichlet | Shards | Quantity, By("iid")]
 
 
 class Transform(Table):
@@ -89,37 +67,47 @@ class Transform(Table):
     brightness: NonNegative = 1.0  # factor
 
 
-class Data(Table):
-    """The data set, its batches, and its partition over the agents."""
+class AnyData(Table):
+    """The batches of a data set."""
 
-    set: str = "digits"
+    set: str
     batch: int = Field(default=32, gt=0, le=10**6)  # per agent: all use agents * batch
-    root: str | None = None  # default: the environment variable RAYDIST_DATA, else "data"
-    download: bool = False
+
+
+class Pictures(AnyData):
+    """Images, and their partition over the agents."""
+
     validation: Share = 0.1  # held out of the training set
-    partition: Partition = Partition()  # a name, or a table with its parameters
-    augment: Literal["auto", "none", "crop", "crop-flip"] = (
-        "auto"  # auto: what is usual for the set
-    )
+    partition: Partition = Iid(name="iid")
+    # auto: what is usual for the set
+    augment: Literal["auto", "none", "crop", "crop-flip"] = "auto"
     transforms: list[Transform] | None = None  # one for each agent; {} changes nothing
-    params: dict[str, Any] = {}  # for a set of your own, "module:function"
-    centers: list[list[float]] | None = None  # the quadratic task: K points of M coordinates
+
+
+class Images(Pictures):
+    """A published data set."""
+
+    root: str | None = None  # None: $RAYDIST_DATA, else "data", wherever it is read
+    download: bool = False
+
+
+class OwnImages(Pictures, Own):
+    """A data set of the user's own, "package.module:function"."""
+
+
+class Quadratic(AnyData):
+    """The quadratic task: x ~ N(c_k, noise² I), loss ½ (w − x)ᵀ H_k (w − x)."""
+
+    set: Literal["quadratic"]
+    centers: list[list[float]] = Field(examples=[[[1.0], [-1.0]]])  # K points of M coordinates
     hessian: Annotated[  # its diagonal, common or per agent
-        list[float] | list[list[float]] | None,
+        list[float] | list[list[float]],
         either("a list of finite numbers, or one such list for each agent"),
-    ] = None
+    ] = Field(examples=[[1.0]])
     noise: NonNegative = 0.0
 
     @model_validator(mode="after")
-    def _quadratic(self) -> Self:
-        given = [k for k in ("centers", "hessian") if getattr(self, k) is not None]
-        if self.set == "quadratic" and len(given) < 2:
-            raise ValueError('data.set = "quadratic" needs both centers and hessian')
-        if self.set != "quadratic" and (given or self.noise):
-            key = (*given, "noise")[0]
-            raise ValueError(
-                f'data.{key} belongs to data.set = "quadratic", not to "{self.set}": remove it'
-            )
+    def _sound(self) -> Self:
         if 0 < self.noise < 1e-30:
             raise ValueError(f"data.noise is {self.noise:g}, expected 0 or 1e-30 and more: write 0")
         check_rows("data.centers", self.centers)
@@ -127,12 +115,21 @@ class Data(Table):
         return self
 
 
-class Model(Table):
-    """What every agent trains."""
+Data = Annotated[Quadratic | OwnImages | Images, By("digits", "set")]
 
-    name: str = "small-cnn"
+
+class Point(Table):
+    """The parameter of the quadratic task is the point w itself."""
+
+    name: Literal["point"]
+    start: list[float] | None = None  # w_0; None: the origin, which the experiment fills in
+
+
+class Network(Table):
+    """What a network starts from."""
+
+    name: str
     width: float = Field(default=1.0, gt=0, le=1000)  # factor on the number of channels
-    start: list[float] | None = None  # the point model's w_0
     checkpoint: str | None = None  # weights to start from: .safetensors or a saved state dict
     key_map: Annotated[  # its names to ours: regular expressions, in order; or the published ones
         Literal["", "published"] | dict[str, str],
@@ -140,7 +137,6 @@ class Model(Table):
     ] = ""
     reset_last: bool = False  # fine-tuning: a new last layer
     noise: NonNegative = 0.0  # fine-tuning: standard deviation of noise on all weights
-    params: dict[str, Any] = {}  # for a model of your own, "module:function"
 
     @model_validator(mode="after")
     def _fine_tuning(self) -> Self:
@@ -153,20 +149,28 @@ class Model(Table):
         return self
 
 
+class KnownNetwork(Network):
+    """A network of a known architecture."""
+
+
+class OwnNetwork(Network, Own):
+    """A network of the user's own, "package.module:function"."""
+
+
+Model = Annotated[Point | OwnNetwork | KnownNetwork, By("small-cnn")]
+
+
 class Evaluate(Table):
     """What is measured during training (on validation images) and at its end (on test images)."""
 
-    every: PositiveInt | None = None  # rounds between validations; default: a tenth of the run
-    images: PositiveInt = 512  # validation images at most
-    test: Count = "all"  # test images for clean and PGD accuracy, evenly over labels
-    pgd: list[PositiveInt] = [10, 20]  # numbers of PGD steps
+    every: Span = 0.1  # between validations; of the quadratic task every round
+    validation_images: PositiveInt = 512  # at most
+    test_images: Count = "all"  # for clean and PGD accuracy, evenly over labels
+    pgd: list[PositiveInt] = Field(default=[10, 20])  # numbers of PGD steps
     autoattack: Count = "all"  # test images; 0 switches AutoAttack off
-    attacks: list[
-        str
-    ] = []  # further attacks on the test images, by name: ["apgd-dlr", "square1000"]
-    hessian: int = Field(
-        default=0, ge=0
-    )  # training images for the Hessian's trace; 0: not measured
+    # further attacks on the test images, by name: ["apgd-dlr", "square1000"]
+    attacks: list[str] = Field(default_factory=list)
+    hessian: int = Field(default=0, ge=0)  # training images for its trace; 0: not measured
     agents: bool = False  # every agent too, not only the centroid
     excess_risk: int = Field(default=0, ge=0)  # training images for J(w) − J(start)
     subspace: int = Field(default=0, ge=0)  # dimensions of its prediction; 0: not predicted
@@ -176,17 +180,17 @@ class Evaluate(Table):
 class Snapshot(Table):
     """How often the state of all agents is kept on disk, where, and how often it may be needed."""
 
-    every: Annotated[int, Field(ge=0)] | None = (
-        None  # rounds between two snapshots; 0 switches them off
-    )
-    seconds: PositiveFloat | None = None  # or seconds; default 30
+    # rounds between two snapshots; 0 switches them off; None: they are so many seconds apart
+    every: Annotated[int, Field(ge=0)] | None = None
+    seconds: PositiveFloat = 30.0
     keep: PositiveInt = 2  # the last ones
     path: str | None = None  # any fsspec URL; default: snapshots/ in the trial's folder
     recoveries: Annotated[int, Field(ge=0)] = 3  # deaths of agents that a trial survives
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        if self.every is not None and self.seconds is not None:
+        usual = type(self).model_fields["seconds"].default
+        if self.every is not None and self.seconds != usual:
             raise ValueError("snapshot.every and snapshot.seconds are both given: remove one")
         if self.path is not None and "://" not in self.path and not os.path.isabs(self.path):
             raise ValueError(

@@ -157,7 +157,7 @@ def scheduler(study: Study, rounds: int, folder: Store) -> TrialScheduler | None
     grace = min(search.grace or math.ceil(rounds / 10), rounds)
     found: Asha | Median
     if search.scheduler == "asha":
-        reduction = search.reduction or 4
+        reduction = search.reduction
         found = Asha(**common, max_t=rounds, grace_period=grace, reduction_factor=reduction)
         found.reason = f"asha: {search.metric} is not among the best 1 in {reduction:g} at its rung"
     else:  # it would pause a trial that has none to be compared with; ours go on

@@ -25,6 +25,7 @@ from raydist.engine.task import Split, build_model, image_task, quadratic_task
 from raydist.learning.average import Ensemble, RunningAverage
 from raydist.measure import masks, trained
 from raydist.network import strategy
+from raydist.recipe import Ema
 from raydist.seeding import Purpose
 
 Message = NDArray[np.floating[Any]]
@@ -63,8 +64,9 @@ class Agent:
         )
         self.start = self.flat.w.detach().clone()
         self.average: RunningAverage | None = None
-        if self.config.average:
-            self.average = RunningAverage(self.flat.state(), self.config.average_decay())
+        if table := self.config.average:
+            decay = table.decay if isinstance(table, Ema) else None
+            self.average = RunningAverage(self.flat.state(), decay)
         self.snapshots: list[Tensor] = []
         task = (
             quadratic_task(self.config, spec.agent, self.device)
@@ -118,8 +120,8 @@ class Agent:
         if sent == "w":
             self._send(self.flat.w)
         measured = self.local.gradient(batch)
-        telemetry = self.config.telemetry
-        closer = self.local.look_closer(batch, n) if telemetry and n % telemetry == 0 else dict
+        every = self.config.telemetry.every
+        closer = self.local.look_closer(batch, n) if every and n % every == 0 else dict
         if self.config.strategy != "centralized":  # that one steps with the mean gradient
             self.local.step(n)
         measured |= closer()
@@ -307,7 +309,7 @@ class Agent:
         table, times = self.config.average, self.spec.times
         if self.average and table and n >= table.start * times.rounds:
             self.average.add(self.flat.state())
-        if self.config.restarts and n in times.ends:
+        if self.config.periods and n in times.ends:
             self.snapshots.append(self.flat.state())
 
     @property

@@ -9,8 +9,10 @@ from raydist.engine.death import AgentError
 from raydist.engine.excess import unpredictable
 from raydist.engine.own import Own
 from raydist.engine.task import quadratic_of
+from raydist.fields import fields_in
 from raydist.learning.data import Data
 from raydist.measure import attacks
+from raydist.tables import Pictures, Point, Quadratic
 
 COPIES = 3  # of a model's parameters that an agent holds at least
 P = ParamSpec("P")
@@ -49,8 +51,7 @@ def _with_key(table: str, line: str) -> str:
     """A line that begins with a key of a table, or with the table, or else with both."""
     if line.startswith((f"{table}.", f"{table} ")):
         return line
-    annotation = getattr(Experiment.model_fields.get(table), "annotation", None)
-    fields = getattr(annotation, "model_fields", {})
+    fields = fields_in(getattr(Experiment.model_fields.get(table), "annotation", None))
     begin = re.match(r'(\w+)(\[| is | has | have | ")', line)
     return f"{table}{'.' if begin and begin[1] in fields else ': '}{line}"
 
@@ -58,8 +59,8 @@ def _with_key(table: str, line: str) -> str:
 def input_of(config: Experiment, data: Data | None) -> tuple[tuple[int, ...], int, float]:
     """Shape of one input, number of classes, factor that brings stored pixels to [0, 1]."""
     if data is None:
-        centers = config.data.centers or [[]]
-        return (len(centers[0]),), 0, 1.0
+        assert isinstance(config.data, Quadratic)
+        return (len((config.data.centers or [[]])[0]),), 0, 1.0
     return data.shape, data.classes, data.scale
 
 
@@ -72,6 +73,7 @@ def check_quadratic(config: Experiment) -> None:
     Raises:
         InputError: if the pieces do not fit one another.
     """
+    assert isinstance(config.data, Quadratic) and isinstance(config.model, Point)
     agents, centers = config.topology.agents, config.data.centers
     if centers and len(centers) != agents:
         raise InputError(
@@ -91,11 +93,9 @@ def check_quadratic(config: Experiment) -> None:
                 f'threat.norm is "{threat.norm}", expected "linf" for data.set = "quadratic"'
             )
     for key, used in {
-        "loss.awp": config.loss.awp > 0,
-        "telemetry": config.telemetry > 0,
+        "awp": config.awp.gamma > 0,
+        "telemetry": config.telemetry.every > 0,
         "average": config.average is not None,
-        "data.transforms": config.data.transforms is not None,
-        "data.partition": config.data.partition.name != "iid",
         "attack.name": config.attack.name == "kl_pgd",
         "precision": config.precision != "float32",
         "channels_last": config.channels_last,
@@ -124,6 +124,7 @@ def check_images(config: Experiment, data: Data, share: int) -> None:
     Raises:
         InputError: if they do not.
     """
+    assert isinstance(config.data, Pictures)
     batch, agents = config.data.batch, config.topology.agents
     if batch > share:
         raise InputError(
@@ -136,10 +137,10 @@ def check_images(config: Experiment, data: Data, share: int) -> None:
             f"data.validation = {config.data.validation}, or a split of one's own, gives "
             f"{len(data.validation[1])} validation images for {agents} agents: write a larger one"
         )
-    if config.evaluate.images < agents:
-        raise InputError(f"evaluate.images is {config.evaluate.images}, expected {agents} or more")
-    if isinstance(config.evaluate.test, int) and config.evaluate.test < agents:
-        raise InputError(f"evaluate.test is {config.evaluate.test}, expected {agents} or more")
+    for key in ("validation_images", "test_images"):
+        images = getattr(config.evaluate, key)
+        if isinstance(images, int) and images < agents:
+            raise InputError(f"evaluate.{key} is {images}, expected {agents} or more")
     for name in config.evaluate.attacks:
         checked("evaluate.attacks", attacks.parse, name)
     norm = config.threat.norm

@@ -11,6 +11,7 @@ from raydist.adversary.attack import Ascent
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.engine.task import Task
+from raydist.recipe import Wasserstein
 
 LOSS: wasserstein.Loss = "redlr"  # what W-PGD ascends, and Υ is measured with
 TENTH = 0.1  # of an agent's share, for Υ
@@ -49,6 +50,7 @@ class Distributional:
             The points; the gradient of the pointwise attack, if there was one.
         """
         table, model = self._config.loss, self._model
+        assert isinstance(table, Wasserstein)
         full = self._task.own.delta(threat)
         order = math.inf if table.order == "inf" else 2.0
         if table.order != "inf":
@@ -88,5 +90,6 @@ class Distributional:
     def learn(self, power: Tensor) -> None:
         """Υ ← Υ + η (Υ̂ − Υ), Υ̂ the root of the network's mean (the first one: Υ̂ itself)."""
         estimate = float((power[0] / power[1]).sqrt())
-        eta = 1.0 if self.upsilon == 0 else self._config.loss.eta or 1.0
+        assert isinstance(self._config.loss, Wasserstein)
+        eta = 1.0 if self.upsilon == 0 else self._config.loss.eta
         self.upsilon = wasserstein.moving(self.upsilon, estimate, eta)

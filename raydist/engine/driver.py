@@ -335,6 +335,6 @@ def _besides(plan: Plan, outcome: Outcome) -> dict[str, tuple[str, list[str]]]:
     if plan.config.average is not None:
         found["average"] = plan.config.average.name, ["average"]
     periods = plan.times.ended(outcome.round)
-    if plan.config.restarts and periods > 1:
+    if plan.config.periods and periods > 1:
         found["ensemble"] = "ensemble", [f"snapshot-{i}" for i in range(periods)]
     return found

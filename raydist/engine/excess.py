@@ -22,7 +22,6 @@ from raydist.config import Experiment
 from raydist.engine.own import Own
 from raydist.engine.task import (
     DTYPES,
-    LOSSES,
     Split,
     attack_named,
     build_model,
@@ -31,7 +30,9 @@ from raydist.engine.task import (
 )
 from raydist.learning.data import to_tensor
 from raydist.network import theory
+from raydist.recipe import Fgsm, Pgd, Sgd
 from raydist.seeding import Purpose, torch_generator
+from raydist.tables import Point, Quadratic
 
 
 def risk(
@@ -55,8 +56,8 @@ def risk(
     Returns:
         The mean loss.
     """
-    (loss, usual), own = loss_named(config), Own(config, agent)
-    attack = attack_named(config, usual, own)
+    loss, own = loss_named(config), Own(config, agent)
+    attack = attack_named(config, own)
     total, count = 0.0, 0
     for number, (x, y) in enumerate(batches(config, images, agent, scale, device)):
         draw = torch_generator(Purpose.EVALUATE, config.seed, agent, number, device)
@@ -91,12 +92,13 @@ def unpredictable(config: Experiment) -> str:
     """
     optim, schedules = config.optim, (config.optim.schedule.name, config.threat.schedule.name)
     reasons = {
-        "optim is not plain SGD": (optim.name, optim.momentum, optim.weight_decay) != ("sgd", 0, 0),
+        "optim is not plain SGD": not isinstance(optim, Sgd)
+        or bool(optim.momentum or optim.weight_decay),
         "a schedule changes the step or the risk": schedules != ("constant", "constant"),
-        "loss.awp moves the weights": config.loss.awp > 0,
+        "awp moves the weights": config.awp.gamma > 0,
         "the remedy adds noise to the inputs": config.stop.on_instability == "heal",
     }
-    if config.data.set == "quadratic":
+    if isinstance(config.data, Quadratic):
         agents = [Own(config, k) for k in range(config.topology.agents)]
         attacked = [own for own in agents if own.threat.eps > 0]
         reasons |= {
@@ -116,11 +118,10 @@ def _reaches(config: Experiment, own: Own) -> bool:
     """Whether an agent of the quadratic task trains on the worst perturbation of every sample."""
     # from the sample itself all steps lead outwards; from elsewhere they may end in another corner
     table = config.attack
-    name = table.name or LOSSES["quadratic"][1]
-    start = table.start or ("zero" if name == "fgsm" else "uniform")
-    steps = 1 if name == "fgsm" else table.steps
-    way = steps * own.alpha(name, own.threat)
-    return start == "zero" and way >= own.threat.eps * (1 - 1e-12)
+    if not isinstance(table, Fgsm | Pgd) or table.start != "zero":
+        return False
+    way = (1 if isinstance(table, Fgsm) else table.steps) * own.alpha(own.threat)
+    return way >= own.threat.eps * (1 - 1e-12)
 
 
 def predict_quadratic(
@@ -136,6 +137,7 @@ def predict_quadratic(
     Returns:
         ER_n, (len(rounds),).
     """
+    assert isinstance(config.model, Point)
     task, agents = quadratic_of(config), range(config.topology.agents)
     w_star = task.minimiser()
     return theory.excess_risk(
@@ -147,7 +149,7 @@ def predict_quadratic(
         config.optim.lr,
         config.data.batch,
         rounds,
-        start=w_star - np.array(config.model.start or np.zeros(len(w_star))),
+        start=w_star - np.array(config.model.start),
     )
 
 
@@ -177,7 +179,7 @@ def predict_network(
     shape, classes, scale = input_of
     cpu = torch.device("cpu")
     own = Own(config, 0)  # all agents have the same threat
-    train = attack_named(config, loss_named(config)[1], own)
+    train = attack_named(config, own)
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator) -> Tensor:
         return train(model, x, y, own.threat, generator).x_adv

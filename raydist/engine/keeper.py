@@ -15,7 +15,6 @@ from raydist.engine.watch import Watch
 from raydist.folder import Folder, Stopwatch
 from raydist.record import Event, Record
 
-USUAL_SECONDS = 30.0  # between two snapshots
 PATIENCE = 2  # cadences for which a snapshot is written before the run waits for its disk
 log = logging.getLogger("raydist")
 
@@ -63,7 +62,7 @@ class Keeper:
         # what takes longer to write than the cadence stretches it: the run does not wait
         cadences = 1 if self._shelf.begun is None else PATIENCE
         since = time.monotonic() - self._last
-        return since >= cadences * (self._table.seconds or USUAL_SECONDS)
+        return since >= cadences * self._table.seconds
 
     def next(self, n: int) -> int:
         """The first round from n on that is known to be kept, or else the last round."""

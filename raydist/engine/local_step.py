@@ -67,7 +67,9 @@ class LocalStep:
         self._times = times
         self._device = flat.w.device
         rate = config.optim.schedule
-        self._lr = partial(lr_at, rate.name, lr=config.optim.lr, **rate.params())
+        self._lr = partial(
+            lr_at, rate.name, lr=config.optim.lr, **rate.model_dump(exclude={"name"})
+        )
         self.model = computed(flat.module, config)
         self.distributional = Distributional(config, self.model, task)
         self.optimiser = self._optimiser(flat.w)
@@ -119,8 +121,8 @@ class LocalStep:
             self.border.passing(Purpose.IN_STEP, batch.round),
             ExitStack() as weights,
         ):
-            if self.config.loss.awp:
-                v = awp.perturbation(model, loss, x, x_adv, y, self.config.loss.awp)
+            if self.config.awp.gamma:
+                v = awp.perturbation(model, loss, x, x_adv, y, self.config.awp.gamma)
                 weights.enter_context(awp.perturbed(model, v))
             value = (self._descent or self._backward)(x, x_adv, y)
         found = {
@@ -217,16 +219,7 @@ class LocalStep:
         return len(_vectors(optimiser, trial))
 
     def _optimiser(self, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
-        table = self.config.optim
-        return optim.build(
-            table.name,
-            [parameter],
-            table.lr,
-            momentum=table.momentum,
-            nesterov=table.nesterov,
-            weight_decay=table.weight_decay,
-            **table.deat(),
-        )
+        return optim.build(params=[parameter], **self.config.optim.options())
 
     def _replayed_ascent(self) -> Gradient:
         """`by_autograd`, replayed for the model and the loss that an attack asks for."""

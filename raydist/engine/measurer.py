@@ -55,7 +55,7 @@ class Measurer:
 
     def validate(self, model: nn.Module, n: int) -> trained.Sums:
         """Sums over this agent's part of the validation images, after round n."""
-        part = self._part("validation", self._config.evaluate.images, shared=True)
+        part = self._part("validation", self._config.evaluate.validation_images, shared=True)
         with self._drawn(_first(part), n):
             return trained.validate(model, part, self._threat, self._config, n)
 
@@ -102,8 +102,10 @@ class Measurer:
             The verdicts.
         """
         wanted = self._config.evaluate
-        part = self._part("test", wanted.test, shared)
-        attacked = self._part("test", min(wanted.test, wanted.autoattack, key=_number), shared)
+        part = self._part("test", wanted.test_images, shared)
+        attacked = self._part(
+            "test", min(wanted.test_images, wanted.autoattack, key=_number), shared
+        )
         curved = self._curved(wanted.hessian if shared else 0)
         with self._drawn(_first(part)):
             return masks.judge(

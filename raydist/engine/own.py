@@ -7,6 +7,7 @@ trains or measures an agent reads the common tables for itself.
 budget ε_k of its own takes the same fraction of it, and both follow the budget through the rounds
 (arXiv:2006.08403). Where ε = 0 there is no such fraction, and they stand for ε_k itself: an agent
 with ε_k = 0 has no budget, δ_k = 0, as beside ε > 0. Where no agent has one, δ is that of all.
+What is not written, or is written as what it would be then, is the usual value of each threat.
 """
 
 import math
@@ -17,6 +18,8 @@ from raydist.adversary.schedule import Timetable, eps_at
 from raydist.adversary.threat import ThreatModel
 from raydist.config import Experiment
 from raydist.learning.transform import transformed
+from raydist.recipe import MovingEps, Stepped, Wasserstein
+from raydist.tables import Pictures
 
 BOX, NO_BOX = (0.0, 1.0), (-math.inf, math.inf)
 
@@ -36,36 +39,34 @@ class Own:
         self.agent, self.threat = agent, ThreatModel(table.norm, table.eps, bounds)
         self._config, self._common = config, config.threat.eps or table.eps
         self._alike = not any(other.eps for other in config.threat.agents or [])
-        tables = config.data.transforms
+        tables = config.data.transforms if isinstance(config.data, Pictures) else None
         self._change = tables[agent].model_dump() if tables else {}
 
     def in_round(self, n: int, times: Timetable) -> ThreatModel:
         """Its threat in round n of a run: all agents' budgets follow the common schedule."""
         table, eps = self._config.threat.schedule, self._config.threat.eps
+        if not isinstance(table, MovingEps):
+            return self.threat
         bounds = {"eps_max": table.eps_max, "eps_min": table.eps_min}
         params = {name: value / eps for name, value in bounds.items() if value and eps}
         part = eps_at(table.name, times.progress(n, table.per), 1.0, **params)
         return ThreatModel(self.threat.norm, part * self.threat.eps, self.threat.bounds)
 
-    def alpha(self, attack: str | None, threat: ThreatModel) -> float:
+    def alpha(self, threat: ThreatModel) -> float:
         """The step of its training attack.
 
         Args:
-            attack: "pgd", "fgsm", "kl_pgd" or None.
             threat: its own, at the budget of the moment.
 
         Returns:
-            As configured, else ε_k for fgsm, 2 ε_k / steps for kl_pgd in l2, as in the code of
-            arXiv:1901.08573, and ε_k / 4 for all others.
+            As configured; where that is the usual step of the common threat, that of its own.
         """
-        table = self._config.attack
-        if table.alpha is not None:
-            return self._at(threat, table.alpha)
-        if attack == "fgsm":
+        table, common = self._config.attack, self._config.threat
+        if not isinstance(table, Stepped) or table.alpha is None:
             return threat.eps
-        if attack == "kl_pgd" and threat.norm == "l2":
-            return 2 * threat.eps / max(1, table.steps)
-        return threat.eps / 4
+        if table.alpha == table.usual_alpha(common.norm, common.eps):
+            return table.usual_alpha(threat.norm, threat.eps)
+        return self._at(threat, table.alpha)
 
     def delta(self, threat: ThreatModel) -> float:
         """Its distributional budget δ_k of `loss.name = "wasserstein"`.
@@ -74,10 +75,14 @@ class Own:
             threat: its own, at the budget of the moment.
 
         Returns:
-            As configured, else ε_k; 0 if ε_k = 0, unless that is so of all agents.
+            As configured, ε_k where that is the common budget; 0 if ε_k = 0, unless that is so of
+            all agents.
         """
-        delta = self._config.loss.delta
-        return threat.eps if delta is None else self._at(threat, delta)
+        table = self._config.loss
+        delta = table.delta if isinstance(table, Wasserstein) else None
+        if delta is None or delta == self._config.threat.eps:
+            return threat.eps
+        return self._at(threat, delta)
 
     def images(self, x: Tensor) -> Tensor:
         """Images in [0, 1], (N, C, H, W), as this agent has them (`data.transforms`)."""

@@ -22,14 +22,15 @@ from raydist.engine.probe import probe, probe_key
 from raydist.engine.spec import AgentSpec
 from raydist.engine.store import Store
 from raydist.engine.task import Split
-from raydist.identity import named_files
+from raydist.identity import checkpoint_of, named_files
 from raydist.learning import data as datasets
 from raydist.learning import partition
 from raydist.network import strategy, topology, weights
+from raydist.recipe import Wasserstein
 from raydist.seeding import Purpose, drawing, numpy_rng
+from raydist.tables import Dirichlet, Images, OwnImages, Pictures, Quantity, Shards
 
 BASE_BYTES = 350e6  # a process that has imported torch (its CUDA build), measured
-SKEW, SHARDS = 0.5, 2  # usual values of the field: α of a Dirichlet, labels of an agent
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ class Plan:
     @property
     def every(self) -> int:
         """Rounds between two measurements of the state."""
-        usual = 1 if self.data is None else math.ceil(self.rounds / 10)
-        return self.config.evaluate.every or usual
+        every = self.config.evaluate.every
+        # 0.1 * 30 is a little above the whole number that is meant
+        return every if isinstance(every, int) else math.ceil(round(every * self.rounds, 9))
 
     @property
     def epoch(self) -> int:
@@ -83,7 +85,7 @@ class Plan:
     @property
     def times(self) -> Timetable:
         """Length, epochs and periods of the run."""
-        return Timetable(self.rounds, self.epoch, self.config.restarts)
+        return Timetable(self.rounds, self.epoch, self.config.periods)
 
     def measured(self, n: int) -> bool:
         """Whether the state after round n is measured."""
@@ -93,7 +95,7 @@ class Plan:
     def validated(self) -> int:
         """How many validation images a measurement is of."""
         there = 0 if self.data is None else len(self.data.validation[1])
-        return min(there, self.config.evaluate.images)
+        return min(there, self.config.evaluate.validation_images)
 
     def sensed(self, n: int) -> bool:
         """Whether the network's sensitivity is taken after round n: at the start of each epoch."""
@@ -102,7 +104,8 @@ class Plan:
     @property
     def _sensitive(self) -> bool:
         """Whether batches take their parts of a budget from the sensitivity."""
-        return self.config.loss.name == "wasserstein" and self.config.loss.order != "inf"
+        loss = self.config.loss
+        return isinstance(loss, Wasserstein) and loss.order != "inf"
 
     def next_barrier(self, n: int) -> int:
         """The first round from n on that all agents finish before the next one begins."""
@@ -112,8 +115,8 @@ class Plan:
     def specs(self, threads: int, cuda: bool) -> list[AgentSpec]:
         """What each agent is told; arguments as in `AgentSpec`."""
         config = self.config
-        if config.model.checkpoint is not None:  # agents may run in another folder
-            file = str(Path(config.model.checkpoint).expanduser().absolute())
+        if start := checkpoint_of(config):  # agents may run in another folder
+            file = str(Path(start).expanduser().absolute())
             model = config.model.model_copy(update={"checkpoint": file})
             config = config.model_copy(update={"model": model})
         shape, classes, scale = input_of(self.config, self.data)
@@ -164,7 +167,9 @@ class Plan:
     def agent_bytes(self) -> float:
         """Estimate of an agent's memory: process, weights and their copies, share, activations."""
         item = 4 if self.config.dtype == "float32" else 8
-        copies = 5 + (self.config.optim.momentum > 0)  # w, gradient, sent, message, w before
+        copies = 5 + (
+            getattr(self.config.optim, "momentum", 0) > 0
+        )  # w, gradient, sent, message, w before
         share = 0.0
         if self.data is not None:
             share = self.data.train[0].nbytes / self.agents + self.data.test[0].nbytes
@@ -262,16 +267,16 @@ def make_plan(
     ends = [0, *plan.times.ends]
     if sorted(set(ends)) != ends:
         raise InputError(
-            f"restarts is {config.restarts}, expected fractions of {rounds} rounds that lie a "
+            f"periods is {config.periods}, expected fractions of {rounds} rounds that lie a "
             "round apart: remove some"
         )
     rule = config.stop.fosc
     if rule is not None and rule.adv_above_clean:
         period = 1 if rule.on == "train" else plan.every
-        if config.telemetry == 0 or period % config.telemetry:
+        if config.telemetry.every == 0 or period % config.telemetry.every:
             raise InputError(
                 "stop.fosc.adv_above_clean needs the training accuracies of every measurement: "
-                f"write telemetry = {period}"
+                f"write telemetry = {{ every = {period} }}"
             )
     return plan
 
@@ -303,8 +308,11 @@ def load_data(config: Experiment) -> datasets.Data:
     """The images of an experiment, read once for all trials of this process."""
     table = config.data
     with drawing(Purpose.IN_CODE, 0):  # the same images for every seed
-        if table.params:
+        if isinstance(table, OwnImages) and table.params:
             return datasets.load(table.set, validation=table.validation, params=table.params)
+        if isinstance(table, OwnImages):
+            return _cached(table.set, None, table.validation, False)
+        assert isinstance(table, Images)
         return _cached(table.set, table.root, table.validation, table.download)
 
 
@@ -323,13 +331,14 @@ def shares_of(config: Experiment, labels: NDArray[np.int64]) -> list[NDArray[np.
     Returns:
         K arrays, disjoint, that hold every position.
     """
+    assert isinstance(config.data, Pictures)
     table, agents, seed = config.data.partition, config.topology.agents, config.seed
-    if table.name == "dirichlet":
-        return partition.dirichlet(labels, agents, table.alpha or SKEW, seed)
-    if table.name == "quantity":
-        return partition.quantity(len(labels), agents, table.alpha or SKEW, seed)
-    if table.name == "shards":
-        return partition.shards(labels, agents, table.shards or SHARDS, seed)
+    if isinstance(table, Dirichlet):
+        return partition.dirichlet(labels, agents, table.alpha, seed)
+    if isinstance(table, Quantity):
+        return partition.quantity(len(labels), agents, table.alpha, seed)
+    if isinstance(table, Shards):
+        return partition.shards(labels, agents, table.shards, seed)
     return partition.iid(len(labels), agents, seed)
 
 

@@ -220,7 +220,7 @@ def centroid_files(spec: AgentSpec, n: int) -> dict[str, str]:
     """
     config = spec.config
     files = {"centroid": "now"} | ({"average": "average"} if config.average else {})
-    if config.restarts:
+    if config.periods:
         files |= {f"snapshot-{i}": f"snapshot-{i}" for i in range(spec.times.ended(n))}
     return {f"{name}.safetensors": which for name, which in files.items()}
 

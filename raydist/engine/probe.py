@@ -24,6 +24,7 @@ from raydist.learning import model as models
 from raydist.learning.data import Data, to_tensor
 from raydist.learning.model import parameter_count
 from raydist.seeding import Purpose, drawing
+from raydist.tables import KnownNetwork, Network
 
 COPIES = 3  # of a model's parameters that an agent holds at least
 LARGEST = 2**27  # numbers that a foreign model may give out here: half a gigabyte in float32
@@ -40,9 +41,9 @@ def check_memory(config: Experiment, shape: tuple[int, ...], classes: int) -> No
     Raises:
         InputError: if it does not fit.
     """
-    name, width = config.model.name, config.model.width
-    if width <= 1 or ":" in name:
+    if not isinstance(config.model, KnownNetwork) or config.model.width <= 1:
         return
+    name, width = config.model.name, config.model.width
     with torch.device("meta"):
         model = checked("model", models.build, name, shape, classes, width=width)
     needed = COPIES * parameter_count(model) * DTYPES[config.dtype].itemsize
@@ -84,7 +85,11 @@ def probe(config: Experiment, data: Data | None) -> tuple[int, int]:
         parameters = parameter_count(model)
         if parameters == 0:
             raise InputError(f'model "{config.model.name}" has no parameters to train')
-        if config.channels_last and unsafe_in_channels_last(model):
+        if (
+            isinstance(config.model, Network)
+            and config.channels_last
+            and unsafe_in_channels_last(model)
+        ):
             raise InputError(
                 f'channels_last is not safe for model "{config.model.name}" of width '
                 f"{config.model.width:g}: it has strided 1x1 convolutions of fewer than 16 "
@@ -238,7 +243,7 @@ class _Trial:
 
     def _loss(self, x: Tensor, y: Tensor, x_adv: Tensor | None = None) -> None:
         """The loss is a scalar with a gradient."""
-        function, _ = loss_named(self.config)
+        function = loss_named(self.config)
         value = checked("loss", function, self.model.train(), x, x if x_adv is None else x_adv, y)
         if not isinstance(value, Tensor) or value.ndim != 0 or not value.requires_grad:
             got = type(value).__name__

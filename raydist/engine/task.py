@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from raydist.adversary import loss as losses
 from raydist.adversary.attack import Ascent, AttackLoss, Gradient, ascend, by_autograd
 from raydist.adversary.threat import ThreatModel
-from raydist.closest import closest
 from raydist.config import Experiment
 from raydist.engine.own import Own
 from raydist.learning import checkpoint
@@ -24,22 +23,22 @@ from raydist.learning import data as datasets
 from raydist.learning import model as models
 from raydist.learning.quadratic import Quadratic
 from raydist.plugin import resolve
+from raydist.recipe import Fgsm, KlPgd, OwnLoss, Pgd
 from raydist.seeding import Purpose, drawing, numpy_rng, torch_generator
+from raydist.tables import Network, OwnNetwork, Pictures
+from raydist.tables import Quadratic as QuadraticData
 
 Attack = Callable[..., Ascent]
 Split = tuple[NDArray[Any], NDArray[np.int64]]
 
-# Each loss and the attack that its paper trains with (None: no attack).
-LOSSES: dict[str, tuple[Callable[..., Tensor], str | None]] = {
-    "standard": (losses.standard, None),
-    "pgd_at": (losses.pgd_at, "pgd"),
-    "trades": (losses.trades, "kl_pgd"),
-    "mart": (losses.mart, "pgd"),
-    "wasserstein": (losses.wasserstein, "pgd"),
-    "quadratic": (losses.quadratic, "fgsm"),
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "standard": losses.standard,
+    "pgd_at": losses.pgd_at,
+    "trades": losses.trades,
+    "mart": losses.mart,
+    "wasserstein": losses.wasserstein,
+    "quadratic": losses.quadratic,
 }
-# The published codes' values (arXiv:1901.08573; MART); arXiv:2502.09352 gives none.
-BETA = {"trades": 6.0, "mart": 5.0, "wasserstein": 1.0}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -54,25 +53,30 @@ def build_model(config: Experiment, shape: tuple[int, ...], classes: int) -> nn.
     Returns:
         The model in the experiment's dtype.
     """
-    extra: dict[str, Any] = dict(config.model.params)
-    if config.model.start is not None:
-        extra["start"] = config.model.start
-    extra |= models.NORMALISATION.get(config.data.set, {})
-    name, width = config.model.name, config.model.width
-    model = models.build(name, shape, classes, width=width, seed=config.seed, **extra)
-    if ":" in name:
+    table = config.model
+    extra: dict[str, Any] = dict(models.NORMALISATION.get(config.data.set, {}))
+    extra |= table.model_dump(include={"start", "width", "params"})
+    extra |= extra.pop("params", {})
+    model = models.build(table.name, shape, classes, seed=config.seed, **extra)
+    if isinstance(table, OwnNetwork):
         with drawing(Purpose.MODEL, config.seed, round=1):
             model = models.whole(model, shape)
-    if config.model.checkpoint is not None:
-        key_map = config.model.key_map
-        if key_map == "published":
-            key_map = checkpoint.KEY_MAPS.get(name, {})
-        checkpoint.load(model, config.model.checkpoint, key_map or None)
-    if config.model.reset_last:
-        checkpoint.reset_last_layer(model, config.seed)
-    if config.model.noise:
-        checkpoint.add_noise(model, config.model.noise, config.seed)
+    if isinstance(table, Network):
+        _begin_at(model, table, config.seed)
     return model.to(DTYPES[config.dtype])
+
+
+def _begin_at(model: nn.Module, table: Network, seed: int) -> None:
+    """A model's weights where fine-tuning begins."""
+    if table.checkpoint is not None:
+        key_map = table.key_map
+        if key_map == "published":
+            key_map = checkpoint.KEY_MAPS.get(table.name, {})
+        checkpoint.load(model, table.checkpoint, key_map or None)
+    if table.reset_last:
+        checkpoint.reset_last_layer(model, seed)
+    if table.noise:
+        checkpoint.add_noise(model, table.noise, seed)
 
 
 @dataclass(frozen=True)
@@ -100,67 +104,43 @@ class Task:
         return self.own.threat
 
 
-def loss_named(config: Experiment) -> tuple[Callable[..., Tensor], str | None]:
-    """The loss function of a configuration, with its parameters bound, and its usual attack.
+def loss_named(config: Experiment) -> Callable[..., Tensor]:
+    """The loss function of a configuration, with its parameters bound.
 
     Args:
         config: the experiment.
 
     Returns:
-        The function (model, x, x_adv, y) -> scalar; the name of its attack or None.
-
-    Raises:
-        ValueError: if there is no such loss; names the known ones.
+        The function (model, x, x_adv, y) -> scalar.
     """
-    name = config.loss.name
-    if ":" in name:
-        return partial(resolve(name), **config.loss.params), "pgd"
-    if name not in LOSSES:
-        meant = closest(name, LOSSES)
-        hint = f": did you mean {meant}?" if meant else ""
-        raise ValueError(
-            f'loss.name is "{name}", expected one of {", ".join(LOSSES)} '
-            f'or "package.module:function"{hint}'
-        )
-    function, attack = LOSSES[name]
-    if name in BETA:
-        beta = BETA[name] if config.loss.beta is None else config.loss.beta
-        function = partial(function, beta=beta)
-    if name == "wasserstein":
-        function = partial(function, gamma=config.loss.gamma or 0.0)
-    return function, attack
+    table = config.loss
+    if isinstance(table, OwnLoss):
+        return partial(resolve(table.name), **table.params)
+    return partial(LOSSES[table.name], **table.model_dump(include={"beta", "gamma"}))
 
 
-def attack_named(
-    config: Experiment, usual: str | None, own: Own, each: AttackLoss = "ce"
-) -> Attack:
+def attack_named(config: Experiment, own: Own, each: AttackLoss = "ce") -> Attack:
     """The training attack of an agent.
 
     Args:
         config: the experiment.
-        usual: the attack of its loss, used where the configuration names none.
         own: the agent's settings.
         each: the per-sample function that pgd and fgsm ascend.
 
     Returns:
         A function as `Task.attack`, for any budget of the agent's threat.
     """
-    table = config.attack
-    name = table.name or usual
-    steps: Callable[..., Ascent] = {
-        None: partial(ascend, steps=0),
-        "fgsm": partial(ascend, steps=1, start=table.start or "zero", loss=each),
-        "pgd": partial(
-            ascend,
-            steps=table.steps,
-            start=table.start or "uniform",
-            restarts=table.restarts,
-            loss=each,
-        ),
-        "kl_pgd": partial(
+    table, steps = config.attack, partial(ascend, steps=0)
+    if isinstance(table, Fgsm):
+        steps = partial(ascend, steps=1, start=table.start, loss=each)
+    elif isinstance(table, Pgd):
+        steps = partial(
+            ascend, steps=table.steps, start=table.start, restarts=table.restarts, loss=each
+        )
+    elif isinstance(table, KlPgd):
+        steps = partial(
             ascend, steps=table.steps, start="normal", restarts=table.restarts, loss="kl"
-        ),
-    }[name]
+        )
 
     def attack(
         model: nn.Module,
@@ -170,7 +150,7 @@ def attack_named(
         draw: torch.Generator,
         gradient: Gradient = by_autograd,
     ) -> Ascent:
-        alpha = own.alpha(name, threat)
+        alpha = own.alpha(threat)
         return steps(model, x, y, threat, alpha=alpha, generator=draw, gradient=gradient)
 
     return attack
@@ -192,6 +172,7 @@ def image_task(
         The task.
     """
     x_all, y_all = (torch.tensor(part, device=device) for part in share)
+    assert isinstance(config.data, Pictures)
     kind: str = config.data.augment
     if kind == "auto":
         kind = datasets.AUGMENTATION.get(config.data.set, "none")
@@ -218,16 +199,17 @@ def image_task(
         index = torch.as_tensor(chosen, device=device)
         return images(index), y_all[index]
 
-    function, usual = loss_named(config)
-    return Task(batch, attack_named(config, usual, own), function, own, sample)
+    return Task(batch, attack_named(config, own), loss_named(config), own, sample)
 
 
 def quadratic_of(config: Experiment) -> Quadratic:
     """The quadratic risks of a configuration, one per agent."""
-    centers = np.array(config.data.centers, dtype=float)
-    hessian = np.array(config.data.hessian, dtype=float)
+    table = config.data
+    assert isinstance(table, QuadraticData)
+    centers = np.array(table.centers, dtype=float)
+    hessian = np.array(table.hessian, dtype=float)
     eps = [Own(config, k).threat.eps for k in range(config.topology.agents)]
-    return Quadratic(centers, hessian, config.data.noise, np.array(eps))
+    return Quadratic(centers, hessian, table.noise, np.array(eps))
 
 
 def quadratic_task(config: Experiment, agent: int, device: torch.device) -> Task:
@@ -250,8 +232,6 @@ def quadratic_task(config: Experiment, agent: int, device: torch.device) -> Task
         x = torch.tensor(risk.sample(agent, config.data.batch, rng), dtype=dtype, device=device)
         return x, torch.zeros(len(x), dtype=torch.int64, device=device)
 
-    function, usual = loss_named(config)
     own, each = Own(config, agent), partial(losses.quadratics, hessian=hessian)
-    return Task(
-        batch, attack_named(config, usual, own, each), partial(function, hessian=hessian), own
-    )
+    function = partial(loss_named(config), hessian=hessian)
+    return Task(batch, attack_named(config, own, each), function, own)

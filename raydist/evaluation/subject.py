@@ -20,6 +20,7 @@ from raydist.engine.plan import forget_data, load_data, shares_of
 from raydist.engine.store import Store
 from raydist.engine.task import DTYPES, build_model
 from raydist.folder import digest_of, digest_of_model
+from raydist.identity import checkpoint_of
 from raydist.learning import checkpoint
 from raydist.learning.average import Ensemble
 from raydist.learning.data import Data, to_tensor
@@ -64,8 +65,8 @@ class Subject:
         """The names of all models that can be measured."""
         single = [name for name in ("centroid", "average") if self._files(name)]
         together = [ENSEMBLE, *self.snapshots] if len(self.snapshots) > 1 else []
-        checkpoint = self.config.model.checkpoint
-        start = [START] if checkpoint is None or Path(checkpoint).exists() else []
+        begun = checkpoint_of(self.config)
+        start = [START] if begun is None or Path(begun).exists() else []
         return [*single, *together, *self.agents, *start]
 
     def chosen(self, names: Iterable[str]) -> list[str]:
@@ -99,8 +100,8 @@ class Subject:
         if name != START:
             return digest_of_model(Store(self.folder), name, self.data.digest)
         files = [name.encode(), self.config.digest().encode()]
-        if self.config.model.checkpoint is not None:
-            files.append(Path(self.config.model.checkpoint).read_bytes())
+        if begun := checkpoint_of(self.config):
+            files.append(Path(begun).read_bytes())
         return digest_of(*files, self.data.digest.encode())
 
     @property
@@ -150,7 +151,7 @@ class Subject:
         """
         x, y = self.split(split)
         images = to_tensor(x[index], self.data.scale, DTYPES[self.config.dtype], self.device)
-        if split == "train" and self.config.data.transforms:
+        if split == "train" and getattr(self.config.data, "transforms", None):
             whose = self._owner[index]
             for agent in np.unique(whose):
                 mine = torch.from_numpy(whose == agent).to(self.device)
