@@ -439,7 +439,7 @@ def explain(error: ValidationError, table: type[Table] = Experiment) -> str:
 
 def _line(problem: ErrorDetails, table: type[Table]) -> str:
     """One problem: key, value, what was expected, what to write."""
-    (where, around), kind = _place(problem["loc"], table), problem["type"]
+    (where, around, inner), kind = _place(problem["loc"], table), problem["type"]
     last, message = str(problem["loc"][-1:] and problem["loc"][-1]), problem["msg"]
     limits = problem.get("ctx", {})
     if kind == "extra_forbidden":
@@ -463,7 +463,6 @@ def _line(problem: ErrorDetails, table: type[Table]) -> str:
         alone = message.startswith("expected ")
         return f"{where} is {shown(problem['input'])}, {message}" if alone else message
     if kind == "model_type":
-        inner = fields_in(around)[last].annotation if problem["loc"] else table
         known = f"a table with keys such as {', '.join(fields_in(inner))}"
         return f"{where} is {shown(problem['input'])}, expected {known}"
     return f"{where} is {shown(problem['input'])}, expected {_expected(problem)}"
@@ -526,15 +525,15 @@ def _expected(problem: ErrorDetails) -> str:
     }.get(kind if "than" in kind else kind.partition("_")[0], problem["msg"])
 
 
-def _place(location: tuple[int | str, ...], table: type[Table]) -> tuple[str, Any]:
-    """The dotted key of a location, and the table in which its last part stands.
+def _place(location: tuple[int | str, ...], table: type[Table]) -> tuple[str, Any, Any]:
+    """The dotted key of a location, the table in which it stands, and what stands there.
 
     Args:
         location: as pydantic has it: below a union stands the name of the member's class.
         table: the outermost table.
 
     Returns:
-        The key; the table, or the annotation of what holds it.
+        The key; the table, or the annotation of what holds it; the annotation of what is there.
     """
     where = ""
     around: Any = table
@@ -549,7 +548,7 @@ def _place(location: tuple[int | str, ...], table: type[Table]) -> tuple[str, An
             where += f".{part}"
             around = inner
             inner = fields_in(around)[part].annotation if part in fields_in(around) else None
-    return where.removeprefix(".") or "the experiment", around
+    return where.removeprefix(".") or "the experiment", around, inner
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -90,9 +90,9 @@ class By:
         """The member that a name means."""
         for member in members:
             known = get_args(member.model_fields[self.key].annotation)
-            own = issubclass(member, Own)
-            if name in known or (isinstance(name, str) and not known and own == (":" in name)):
-                return member
+            own = isinstance(name, str) and ":" in name
+            if name in known or (not known and own == issubclass(member, Own)):
+                return member  # one that takes any string says so of what is none
         names = [name for member in members for name in self._names(member)]
         raise PydanticCustomError(
             "unknown_name", "no such name", {"key": self.key, "name": name, "known": names}
@@ -108,9 +108,9 @@ class By:
         self, value: dict[str, Any], member: type[Table], members: tuple[type[Table], ...]
     ) -> None:
         """No key is one that only other members have."""
-        for key in value.keys() - member.model_fields.keys():
+        for key in value:
             takers = [other for other in members if key in other.model_fields]
-            if takers:
+            if takers and member not in takers:
                 names = [name for other in takers for name in self._names(other)]
                 names = [f"your own {name}" if name[0] == '"' else name for name in names]
                 found = {"key": key, "name": value[self.key], "takers": names}

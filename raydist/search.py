@@ -57,15 +57,9 @@ class Search(Table):
                 'metric and mode belong to algorithm = "optuna" or to a scheduler: '
                 'write scheduler = "asha"'
             )
-        owners = {
-            "grace": ("a scheduler", self.scheduler is not None or self.grace is None),
-            "reduction": (
-                '"asha"',
-                self.scheduler == "asha" or "reduction" not in self.model_fields_set,
-            ),
-        }
-        for key, (owner, sound) in owners.items():
-            if not sound:
+        owners = {"grace": ("a scheduler", ["asha", "median"]), "reduction": ('"asha"', ["asha"])}
+        for key, (owner, schedulers) in owners.items():
+            if key in self.model_fields_set and self.scheduler not in schedulers:
                 raise ValueError(f'{key} belongs to {owner}: remove it or write scheduler = "asha"')
         return self
 

@@ -14,10 +14,11 @@ from pydantic import BaseModel
 from raydist import run_experiment
 from raydist.config import Experiment, InputError
 from raydist.engine.plan import make_plan
+from raydist.fields import fields_in, tables_in
 from raydist.naming import folder_name
 from raydist.study import Study, from_tree, parse_overrides, read
 
-EVALUATE = {"every": 1, "images": 8, "test": 8, "pgd": [1], "autoattack": 0}
+EVALUATE = {"every": 1, "validation_images": 8, "test_images": 8, "pgd": [1], "autoattack": 0}
 SMALL = [
     {
         "topology": {"kind": "ring", "agents": 3},
@@ -98,15 +99,15 @@ def plausible(annotation):
     }.get(annotation, ODD)
 
 
-def leaves(model=Experiment, prefix=""):
-    """The dotted keys of all fields, and values of their types."""
-    for name, field in model.model_fields.items():
-        members = (field.annotation, *typing.get_args(field.annotation))
-        tables = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
-        if tables:
-            yield from leaves(tables[0], f"{prefix}{name}.")
-        else:
+def leaves(table=Experiment, prefix=""):
+    """The dotted keys of all fields, and values of their types; of tables some as a whole, too."""
+    for name, field in fields_in(table).items():
+        if [*tables_in(field.annotation)]:
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        if name in ("agents", "transforms") or not [*tables_in(field.annotation)]:
             yield prefix + name, plausible(field.annotation)
+        elif prefix == "":
+            yield name, plausible(field.annotation)
 
 
 def assignments(fields):
@@ -147,12 +148,13 @@ def tiny(config):
     return (
         (config.rounds or 9) <= 3
         and config.topology.agents <= 4
-        and max(config.attack.steps, config.attack.restarts, *config.evaluate.pgd, 1) <= 8
+        and max(config.attack.steps, *config.evaluate.pgd, 1) <= 8
+        and getattr(config.attack, "restarts", 1) <= 8
         and config.data.batch <= 32
         and config.evaluate.autoattack == 0
-        and isinstance(config.evaluate.test, int)
-        and config.evaluate.test <= 32
-        and config.model.width <= 2
+        and isinstance(config.evaluate.test_images, int)
+        and config.evaluate.test_images <= 32
+        and getattr(config.model, "width", 1) <= 2
         and config.model.name in ("linear", "point", "small-cnn")
     )
 

@@ -22,8 +22,8 @@ GOOD = {
     "topology.kind": '"ring"',
     "topology.agents": "4",
     "model.name": '"linear"',
-    "evaluate.images": "16",
-    "evaluate.test": "16",
+    "evaluate.validation_images": "16",
+    "evaluate.test_images": "16",
     "evaluate.autoattack": "0",
 }
 QUADRATIC = {
@@ -187,8 +187,8 @@ CASES = {
     "type": ({"seed": '"a"'}, 'seed is "a", expected a whole number'),
     "no table": (
         {"optim": "3"},
-        "optim is 3, expected a table with keys such as name, lr, momentum, nesterov, "
-        "weight_decay, k1, k2, normalise, combine, schedule",
+        "optim is 3, expected a table with keys such as name, lr, weight_decay, combine, "
+        "schedule, momentum, nesterov, k1, k2, normalise",
     ),
     "no topology": (
         {"topology.kind": None, "topology.agents": None},
@@ -273,7 +273,7 @@ CASES = {
     "loss": (
         {"loss.name": '"trade"'},
         'loss.name is "trade", expected one of standard, pgd_at, trades, mart, wasserstein, '
-        'quadratic or "package.module:function": did you mean trades?',
+        'quadratic or "package.module:function": write "trades"',
     ),
     "strategy": (
         {"strategy": '"difusion"'},
@@ -302,8 +302,8 @@ CASES = {
         'precision is "bfloat16", expected one of float32, tf32, bf16: write "bf16"',
     ),
     "image": (
-        {"evaluate.images": "3"},
-        "evaluate.images is 3, expected 4 or more",
+        {"evaluate.validation_images": "3"},
+        "evaluate.validation_images is 3, expected 4 or more",
     ),
     "name": (
         {"name": '"../a"'},
@@ -354,9 +354,9 @@ CASES = {
         "optim.schedule.milestones is [0.75, 0.5], expected increasing fractions of the run: "
         "write [0.5, 0.75]",
     ),
-    "restarts": (
-        {"restarts": "[0.9]"},
-        "restarts is [0.9], expected fractions of 2 rounds that lie a round apart: remove some",
+    "periods": (
+        {"periods": "[0.9]"},
+        "periods is [0.9], expected fractions of 2 rounds that lie a round apart: remove some",
     ),
     "control characters": (
         {"strategy": '"a\\u001b[31m"'},

@@ -5,7 +5,6 @@ import itertools
 import json
 import math
 import types
-import typing
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -13,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from raydist.config import Experiment, InputError, validate
-from raydist.fields import parse_budget
+from raydist.fields import fields_in, parse_budget, tables_in
 from raydist.study import Study, from_tree
 
 QUADRATIC = {
@@ -52,15 +51,12 @@ def nested(key, value):
     return result
 
 
-def leaves(model=Experiment, prefix=""):
+def leaves(table=Experiment, prefix=""):
     """The dotted keys of all fields that are not tables themselves."""
-    for name, field in model.model_fields.items():
-        members = [field.annotation, *typing.get_args(field.annotation)]
-        members += [inner for member in members for inner in typing.get_args(member)]
-        below = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
-        if below and name not in ("agents", "transforms"):  # a table for each agent
-            yield from leaves(below[0], f"{prefix}{name}.")
-        else:
+    for name, field in fields_in(table).items():
+        if [*tables_in(field.annotation)] and name not in ("agents", "transforms"):
+            yield from leaves(field.annotation, f"{prefix}{name}.")
+        else:  # those two have a table for each agent
             yield prefix + name
 
 
@@ -133,11 +129,8 @@ CHANGED = {
     "data.batch": 16,
     "data.validation": 0.2,
     "data.augment": "crop",
-    "data.params": {"a": 1},
     "model.name": "lenet",
     "model.width": 2.0,
-    "model.start": [0.0],
-    "model.params": {"a": 1},
     "threat.norm": "l2",
     "threat.eps": "4/255",
     "threat.agents": [{}, {"eps": "4/255"}, {}],
@@ -148,9 +141,9 @@ CHANGED = {
     "attack.start": "zero",
     "attack.restarts": 2,
     "loss.name": "trades",
-    "loss.awp": 0.01,
-    "telemetry": 10,
-    "restarts": [0.5],
+    "awp.gamma": 0.01,
+    "telemetry.every": 10,
+    "periods": [0.5],
     "average.name": "swa",
     "average.start": 0.5,
     "optim.name": "adam",
@@ -162,8 +155,8 @@ CHANGED = {
     "optim.weight_decay": 5e-4,
     "optim.schedule.name": "cosine",
     "evaluate.every": 2,
-    "evaluate.images": 256,
-    "evaluate.test": 100,
+    "evaluate.validation_images": 256,
+    "evaluate.test_images": 100,
     "evaluate.pgd": [10],
     "evaluate.autoattack": 0,
     "evaluate.attacks": ["apgd-dlr", "square1000"],
@@ -179,7 +172,11 @@ TOGETHER = {
     "engine": [{"strategy": "centralized", "engine": each} for each in ("agents", "train")],
     "epochs": [{"rounds": None, "epochs": n} for n in (1, 2)],
     "loss.beta": [{"loss": {"name": "trades", "beta": n}} for n in (1, 2)],
-    "loss.params": [{"loss": {"name": "a:b", "params": {"a": n}}} for n in (1, 2)],
+    **{
+        f"{table}.params": [{table: {key: "a:b", "params": {"a": n}}} for n in (1, 2)]
+        for table, key in {"loss": "name", "model": "name", "data": "set"}.items()
+    },
+    "model.start": [QUADRATIC | {"model": {"name": "point", "start": [n]}} for n in (0.0, 1.0)],
     "optim.nesterov": [{"optim": {"momentum": 0.9, "nesterov": n}} for n in (False, True)],
     "threat.schedule.eps_max": [
         {"threat": {"schedule": {"name": "linear", "eps_max": n}}} for n in (0.1, 0.2)
@@ -334,13 +331,62 @@ def test_a_wrong_value_is_told_in_one_line_that_names_its_key(key):
         (tree(evaluate={"pgd": 10}), "evaluate.pgd is 10, expected a list"),
         (tree(evaluate={"pgd": [10, 0]}), "evaluate.pgd[1] is 0, expected a number above 0"),
         (
-            tree(evaluate={"test": "some"}),
-            'evaluate.test is "some", expected "all" or a whole number, 0 or more',
+            tree(evaluate={"test_images": "some"}),
+            'evaluate.test_images is "some", expected "all" or a whole number, 0 or more',
         ),
         (
-            tree(optim={"schedule": "cosine"}),
-            'optim.schedule is "cosine", expected a table with keys such as '
+            tree(optim={"schedule": 3}),
+            "optim.schedule is 3, expected a table with keys such as "
             "name, milestones, factor, final",
+        ),
+        (
+            tree(optim={"schedule": "cosin"}),
+            'optim.schedule.name is "cosin", expected one of constant, piecewise, cosine: '
+            'write "cosine"',
+        ),
+        (
+            tree(optim={"schedule": "piecewise"}),
+            "optim.schedule.milestones is missing: write milestones = [0.5, 0.75]",
+        ),
+        (
+            tree(optim={"schedule": {"final": 0.1}}),
+            'optim.schedule.final belongs to cosine, not to "constant": remove it',
+        ),
+        (
+            tree(loss={"beta": 3.0}),
+            'loss.beta belongs to trades, mart, wasserstein, not to "pgd_at": remove it',
+        ),
+        (
+            tree(loss="trades", attack={"start": "zero"}),
+            'attack.start belongs to pgd, fgsm, not to "kl_pgd": remove it',
+        ),
+        (
+            tree(optim={"name": "adam", "momentum": 0.9, "nesterov": True}),
+            'optim.momentum belongs to sgd, not to "adam": remove it',
+        ),
+        (tree(restarts=[0.5]), "restarts is called periods now: write periods = [0.5, 0.75]"),
+        (
+            tree(loss={"name": "trades", "awp": 0.005}),
+            "loss.awp is called awp.gamma now: write awp = { gamma = 0.005 }",
+        ),
+        (
+            tree(evaluate={"images": 8}),
+            "evaluate.images is called evaluate.validation_images now: "
+            "write evaluate.validation_images = 512",
+        ),
+        (
+            tree(evaluate={"test": 8}),
+            "evaluate.test is called evaluate.test_images now: write evaluate.test_images = 360",
+        ),
+        (tree(telemetry=50), "telemetry is 50, expected a table: write telemetry = { every = 50 }"),
+        (
+            tree(periods=[0.5, 0.25]),
+            "periods is [0.5, 0.25], expected increasing fractions of the run: write [0.5, 0.75]",
+        ),
+        (
+            tree(evaluate={"every": 0}),
+            "evaluate.every is 0, expected a whole number of rounds, 1 or more, or a fraction of "
+            "the run below 1",
         ),
         (
             tree(strategy="difusion"),
@@ -399,12 +445,11 @@ def test_a_wrong_value_is_told_in_one_line_that_names_its_key(key):
         ),
         (
             tree(data={"hessian": [1]}),
-            'data.hessian belongs to data.set = "quadratic", not to "digits": remove it',
+            'data.hessian belongs to quadratic, not to "digits": remove it',
         ),
         (
             tree(loss={"params": {"a": 1}}),
-            'loss.params belongs to a loss of your own, "package.module:function", not to '
-            '"pgd_at": remove it',
+            'loss.params belongs to your own "package.module:function", not to "pgd_at": remove it',
         ),
     ],
 )
@@ -437,7 +482,8 @@ TAKEN = [
 @pytest.mark.parametrize(("value", "expected"), TAKEN)
 @pytest.mark.parametrize("table", ["model", "data", "loss", "topology"])
 def test_the_same_values_are_taken_everywhere_and_kept_exactly(table, value, expected):
-    own = {"topology": {"kind": "a:b", "agents": 3}, "loss": {"name": "a:b"}}.get(table, {})
+    own = {"topology": {"kind": "a:b", "agents": 3}, "data": {"set": "a:b"}}
+    own = own.get(table, {"name": "a:b"})
     free = {"extra": value} if table == "topology" else {"params": {"extra": value}}
     for door in (validate, lambda values: from_tree(values).experiment({})):
         config = door(tree(**{table: own | free}))
@@ -457,8 +503,8 @@ def test_the_same_values_are_taken_everywhere_and_kept_exactly(table, value, exp
         ("topology.agents", np.int8(3), 3),
         ("rounds", np.int64(7), 7),
         ("evaluate.pgd", range(1, 3), [1, 2]),
-        ("evaluate.test", np.int64(9), 9),
-        ("restarts", np.array([0.5]), [0.5]),
+        ("evaluate.test_images", np.int64(9), 9),
+        ("periods", np.array([0.5]), [0.5]),
         ("combine_buffers", np.False_, False),
         ("data.root", Path("sets"), "sets"),
         ("model.checkpoint", Path("a.pt"), "a.pt"),
@@ -514,7 +560,7 @@ def test_axes_are_lists_arrays_or_ranges():
     ],
 )
 def test_what_cannot_be_kept_exactly_is_refused(value, line):
-    found = complaint(tree(model={"params": {"a": value}}))
+    found = complaint(tree(model={"name": "a:b", "params": {"a": value}}))
     assert line in found and "\n" not in found
     if isinstance(value, float):
         assert complaint(tree(topology={"kind": "a:b", "agents": 3, "a": value})).startswith(

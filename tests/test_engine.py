@@ -63,7 +63,13 @@ def digits(**tables):
         "threat": {"eps": 0.1},
         "attack": {"steps": 2},
         "optim": {"lr": 0.05},
-        "evaluate": {"every": 3, "images": 32, "test": 32, "pgd": [2], "autoattack": 0},
+        "evaluate": {
+            "every": 3,
+            "validation_images": 32,
+            "test_images": 32,
+            "pgd": [2],
+            "autoattack": 0,
+        },
     }
     for name, table in tables.items():
         tree[name] = tree[name] | table if isinstance(table, dict) and name in tree else table
@@ -406,7 +412,9 @@ def test_a_loss_that_becomes_nan_ends_the_run_and_keeps_its_history():
 @pytest.mark.parametrize("on", ["train", "validation"])
 def test_fosc_above_its_threshold_ends_the_run_at_that_round(on):
     rule = {"fosc": {"threshold": 1e-9, "patience": 2, "warmup": 1, "on": on}}
-    tree = digits(rounds=12, stop=rule, evaluate={"every": 2, "test": "all"}, attack={"steps": 2})
+    tree = digits(
+        rounds=12, stop=rule, evaluate={"every": 2, "test_images": "all"}, attack={"steps": 2}
+    )
     result = run_experiment(tree)
     # measured in rounds 1, 2, ... or 0 is not judged, 2, 4, ...: one warm-up, then two too high
     expected = {"train": 3, "validation": 6}[on]
@@ -467,7 +475,7 @@ def test_the_mixing_rate_is_that_of_the_matrix_of_the_strategy(kind):
 def test_round_fosc_is_the_first_order_gap_of_the_attack():
     """A linear model from zero start: max(eps - t alpha, 0) ||g||_1 after t steps."""
     tree = digits(attack={"steps": 2, "alpha": 0.03, "start": "zero"}, rounds=1)
-    result = run_experiment(tree | {"evaluate": {"every": 1, "test": 4, "autoattack": 0}})
+    result = run_experiment(tree | {"evaluate": {"every": 1, "test_images": 4, "autoattack": 0}})
     pool = LocalPool(make_plan(validate(tree)))
     agent = pool.agents[0]
     x, y = agent.local.task.batch(1)
@@ -483,7 +491,7 @@ def test_round_fosc_is_the_first_order_gap_of_the_attack():
 
 
 def test_every_agent_is_judged_on_request():
-    table = {"agents": True, "autoattack": 0, "test": "all", "pgd": [20]}
+    table = {"agents": True, "autoattack": 0, "test_images": "all", "pgd": [20]}
     result = run_experiment(digits(rounds=12, threat={"eps": 0.03}, evaluate=table))
     final = result.final
     clean, robust = ([robust_accuracy(w, eps) for w in result.weights] for eps in (0, 0.03))
@@ -505,7 +513,7 @@ def test_autoattack_judges_every_agent_on_request():
 
 
 def test_evaluation_does_not_depend_on_how_it_is_shared_out():
-    pool = LocalPool(make_plan(validate(digits(evaluate={"test": 200}))))
+    pool = LocalPool(make_plan(validate(digits(evaluate={"test_images": 200}))))
     shared = pool.evaluate("now")
     whole = pool.agents[0].evaluate()  # round 0: its own state is the centroid
     merged = masks.merge(shared)

@@ -43,7 +43,13 @@ def digits(**tables):
         "threat": {"eps": 0.1},
         "attack": {"steps": 2},
         "optim": {"lr": 0.05},
-        "evaluate": {"every": 2, "images": 16, "test": 16, "pgd": [2], "autoattack": 0}
+        "evaluate": {
+            "every": 2,
+            "validation_images": 16,
+            "test_images": 16,
+            "pgd": [2],
+            "autoattack": 0,
+        }
         | {"excess_risk": 50},
     }
     for name, table in tables.items():

@@ -33,8 +33,8 @@ TRIAL = {
     "attack": {"steps": 3},
     "optim": {"lr": 0.02, "momentum": 0.9},
     "average": {"name": "ema", "decay": 0.9},
-    "restarts": [0.5],
-    "evaluate": {"test": 12, "autoattack": 6, "pgd": [10], "images": 32},
+    "periods": [0.5],
+    "evaluate": {"test_images": 12, "autoattack": 6, "pgd": [10], "validation_images": 32},
 }
 SMALL = Request(parts=("robustness", "masking"), images=40)
 
@@ -114,8 +114,8 @@ def test_the_ensemble_averages_the_ends_of_the_periods(trained):
 LINEAR = TRIAL | {
     "model": {"name": "linear"},
     "average": None,
-    "restarts": [],
-    "evaluate": {"test": 24, "autoattack": 12, "pgd": [10], "images": 32},
+    "periods": [],
+    "evaluate": {"test_images": 24, "autoattack": 12, "pgd": [10], "validation_images": 32},
 }
 
 
@@ -195,7 +195,7 @@ def shifted():
 
 
 def test_images_that_are_replaced_leave_no_verdict_of_the_old_ones(tmp_path, monkeypatch):
-    few = {"test": 8, "autoattack": 4, "images": 32}
+    few = {"test_images": 8, "autoattack": 4, "validation_images": 32}
     tree = LINEAR | {"data": {"set": "test_evaluate:shifted", "batch": 16}, "evaluate": few}
     raydist.run_experiment(tree, out=tmp_path / "run")
     request = Request(("robustness",), ("pgd10",), images=60)
@@ -320,7 +320,7 @@ def test_weights_that_are_replaced_leave_no_verdict_of_the_old_ones(linear, tmp_
 def test_a_folder_that_is_trained_anew_is_read_anew(tmp_path):
     """The same folder twice in one process, with another model and other test images."""
     request = Request(("robustness",), ("pgd10",), images=20)
-    short = {"rounds": 4, "average": None, "restarts": [], "evaluate": LINEAR["evaluate"]}
+    short = {"rounds": 4, "average": None, "periods": [], "evaluate": LINEAR["evaluate"]}
     rows = []
     for model in ("small-cnn", "linear"):
         name = {"name": model} | ({"width": 0.25} if model == "small-cnn" else {})
@@ -624,8 +624,8 @@ SEEN = TRIAL | {  # agents that see their images in other light
     "loss": {"name": "standard"},
     "data": {"batch": 16, "transforms": [{}, {"brightness": 0.4}, {"brightness": 0.7}, {}]},
     "average": None,
-    "restarts": [],
-    "evaluate": {"test": 8, "autoattack": 0, "images": 32, "hessian": 10**6},
+    "periods": [],
+    "evaluate": {"test_images": 8, "autoattack": 0, "validation_images": 32, "hessian": 10**6},
 }
 
 
@@ -663,7 +663,7 @@ def test_the_trace_is_that_of_the_images_as_their_agents_see_them(tmp_path):
 
 def test_further_attacks_at_the_end_of_a_trial_have_columns_and_verdicts(tmp_path):
     names = ["fgsm", "apgd-ce", "apgd-t", "square"]
-    wanted = {"test": 16, "autoattack": 8, "attacks": names, "images": 32}
+    wanted = {"test_images": 16, "autoattack": 8, "attacks": names, "validation_images": 32}
     result = raydist.run_experiment(LINEAR | {"evaluate": wanted}, out=tmp_path / "run")
     frame = pd.read_parquet(tmp_path / "run" / "images.parquet")
     columns = {"fgsm": "fgsm", "apgd-ce": "apgd_ce"}
@@ -695,7 +695,7 @@ class Noisy(Quantised):
 
 @pytest.mark.parametrize(("net", "sign"), [("Quantised", "zero-gradient"), ("Noisy", "randomised")])
 def test_what_the_attacks_warn_of_is_not_trusted(net, sign):
-    wanted = {"test": 12, "autoattack": 12, "images": 32}
+    wanted = {"test_images": 12, "autoattack": 12, "validation_images": 32}
     tree = LINEAR | {"model": {"name": f"test_evaluate:{net}"}, "evaluate": wanted, "rounds": 4}
     final = raydist.run_experiment(tree).final
     assert sign in final["masking"].split(", ")

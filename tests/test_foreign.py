@@ -50,7 +50,9 @@ def after(rounds=3, agents=4, between=lambda n: None, **tables):
 @pytest.mark.parametrize("awp", [0.0, 0.01])
 def test_a_loss_that_clears_the_gradients_learns_the_same(name, awp):
     def learnt(name):
-        return after(loss={"name": f"helpers_foreign:{name}", "awp": awp}, optim={"momentum": 0.9})
+        return after(
+            loss={"name": f"helpers_foreign:{name}"}, awp={"gamma": awp}, optim={"momentum": 0.9}
+        )
 
     np.testing.assert_array_equal(learnt(name)[0], learnt("plain")[0])
 
@@ -62,10 +64,11 @@ def test_weights_and_statistics_that_are_put_elsewhere_come_back(kind, strategy)
     new, in_place = (
         after(
             strategy=strategy,
-            loss={"name": "trades", "awp": 0.01},
+            loss={"name": "trades"},
+            awp={"gamma": 0.01},
             model={"name": f"helpers_foreign:{kind}_{how}"},
             optim={"lr": 1.0},
-            telemetry=2,
+            telemetry={"every": 2},
             combine_buffers=strategy == "consensus",
         )
         for how in ("new", "in_place")

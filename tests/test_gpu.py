@@ -25,7 +25,7 @@ RECIPES = {
     "TRADES": {"loss": {"name": "trades"}},
     "MART": {"loss": {"name": "mart"}},
     "Wasserstein": {"loss": {"name": "wasserstein", "gamma": 0.5}},
-    "AWP": {"loss": {"name": "trades", "awp": 0.005}},
+    "AWP": {"loss": {"name": "trades"}, "awp": {"gamma": 0.005}},
     "l2": {"threat": {"norm": "l2", "eps": 0.5}},
     "restarts": {"attack": {"steps": 2, "restarts": 2}},
     "growing eps": {"threat": {"eps": 0.1, "schedule": {"name": "linear"}}},
@@ -35,7 +35,7 @@ RECIPES = {
         "loss": {"name": "helpers_foreign:clears"},
     },
     "noise, telemetry": {
-        "telemetry": 1,
+        "telemetry": {"every": 1},
         "stop": {"fosc": {"threshold": 1e-9}, "on_instability": "heal"},
     },
 }
@@ -45,7 +45,7 @@ def few(**tables):
     tree = digits(
         rounds=6, model=BATCHNORM, topology={"kind": "ring", "agents": 4}, attack={"steps": 2}
     )
-    little = {"every": 3, "images": 8, "test": 8, "pgd": [1], "autoattack": 0}
+    little = {"every": 3, "validation_images": 8, "test_images": 8, "pgd": [1], "autoattack": 0}
     return tree | {"evaluate": little, "data": {"set": "digits", "batch": 8}} | tables
 
 

@@ -24,6 +24,11 @@ from raydist.tables import Table
 
 TREE = quadratic(rounds=8, snapshot={"every": 2})
 PLAIN = {"topology": {"kind": "ring", "agents": 3}, "rounds": 4}
+QUADRATIC = {
+    "data": {"set": "quadratic", "centers": [[0.0, 1.0]] * 3, "hessian": [1.0, 1.0]},
+    "model": "point",
+    "loss": "quadratic",
+}
 
 
 def files(path):
@@ -44,10 +49,73 @@ def spelt_out(model):
 def test_writing_a_default_down_changes_no_digest():
     short = validate(PLAIN | {"threat": {"agents": [{}, {"eps": 0.1}, {}]}, "average": {}})
     assert validate(spelt_out(short)).digest() == short.digest()
-    assert validate(PLAIN | {"restarts": [], "loss": {"params": {}}}).digest() == (
-        validate(PLAIN).digest()
-    )
+    assert validate(PLAIN | {"periods": [], "awp": {}}).digest() == validate(PLAIN).digest()
     assert validate(PLAIN | {"average": {}}).digest() != validate(PLAIN).digest()
+
+
+@pytest.mark.parametrize(
+    ("written", "resolved"),
+    [
+        ({}, {"attack.name": "pgd", "attack.alpha": 2 / 255, "attack.start": "uniform"}),
+        ({"loss": "trades"}, {"loss.beta": 6.0, "attack.name": "kl_pgd"}),
+        (
+            {"loss": "trades", "threat": {"norm": "l2", "eps": 1.0}, "attack": {"steps": 1}},
+            {"attack.alpha": 2.0},
+        ),
+        ({"loss": "mart"}, {"loss.beta": 5.0}),
+        ({"loss": "standard", "attack": {"steps": 3}}, {"attack.name": "none"}),
+        (
+            {"loss": "wasserstein", "threat": {"eps": 0.1}},
+            {"loss.delta": 0.1, "loss.eta": 1.0, "loss.order": "2", "loss.beta": 1.0},
+        ),
+        ({"attack": "fgsm", "threat": {"eps": 0.1}}, {"attack.alpha": 0.1, "attack.start": "zero"}),
+        ({"optim": "deat"}, {"optim.k1": 1.0, "optim.k2": 0.81, "optim.normalise": True}),
+        ({"average": "ema"}, {"average.decay": 0.995}),
+        ({"data": {"partition": "dirichlet"}}, {"data.partition.alpha": 0.5}),
+        ({"data": {"partition": "shards"}}, {"data.partition.shards": 2}),
+        (
+            {"threat": {"eps": 0.1, "schedule": "linear"}},
+            {"threat.schedule.eps_max": 0.1, "threat.schedule.eps_min": 0.0},
+        ),
+        ({}, {"snapshot.seconds": 30.0, "evaluate.every": 0.1, "strategy": "diffusion"}),
+        (QUADRATIC, {"evaluate.every": 1, "model.start": [0.0, 0.0], "attack.name": "fgsm"}),
+    ],
+)
+def test_what_is_resolved_is_shown_and_writing_it_down_changes_nothing(written, resolved):
+    config = validate(PLAIN | written)
+    spelt = PLAIN | spelt_out(config)
+    for key, value in resolved.items():
+        found = spelt
+        for part in key.split("."):
+            found = found[part]
+        assert found == value
+    again = validate(spelt)
+    assert again == config and again.digest() == config.digest()
+    assert config.digest() == digest_with(written, resolved)
+
+
+def digest_with(written, resolved):
+    """Of an experiment in which some of the resolved values are written by hand."""
+    study = from_tree({"base": PLAIN | written}, resolved)
+    return study.only().digest()
+
+
+def test_nothing_that_a_result_depends_on_is_null():
+    """What is null is absent, or says where something runs."""
+    absent = {"epochs", "average", "threat.agents", "data.transforms", "model.checkpoint"}
+    absent |= {"stop.fosc", "data.root", "agent.cpus", "agent.gpus"}
+    absent |= {"snapshot.every", "snapshot.path"}
+    for loss in ("pgd_at", "trades", "wasserstein"):
+        tree = PLAIN | {"loss": loss, "threat": {"schedule": "cosine"}}
+        flat = identities._flat(spelt_out(validate(tree)))
+        assert {key for key, value in flat.items() if value is None} == absent
+
+
+def test_a_sweep_over_the_budget_moves_what_follows_from_it():
+    for written, alpha in (({}, 0.05), ({"attack": {"alpha": 0.025}}, 0.025)):
+        study = from_tree({"base": PLAIN | written, "axes": {"threat.eps": [0.1, 0.2]}})
+        steps = [study.experiment({"threat.eps": eps}).attack.alpha for eps in (0.1, 0.2)]
+        assert steps == [0.025, alpha]
 
 
 def test_a_key_that_a_later_release_adds_changes_no_digest():
@@ -73,7 +141,7 @@ def test_an_earlier_release_s_run_goes_on_where_it_was(tmp_path, how):
     known = cut(tmp_path / "cut")
     del known["contents"], known["versions"]
     if how == "an earlier release":
-        del known["config"]["telemetry"], known["config"]["loss"]["awp"]
+        del known["config"]["telemetry"], known["config"]["awp"]
     # the hash under which it began stands in its snapshots: whatever it was made of
     text = json.dumps(known).replace(known["hash"], "0123456789ab")
     (tmp_path / "cut" / "experiment.json").write_text(text)
@@ -106,7 +174,13 @@ def test_another_experiment_is_refused_with_what_differs(tmp_path, change, line)
 
 def test_a_checkpoint_counts_by_its_content_wherever_it_lies(tmp_path):
     tree = digits(rounds=6, snapshot={"every": 2}, model={"name": "linear"})
-    tree["evaluate"] = {"every": 6, "images": 4, "test": 4, "pgd": [1], "autoattack": 0}
+    tree["evaluate"] = {
+        "every": 6,
+        "validation_images": 4,
+        "test_images": 4,
+        "pgd": [1],
+        "autoattack": 0,
+    }
     run_experiment(tree, out=tmp_path / "start")
     file = tmp_path / "start" / "weights" / "centroid.safetensors"
     tree["model"] |= {"checkpoint": str(file)}

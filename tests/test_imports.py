@@ -54,7 +54,7 @@ for name in ("sgd", "adam", "deat"):
         "rounds": 2,
         "data": {"set": "digits", "batch": 4},
         "optim": {"name": name},
-        "evaluate": {"test": 8, "images": 8, "autoattack": 0},
+        "evaluate": {"test_images": 8, "validation_images": 8, "autoattack": 0},
     })
 print("torch._dynamo" in sys.modules, sys.modules["torch"].__version__)
 """

@@ -24,7 +24,13 @@ def experiment(**tables):
         "threat": {"eps": 0.1},
         "attack": {"steps": 2},
         "optim": {"lr": 0.05, "momentum": 0.9},
-        "evaluate": {"every": 2, "images": 32, "test": 64, "pgd": [2], "autoattack": 0},
+        "evaluate": {
+            "every": 2,
+            "validation_images": 32,
+            "test_images": 64,
+            "pgd": [2],
+            "autoattack": 0,
+        },
     }
     return tree | tables
 
@@ -37,15 +43,22 @@ EXPERIMENTS = {
         "rounds": 2,
     },
     "everything": {
-        "loss": {"name": "wasserstein", "gamma": 0.5, "awp": 0.01},
+        "loss": {"name": "wasserstein", "gamma": 0.5},
+        "awp": {"gamma": 0.01},
         "data": {"set": "digits", "batch": 64, "partition": {"name": "dirichlet", "alpha": 5.0}},
         "optim": {"name": "deat", "lr": 0.05},
         "average": {"name": "ema"},
-        "restarts": [0.5],
-        "telemetry": 2,
+        "periods": [0.5],
+        "telemetry": {"every": 2},
         "threat": {"eps": 0.1, "agents": [{}, {"eps": 0.05}, {"eps": 0.02}]},
         "stop": {"fosc": {"threshold": 1e-9}, "on_instability": "heal"},
-        "evaluate": {"every": 2, "images": 32, "test": 64, "autoattack": 0, "agents": True},
+        "evaluate": {
+            "every": 2,
+            "validation_images": 32,
+            "test_images": 64,
+            "autoattack": 0,
+            "agents": True,
+        },
     },
     "quadratic": {
         "data": {"set": "quadratic", "centers": [[1, 0], [0, 1], [2, 2]], "hessian": [1.0, 0.5]},

@@ -27,7 +27,15 @@ def colours():
 def small(**tables):
     tree = digits(rounds=5, model={"name": "small-cnn"}, attack={"steps": 1}, **tables)
     two = {"topology": {"kind": "complete", "agents": 2}}
-    little = {"evaluate": {"every": 5, "images": 2, "test": 2, "pgd": [1], "autoattack": 0}}
+    little = {
+        "evaluate": {
+            "every": 5,
+            "validation_images": 2,
+            "test_images": 2,
+            "pgd": [1],
+            "autoattack": 0,
+        }
+    }
     return tree | two | little | {"data": {"set": "test_precision:colours", "batch": 8}}
 
 

@@ -37,20 +37,27 @@ def experiment(**tables):
         "threat": {"eps": 0.1},
         "attack": {"steps": 2},
         "optim": {"lr": 0.05, "momentum": 0.9},
-        "evaluate": {"every": 2, "images": 32, "test": 64, "pgd": [2], "autoattack": 0},
+        "evaluate": {
+            "every": 2,
+            "validation_images": 32,
+            "test_images": 64,
+            "pgd": [2],
+            "autoattack": 0,
+        },
         "agent": {"cpus": 0.5},
     }
     return tree | tables
 
 
 EVERYTHING = {
-    "loss": {"name": "wasserstein", "gamma": 0.5, "awp": 0.01},
+    "loss": {"name": "wasserstein", "gamma": 0.5},
+    "awp": {"gamma": 0.01},
     "data": {"set": "digits", "batch": 64, "partition": {"name": "dirichlet", "alpha": 5.0}},
     "optim": {"name": "deat", "lr": 0.05, "combine": True},
     "average": {"name": "ema"},
-    "restarts": [0.5],
+    "periods": [0.5],
     "channels_last": True,
-    "telemetry": 2,
+    "telemetry": {"every": 2},
     "stop": {"fosc": {"threshold": 1e-9}, "on_instability": "heal"},
 }
 
@@ -216,7 +223,7 @@ def test_a_resumed_study_keeps_what_ended_and_runs_failed_trials_again(ray_clust
 def test_a_trial_stopped_by_fosc_says_why_and_gives_its_resources_back(ray_cluster, tmp_path):
     frame = run_sweep(
         {
-            "base": experiment(rounds=8, evaluate={"every": 1, "test": 32, "autoattack": 0}),
+            "base": experiment(rounds=8, evaluate={"every": 1, "test_images": 32, "autoattack": 0}),
             "axes": {"seed": [0, 1]},
             "stop": {"fosc": {"threshold": 1e-9, "patience": 2, "warmup": 1}},
         },
@@ -259,7 +266,11 @@ def test_images_are_read_where_the_study_is_started_and_nowhere_else(ray_cluster
     assert {int(reader) for reader in log.read_text().split()} == {os.getpid()}
 
 
-RESUMED = {"optim": {}, "threat": {}, "evaluate": {"every": 5, "images": 32, "test": 64}}
+RESUMED = {
+    "optim": {},
+    "threat": {},
+    "evaluate": {"every": 5, "validation_images": 32, "test_images": 64},
+}
 RESUMED["evaluate"] |= {"pgd": [2], "autoattack": 0}
 STUDY = """
 name = "killed"
@@ -304,7 +315,10 @@ def test_a_killed_study_resumes_where_it_was(tmp_path):
 def test_relative_paths_begin_where_the_sweep_was_started(tmp_path, monkeypatch, ray_cluster):
     monkeypatch.chdir(tmp_path)
     table = {"topology": {"kind": "ring", "agents": 2}, "rounds": 1, "data": {"batch": 8}}
-    small = {"model": {"name": "linear"}, "evaluate": {"test": 8, "autoattack": 0, "images": 8}}
+    small = {
+        "model": {"name": "linear"},
+        "evaluate": {"test_images": 8, "autoattack": 0, "validation_images": 8},
+    }
     run_experiment(table | small, out=tmp_path / "start")
     small["model"]["checkpoint"] = "start/weights/centroid.safetensors"
     for pool in ("local", "ray"):

@@ -43,8 +43,8 @@ def whole(path, **change):
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("read", [load, load_rounds, load_events])
 def test_frames_work_as_frames_do(tmp_path, read, operation):
-    whole(tmp_path / "a", restarts=[0.5], threat={"agents": [{}, {"eps": 0.1}]})
-    whole(tmp_path / "b", restarts=[])
+    whole(tmp_path / "a", periods=[0.5], threat={"agents": [{}, {"eps": 0.1}]})
+    whole(tmp_path / "b", periods=[])
     frame = read(tmp_path)
     cells = frame.astype(object).stack().tolist()
     assert not [cell for cell in cells if isinstance(cell, dict | list | tuple)]
@@ -52,7 +52,7 @@ def test_frames_work_as_frames_do(tmp_path, read, operation):
 
 
 def test_lists_and_what_is_of_unlike_kinds_are_text(tmp_path):
-    whole(tmp_path / "a", restarts=[0.5])
+    whole(tmp_path / "a", periods=[0.5])
     whole(tmp_path / "b")
     (tmp_path / "c").mkdir()  # failed before it began; no study beside it to ask
     (tmp_path / "c" / "params.json").write_text(

@@ -42,7 +42,7 @@ def test_your_own_model_data_graph_and_loss_train(tmp_path, monkeypatch):
             "model": {"name": "mine:net", "params": {"hidden": 16}},
             "loss": {"name": "mine:smooth", "params": {"amount": 0.2}},
             "threat": {"eps": 0.05},
-            "evaluate": {"test": 64, "images": 16, "autoattack": 16},
+            "evaluate": {"test_images": 64, "validation_images": 16, "autoattack": 16},
         }
     )
     sys.modules.pop("mine")
@@ -66,7 +66,7 @@ def lines(word):
     return re.findall(r"^[^#\n]+", block, re.MULTILINE)
 
 
-@pytest.mark.parametrize("line", lines("restarts"))
+@pytest.mark.parametrize("line", lines("periods"))
 def test_every_line_of_the_recipes_is_valid(line):
     tree = tomllib.loads(line) | {"topology": {"kind": "ring", "agents": 4}, "rounds": 1}
     assert validate(tree)

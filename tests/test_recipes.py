@@ -199,13 +199,13 @@ def test_awp_takes_the_gradient_at_the_perturbed_weights():
         a + 0.5 * a.norm() * b / b.norm() if a.ndim > 1 else a for a, b in zip(w, g, strict=True)
     ]
     stepped = [a - 0.1 * b for a, b in zip(w, gradients(moved), strict=True)]
-    found = weights_after(tree | {"loss": {"name": "standard", "awp": 0.5}}, 1)[0]
+    found = weights_after(tree | {"loss": {"name": "standard"}, "awp": {"gamma": 0.5}}, 1)[0]
     np.testing.assert_allclose(found, torch.cat([p.reshape(-1) for p in stepped]), atol=1e-13)
 
 
 @pytest.mark.parametrize("average", [{"name": "swa", "start": 0.5}, {"name": "ema", "decay": 0.5}])
 def test_the_average_of_the_centroid_is_judged_beside_it(average):
-    tree = digits(rounds=4, average=average, dtype="float64", evaluate={"test": "all"})
+    tree = digits(rounds=4, average=average, dtype="float64", evaluate={"test_images": "all"})
     pool = LocalPool(make_plan(validate(tree)))
     centroids = []
     for n in range(1, 5):
@@ -261,7 +261,8 @@ def test_choices_compose_with_each_other_with_every_strategy_and_graph(tmp_path)
             strategy=strategy,
             topology={"kind": "torus", "agents": 9},
             data={"partition": {"name": "dirichlet", "alpha": 1.0}, "batch": 4},
-            loss={"name": loss, "beta": 3.0, "awp": 0.01},
+            loss={"name": loss, "beta": 3.0},
+            awp={"gamma": 0.01},
             optim={"name": "deat", "lr": 0.05, "combine": True},
             threat={"eps": 0.1, "schedule": {"name": "cosine", "eps_max": 0.2}},
             average={"name": "ema"},

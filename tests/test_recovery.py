@@ -31,7 +31,7 @@ from raydist.record import Event, events_frame
 
 pytestmark = pytest.mark.ray
 
-SMALL = {"every": 4, "images": 32, "test": 32, "pgd": [2], "autoattack": 0}
+SMALL = {"every": 4, "validation_images": 32, "test_images": 32, "pgd": [2], "autoattack": 0}
 TREE = experiment(
     rounds=12,
     model={"name": "linear"},

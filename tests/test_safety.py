@@ -29,7 +29,7 @@ SMALL = {
     "data": {"set": "digits", "batch": 4},
     "model": {"name": "linear"},
     "attack": {"steps": 1},
-    "evaluate": {"images": 8, "test": 8, "pgd": [1], "autoattack": 0},
+    "evaluate": {"validation_images": 8, "test_images": 8, "pgd": [1], "autoattack": 0},
 }
 
 

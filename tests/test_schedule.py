@@ -85,7 +85,7 @@ def test_every_round_counts_from_the_first_one_of_its_period(rounds, epoch, cuts
 
 
 def test_periods_end_after_the_rounds_of_which_each_begins_before_the_fraction():
-    assert Timetable(5, restarts=[0.5]).ends == [3, 5]
+    assert Timetable(5, periods=[0.5]).ends == [3, 5]
     times = Timetable(600, 41, [0.5])
     assert [times.progress(n, "epoch") for n in (300, 301, 341, 342)] == [
         287 / 300,
@@ -93,7 +93,7 @@ def test_periods_end_after_the_rounds_of_which_each_begins_before_the_fraction()
         0,
         41 / 300,
     ]
-    assert Timetable(100, restarts=[0.07, 0.29]).ends == [7, 29, 100]  # 0.07 * 100 is above 7
+    assert Timetable(100, periods=[0.07, 0.29]).ends == [7, 29, 100]  # 0.07 * 100 is above 7
 
 
 def test_before_the_run_there_is_no_progress_and_past_it_no_more():

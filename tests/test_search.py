@@ -42,7 +42,13 @@ DIGITS = {
     "data": {"set": "digits", "batch": 8},
     "model": {"name": "linear"},
     "attack": {"steps": 1},
-    "evaluate": {"every": 1, "images": 64, "test": 64, "pgd": [1], "autoattack": 0},
+    "evaluate": {
+        "every": 1,
+        "validation_images": 64,
+        "test_images": 64,
+        "pgd": [1],
+        "autoattack": 0,
+    },
 }
 LR = {"optim.lr": {"loguniform": [1e-4, 1.0]}}
 

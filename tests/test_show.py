@@ -14,7 +14,7 @@ FRAME = pd.DataFrame(
         "optim.lr": [10.0, 0.5],
         "optim.nesterov": [False, False],
         "loss.name": ["trades", "trades"],
-        "restarts": [[0.5], []],
+        "periods": [[0.5], []],
         "clean_acc": [0.5, 0.25],
         "autoattack_acc": [None, 0.125],
         "autoattack_images": [None, 64.0],
@@ -51,7 +51,7 @@ def test_the_table_of_the_quickstart_fits_into_80_characters():
 
 
 def test_an_axis_of_lists_has_an_order_and_no_axis_shows_the_trial():
-    assert lines(["restarts"])[2].startswith("[0.5] 50")
+    assert lines(["periods"])[2].startswith("[0.5] 50")
     assert [row.split()[0] for row in lines([])[2:]] == ["a", "b"]
 
 

@@ -40,10 +40,10 @@ RECIPES = {
     "adam": {"optim": {"name": "adam", "lr": 0.01}},
     "adam, combined": {"optim": {"name": "adam", "lr": 0.01, "combine": True}},
     "deat": {"optim": {"name": "deat", "combine": True}},
-    "trades": {"loss": {"name": "trades"}, "telemetry": 1},
+    "trades": {"loss": {"name": "trades"}, "telemetry": {"every": 1}},
     "mart": {"loss": {"name": "mart"}, "average": {"name": "swa", "start": 0.25}},
     "batchnorm": {"model": BN, "data": {"batch": 4}, "combine_buffers": False},
-    "periods": {"restarts": [0.25, 0.5], "average": {"name": "ema", "decay": 0.9}},
+    "periods": {"periods": [0.25, 0.5], "average": {"name": "ema", "decay": 0.9}},
     "schedules": {
         "optim": {"schedule": {"name": "cosine"}},
         "threat": {"schedule": {"name": "linear"}},

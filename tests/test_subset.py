@@ -52,7 +52,7 @@ def test_agents_look_at_all_classes_of_a_set_that_is_sorted(split):
         "rounds": 1,
         "data": {"set": "test_subset:sorted_by_label", "batch": 4},
         "model": {"name": "linear"},
-        "evaluate": {"images": 24, "test": 24, "autoattack": 8, "hessian": 12},
+        "evaluate": {"validation_images": 24, "test_images": 24, "autoattack": 8, "hessian": 12},
     }
     pool = LocalPool(make_plan(validate(tree)))
     seen = [agent.measurer._part(split, 24, shared=True).index for agent in pool.agents]

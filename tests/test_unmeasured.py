@@ -13,7 +13,7 @@ from raydist.config import InputError
 from raydist.measure.guard import square_misfit
 from raydist.run import main
 
-END = {"every": 4, "images": 8, "test": 8, "pgd": [1, 2], "autoattack": 0}
+END = {"every": 4, "validation_images": 8, "test_images": 8, "pgd": [1, 2], "autoattack": 0}
 TREE = digits(rounds=4, model={"name": "linear"}, evaluate=END)
 
 

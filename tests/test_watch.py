@@ -23,7 +23,13 @@ from raydist.seeding import Purpose, torch_generator
 UNSTABLE = {
     "data": {"set": "digits", "batch": 161},
     "rounds": 8,
-    "evaluate": {"every": 2, "images": 32, "test": 32, "pgd": [2], "autoattack": 0},
+    "evaluate": {
+        "every": 2,
+        "validation_images": 32,
+        "test_images": 32,
+        "pgd": [2],
+        "autoattack": 0,
+    },
 }
 
 
@@ -131,11 +137,11 @@ def test_schedules_begin_again_and_snapshots_vote_together():
     """Of 7 rounds, 4 and 6 are the last that begin before a half and three quarters are done."""
     tree = digits(
         rounds=7,
-        restarts=[0.5, 0.75],
+        periods=[0.5, 0.75],
         data={"batch": 161},  # two rounds in an epoch
         threat={"eps": 0.1, "schedule": {"name": "linear", "per": "epoch"}},
         optim={"lr": 0.5, "schedule": {"name": "cosine"}},
-        evaluate={"every": 7, "test": "all"},
+        evaluate={"every": 7, "test_images": "all"},
     )
     plan = make_plan(validate(tree))
     pool = LocalPool(plan)
@@ -255,14 +261,14 @@ def test_fine_tuning_starts_from_what_was_trained(tmp_path):
 
 def test_telemetry_is_taken_where_it_is_asked_for_and_changes_nothing():
     tree = digits(loss={"name": "trades"}, rounds=4, model={"name": "linear"})
-    plain, close = run_experiment(tree), run_experiment(tree | {"telemetry": 2})
+    plain, close = run_experiment(tree), run_experiment(tree | {"telemetry": {"every": 2}})
     np.testing.assert_array_equal(plain.weights, close.weights)
     for name in ("train_clean_acc", "train_adv_acc", "stepwise_cosine", "grad_norm_kl"):
         assert sorted(values(close, name)) == [2, 4] and not values(plain, name)
     cosines = values(close, "grad_cosine")
     assert all(0.5 < cosines[n] < 1 for n in (2, 4))  # the step was small
     assert values(close, "grad_norm_ce")[2] > values(close, "grad_norm_kl")[2] > 0
-    centralized = run_experiment(tree | {"telemetry": 2, "strategy": "centralized"})
+    centralized = run_experiment(tree | {"telemetry": {"every": 2}, "strategy": "centralized"})
     assert values(centralized, "train_clean_acc") and not values(centralized, "grad_cosine")
 
 
@@ -301,8 +307,8 @@ def test_one_step_training_that_fools_its_own_attack_is_told():
 @pytest.mark.parametrize(
     "change",
     [
-        {"loss": {"awp": 0.1}},
-        {"telemetry": 5},
+        {"awp": {"gamma": 0.1}},
+        {"telemetry": {"every": 5}},
         {"average": {"name": "ema"}},
         {"data": {"transforms": [{}, {}, {}, {}]}},
         {"data": {"partition": "shards"}},
@@ -317,8 +323,10 @@ def test_what_is_for_images_is_refused_for_the_quadratic_task(change):
 def test_the_sign_of_the_accuracies_needs_them_at_every_measurement():
     stop = {"fosc": {"threshold": 1.0, "adv_above_clean": True}, "on_instability": "watch"}
     for telemetry in (0, 2):  # measured every 3 rounds
-        with pytest.raises(InputError, match=r"adv_above_clean needs .* write telemetry = 3"):
-            make_plan(validate(digits(stop=stop, telemetry=telemetry)))
-    result = run_experiment(digits(stop=stop, telemetry=3))
+        with pytest.raises(
+            InputError, match=r"adv_above_clean needs .* write telemetry = . every = 3 ."
+        ):
+            make_plan(validate(digits(stop=stop, telemetry={"every": telemetry})))
+    result = run_experiment(digits(stop=stop, telemetry={"every": 3}))
     above = values(result, "train_adv_acc")[3] > values(result, "train_clean_acc")[3]
     assert values(result, "unstable", "centroid")[3] == float(above)

@@ -59,7 +59,7 @@ def trained(rounds: int = 60) -> tuple[nn.Module, Tensor, Tensor]:
         "threat": {"eps": EPS},
         "attack": {"steps": 5},
         "optim": {"lr": 0.02, "momentum": 0.9},
-        "evaluate": {"images": 2, "test": 2, "autoattack": 0},
+        "evaluate": {"validation_images": 2, "test_images": 2, "autoattack": 0},
     }
     plan = make_plan(validate(tree))
     pool = LocalPool(plan)

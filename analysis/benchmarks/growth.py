@@ -84,7 +84,12 @@ def small_network(agents: int, rounds: int) -> dict[str, Any]:
         "data": {"set": "digits", "batch": 4, "validation": 0.25},
         "threat": {"eps": 0.1},
         "attack": {"steps": 2},
-        "evaluate": {"every": rounds, "images": agents, "test": "all", "autoattack": 0}
+        "evaluate": {
+            "every": rounds,
+            "validation_images": agents,
+            "test_images": "all",
+            "autoattack": 0,
+        }
         | {"pgd": [2]},
     }
 

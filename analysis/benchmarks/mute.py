@@ -52,7 +52,7 @@ def tree(agents: int, size: int, **tables: Any) -> dict[str, Any]:
         "loss": {"name": "standard"},
         "threat": {"eps": 0.0},
         "attack": {"steps": 0},
-        "evaluate": {"images": agents, "test": "all", "autoattack": 0, "pgd": []},
+        "evaluate": {"validation_images": agents, "test_images": "all", "autoattack": 0, "pgd": []},
     } | tables
 
 

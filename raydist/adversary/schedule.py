@@ -16,7 +16,7 @@ Schedule = Callable[..., float]
 
 @dataclass(frozen=True)
 class Timetable:
-    """Where the epochs and the periods of a run end: a run without restarts is one period.
+    """Where the epochs and the periods of a run end: a run that none begins anew is one period.
 
     With N rounds, the period that ends at the fraction r of the run ends with round ⌈r N⌉: fewer
     than r N rounds are done before each of its rounds. In the next one the schedules begin again
@@ -25,23 +25,23 @@ class Timetable:
     Attributes:
         rounds: length N of the run, ≥ 1.
         epoch: rounds in a pass over the data, ≥ 1.
-        restarts: increasing fractions in (0, 1) at which a new period begins.
+        periods: increasing fractions in (0, 1) at which a new period begins.
 
     Example:
-        >>> times = Timetable(5, restarts=[0.5])
+        >>> times = Timetable(5, periods=[0.5])
         >>> times.ends, [times.progress(n) for n in range(1, 6)]
         ([3, 5], [0.0, 0.3333333333333333, 0.6666666666666666, 0.0, 0.5])
     """
 
     rounds: int
     epoch: int = 1
-    restarts: Sequence[float] = ()
+    periods: Sequence[float] = ()
 
     @cached_property
     def ends(self) -> list[int]:
         """The last round of each period, that of the run the last of them."""
         # products such as 0.07 * 100 are a little above the whole number that is meant
-        return [math.ceil(round(r * self.rounds, 9)) for r in self.restarts] + [self.rounds]
+        return [math.ceil(round(r * self.rounds, 9)) for r in self.periods] + [self.rounds]
 
     def ended(self, n: int) -> int:
         """How many periods are over after round n."""

@@ -85,14 +85,11 @@ def probe(config: Experiment, data: Data | None) -> tuple[int, int]:
         parameters = parameter_count(model)
         if parameters == 0:
             raise InputError(f'model "{config.model.name}" has no parameters to train')
-        if (
-            isinstance(config.model, Network)
-            and config.channels_last
-            and unsafe_in_channels_last(model)
-        ):
+        network = config.model if isinstance(config.model, Network) else None
+        if network and config.channels_last and unsafe_in_channels_last(model):
             raise InputError(
-                f'channels_last is not safe for model "{config.model.name}" of width '
-                f"{config.model.width:g}: it has strided 1x1 convolutions of fewer than 16 "
+                f'channels_last is not safe for model "{network.name}" of width '
+                f"{network.width:g}: it has strided 1x1 convolutions of fewer than 16 "
                 "channels: write channels_last = false"
             )
         return parameters, 0 if data is None else _Trial(config, data, model).run()
