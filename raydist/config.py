@@ -448,10 +448,11 @@ def _line(problem: ErrorDetails, table: type[Table]) -> str:
         (example,) = fields_in(around)[last].examples or [...]
         return f"{where} is missing: write {last} = {shown(example)}"
     if kind == "other_member":
-        return (
-            f"{where}.{limits['key']} belongs to {', '.join(limits['takers'])}, not to "
-            f"{shown(limits['name'])}: remove it"
-        )
+        takers, name = limits["takers"], shown(limits["name"])
+        belongs = f"belongs to {', '.join(takers)}, not to {name}"
+        if "any other" in takers:
+            belongs = f"does not belong to {name}"
+        return f"{where}.{limits['key']} {belongs}: remove it"
     if kind == "unknown_name":
         return (
             f"{where}.{limits['key']} is {shown(limits['name'])}, "

@@ -111,7 +111,7 @@ class By:
         for key in value:
             takers = [other for other in members if key in other.model_fields]
             if takers and member not in takers:
-                names = [name for other in takers for name in self._names(other)]
+                names = [name for other in takers for name in self._names(other) or ["any other"]]
                 names = [f"your own {name}" if name[0] == '"' else name for name in names]
                 found = {"key": key, "name": value[self.key], "takers": names}
                 raise PydanticCustomError("other_member", "of another member", found)

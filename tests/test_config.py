@@ -444,6 +444,14 @@ def test_a_wrong_value_is_told_in_one_line_that_names_its_key(key):
             "agent",
         ),
         (
+            tree(**QUADRATIC | {"data": QUADRATIC["data"] | {"partition": "iid"}}),
+            'data.partition does not belong to "quadratic": remove it',
+        ),
+        (
+            tree(model={"start": [0.0]}),
+            'model.start belongs to point, not to "small-cnn": remove it',
+        ),
+        (
             tree(data={"hessian": [1]}),
             'data.hessian belongs to quadratic, not to "digits": remove it',
         ),

@@ -310,8 +310,6 @@ def test_one_step_training_that_fools_its_own_attack_is_told():
         {"awp": {"gamma": 0.1}},
         {"telemetry": {"every": 5}},
         {"average": {"name": "ema"}},
-        {"data": {"transforms": [{}, {}, {}, {}]}},
-        {"data": {"partition": "shards"}},
         {"attack": {"name": "kl_pgd"}},
     ],
 )
