@@ -44,7 +44,10 @@ def check_config(config: dict[str, Any]) -> None:
         Experiment.model_validate(config)
     except ValidationError as error:
         for each in error.errors():
-            key = ".".join(map(str, each["loc"]))
-            if each["type"] not in ("extra_forbidden", "missing") and key:
+            # a part with a capital is the class that a name chose
+            key = ".".join(str(part) for part in each["loc"] if not str(part)[:1].isupper())
+            if each["type"] == "unknown_name":
+                cells({f"{key}.{each['ctx']['key']}": each["ctx"]["name"]})
+            elif each["type"] not in ("extra_forbidden", "missing", "other_member") and key:
                 cells({key: each["input"]})
     cells({key: value for key, value in config.items() if not isinstance(value, dict | list)})

@@ -161,7 +161,8 @@ def experiment_in(folder: Store) -> Experiment:
     try:
         return validate(tree)
     except InputError as error:
-        raise InputError(f"{folder.url}/{name}: {error}") from error
+        line = f"{folder.url}/{name} is of another release ({error}): continue it with that one"
+        raise InputError(line) from error
 
 
 def _experiment(config: Experiment | Mapping[str, Any] | str | os.PathLike[str]) -> Experiment:

@@ -156,6 +156,15 @@ def test_an_earlier_release_s_run_goes_on_where_it_was(tmp_path, how):
     assert json.loads((tmp_path / "cut" / "experiment.json").read_text())["hash"] == "0123456789ab"
 
 
+def test_a_run_with_keys_that_are_called_otherwise_now_is_refused_in_one_line(tmp_path):
+    known = cut(tmp_path / "run")
+    known["config"]["loss"]["awp"] = 0.0
+    (tmp_path / "run" / "experiment.json").write_text(json.dumps(known))
+    line = r"of another release .loss.awp is called awp.gamma now: .*: continue it with that one"
+    with pytest.raises(InputError, match=line):
+        run_experiment(TREE, out=tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [

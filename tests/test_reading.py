@@ -60,7 +60,7 @@ def test_lists_and_what_is_of_unlike_kinds_are_text(tmp_path):
     )
     (tmp_path / "c" / "error.txt").write_text("ValueError: no")
     frame = load(tmp_path)
-    assert frame["restarts"].tolist()[:2] == ["[0.5]", "[]"]
+    assert frame["periods"].tolist()[:2] == ["[0.5]", "[]"]
     assert frame["threat.eps"].tolist() == [str(8 / 255), str(8 / 255), "8/255"]
     assert frame["topology.agents"].tolist() == [2, 2, 2]
     frame.to_parquet(io.BytesIO())
@@ -220,3 +220,16 @@ def test_an_error_of_any_bytes_is_told(tmp_path):
     begin(tmp_path / "a")
     (tmp_path / "a" / "error.txt").write_bytes(b"Failure\n\xff\xfe broke\n")
     assert load(tmp_path)["error"].tolist() == ["\ufffd\ufffd broke"]
+
+
+def test_every_default_has_a_column_and_other_releases_are_read_as_they_wrote(tmp_path):
+    whole(tmp_path / "a", loss="trades", threat={"eps": 0.1})
+    whole(tmp_path / "b")
+    file = tmp_path / "b" / "experiment.json"
+    known = json.loads(file.read_text())
+    known["config"] |= {"restarts": [], "telemetry": 0, "loss": {"name": "pgd_at", "awp": 0.0}}
+    file.write_text(json.dumps(known))
+    frame = load(tmp_path).set_index("trial")
+    row = frame.loc["a"]
+    assert (row["loss.beta"], row["attack.name"], row["attack.alpha"]) == (6.0, "kl_pgd", 0.025)
+    assert (frame.loc["b", "loss.awp"], frame.loc["b", "telemetry"]) == (0.0, 0)
