@@ -232,6 +232,24 @@ def increasing(fractions: list[float]) -> list[float]:
     return fractions
 
 
+def in_rounds(span: float, rounds: int) -> int:
+    """A span of a run as a number of rounds, rounded up.
+
+    Args:
+        span: rounds, or below 1 a fraction of the run.
+        rounds: the length of the run.
+
+    Returns:
+        The number.
+
+    Example:
+        >>> in_rounds(0.1, 30), in_rounds(7, 30)
+        (3, 7)
+    """
+    # 0.1 * 30 is a little above the whole number that is meant
+    return int(span) if span >= 1 else math.ceil(round(span * rounds, 9))
+
+
 def either(expected: str) -> WrapValidator:
     """One message for a field of several types, where pydantic gives one for each type."""
 

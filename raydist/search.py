@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from raydist.config import Experiment, InputError
-from raydist.tables import Table
+from raydist.fields import Span, Table
 
 # What every trial reports whenever its state is measured. Test images are not among it: whoever
 # chooses trials by them has no unseen ones left.
@@ -31,7 +31,7 @@ class Search(Table):
     metric: str = "val_pgd10_acc"  # that optuna and the scheduler judge by
     mode: Literal["max", "min"] | None = None  # default: max for accuracies, else min
     scheduler: Literal["asha", "median"] | None = None  # ends trials early
-    grace: PositiveInt | None = None  # rounds that every trial gets; default: a tenth of them
+    grace: Span = 0.1  # that every trial gets
     reduction: Annotated[float, Field(gt=1)] = 4.0  # of asha: 1 in so many
 
     @property

@@ -14,6 +14,7 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 
 from raydist.engine.store import Store
+from raydist.fields import in_rounds
 from raydist.study import Study
 from raydist.tune_search import OBJECTIVE
 
@@ -154,7 +155,7 @@ def scheduler(study: Study, rounds: int, folder: Store) -> TrialScheduler | None
     if search.scheduler is None:
         return None
     common: dict[str, Any] = {"time_attr": "round", "metric": OBJECTIVE, "mode": search.better}
-    grace = min(search.grace or math.ceil(rounds / 10), rounds)
+    grace = min(in_rounds(search.grace, rounds), rounds)
     found: Asha | Median
     if search.scheduler == "asha":
         reduction = search.reduction

@@ -33,7 +33,7 @@ model = { name = "linear" }
 attack = { steps = 2 }
 optim = { momentum = 0.9 }
 average = { name = "ema" }
-evaluate = { every = 100, images = 32, test = 32, pgd = [2], autoattack = 0 }
+evaluate = { every = 100, validation_images = 32, test_images = 32, pgd = [2], autoattack = 0 }
 snapshot = { every = 20, recoveries = 1000 }
 agent = { cpus = 0.5 }
 [axes]

@@ -14,7 +14,7 @@ rounds = 1
 topology = { kind = "ring", agents = 2 }
 data = { set = "digits", batch = 4 }
 model = { name = "linear" }
-evaluate = { images = 8, test = 8, pgd = [1], autoattack = 0 }
+evaluate = { validation_images = 8, test_images = 8, pgd = [1], autoattack = 0 }
 """
 TRAVEL = """
 import os, sys

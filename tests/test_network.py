@@ -32,7 +32,7 @@ topology = {{ kind = "ring", agents = 2 }}
 data = {{ set = "digits", batch = 16 }}
 model = {{ name = "small-cnn" }}
 attack = {{ steps = 2 }}
-evaluate = {{ every = 50, images = 32, test = 64, pgd = [2], autoattack = 0 }}
+evaluate = {{ every = 50, validation_images = 32, test_images = 64, pgd = [2], autoattack = 0 }}
 snapshot = {{ every = 50 }}
 agent = {{ cpus = 1 }}
 """

@@ -28,7 +28,7 @@ rounds = 400
 data = { set = "digits", batch = 16 }
 model = { name = "linear" }
 attack = { steps = 2 }
-evaluate = { every = 100, images = 32, test = 64, pgd = [2], autoattack = 0 }
+evaluate = { every = 100, validation_images = 32, test_images = 64, pgd = [2], autoattack = 0 }
 snapshot = { every = 40 }
 agent = { cpus = 0.5 }
 [axes]

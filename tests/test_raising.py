@@ -22,7 +22,7 @@ topology = { kind = "ring", agents = 3 }
 data = { batch = 8 }
 model = { name = "linear" }
 loss = { name = "helpers_foreign:raises_later", params = { after = 20 } }
-evaluate = { autoattack = 0, test = 8, images = 8, pgd = [1] }
+evaluate = { autoattack = 0, test_images = 8, validation_images = 8, pgd = [1] }
 snapshot = { every = 1 }
 """
     path.write_text(text)

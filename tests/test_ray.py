@@ -280,7 +280,7 @@ topology = { kind = "ring", agents = 4 }
 data = { set = "digits", batch = 8 }
 model = { name = "small-cnn" }
 attack = { steps = 2 }
-evaluate = { every = 5, images = 32, test = 64, pgd = [2], autoattack = 0 }
+evaluate = { every = 5, validation_images = 32, test_images = 64, pgd = [2], autoattack = 0 }
 [axes]
 seed = [0, 1, 2, 3, 4, 5]
 """

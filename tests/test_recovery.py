@@ -243,7 +243,7 @@ data = { set = "digits", batch = 8 }
 model = { name = "linear" }
 attack = { steps = 2 }
 average = { name = "ema" }
-evaluate = { every = 50, images = 32, test = 32, pgd = [2], autoattack = 0 }
+evaluate = { every = 50, validation_images = 32, test_images = 32, pgd = [2], autoattack = 0 }
 snapshot = { every = 20 }
 """
 

@@ -108,7 +108,8 @@ def test_the_command_says_so_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("raydist.measure.attacks.breaks", fails)
     (tmp_path / "x.toml").write_text(
         'topology = { kind = "ring", agents = 2 }\nrounds = 2\nmodel = { name = "linear" }\n'
-        'evaluate = { images = 8, test = 8, autoattack = 0, attacks = ["fgsm"] }\n'
+        "evaluate.validation_images = 8\nevaluate.test_images = 8\n"
+        'evaluate.autoattack = 0\nevaluate.attacks = ["fgsm"]\n'
     )
     monkeypatch.setattr(sys, "argv", ["run", "x.toml", "--quiet"])
     with pytest.raises(SystemExit) as left:

@@ -90,7 +90,7 @@ def plan_of(width: float, batch: int, agents: int = 1, **tables: Any) -> Plan:
         "attack": {"steps": STEPS, "alpha": ALPHA},
         "loss": {"name": "pgd_at"},
         "optim": {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4},
-        "evaluate": {"validation_images": agents, "test": agents, "autoattack": 0},
+        "evaluate": {"validation_images": agents, "test_images": agents, "autoattack": 0},
     }
     return make_plan(validate(tree | tables))
 

@@ -22,6 +22,7 @@ from raydist.engine.probe import probe, probe_key
 from raydist.engine.spec import AgentSpec
 from raydist.engine.store import Store
 from raydist.engine.task import Split
+from raydist.fields import in_rounds
 from raydist.identity import checkpoint_of, named_files
 from raydist.learning import data as datasets
 from raydist.learning import partition
@@ -73,9 +74,7 @@ class Plan:
     @property
     def every(self) -> int:
         """Rounds between two measurements of the state."""
-        every = self.config.evaluate.every
-        # 0.1 * 30 is a little above the whole number that is meant
-        return every if isinstance(every, int) else math.ceil(round(every * self.rounds, 9))
+        return in_rounds(self.config.evaluate.every, self.rounds)
 
     @property
     def epoch(self) -> int:
