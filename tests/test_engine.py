@@ -504,7 +504,7 @@ def test_every_agent_is_judged_on_request():
 
 @pytest.mark.long
 def test_autoattack_judges_every_agent_on_request():
-    table = {"agents": True, "autoattack": "all", "test": "all", "pgd": [20]}
+    table = {"agents": True, "autoattack": "all", "test_images": "all", "pgd": [20]}
     result = run_experiment(digits(rounds=12, threat={"eps": 0.03}, evaluate=table))
     robust = [robust_accuracy(w, 0.03) for w in result.weights]
     for how, of in (("worst", min), ("mean", np.mean), ("best", max)):
