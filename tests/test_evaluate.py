@@ -248,6 +248,23 @@ def test_more_images_keep_the_verdicts_on_the_first_ones(copy, plain, monkeypatc
     judged = {i for unit in done for ask in unit.args["known"].values() for i in ask}
     assert len(judged) == 20  # of 40: not judged again
     assert frame["evaluation_images"].item() == 40
+    assert "masking" in plain[1] and "masking" not in frame  # in the numbers that were asked for
+
+
+def test_an_error_stands_beside_the_model_that_it_is_of(copy, monkeypatch):
+    def perform(unit, request, do=runs.perform):
+        for each, found in do(unit, request):
+            wrong = RuntimeError("a cable was cut") if each.model == "ema" else found
+            yield each, wrong
+
+    monkeypatch.setattr(runs, "perform", perform)
+    models = ("centroid", "ema", "agent-000")
+    few = Request(parts=("robustness",), attacks=("pgd10",), images=8, models=models)
+    frame = raydist.evaluate_runs(copy, few).set_index("model")
+    assert frame["error"].dropna().to_dict() == {
+        "ema": f"{next(iter(frame.loc[['ema'], 'error'])).partition(':')[0]}: RuntimeError: a cable "
+        "was cut"
+    }
 
 
 def test_weights_that_were_trained_again_are_unknown(copy, monkeypatch):

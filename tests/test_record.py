@@ -15,7 +15,8 @@ import raydist
 from raydist.config import InputError, validate
 from raydist.folder import Folder
 from raydist.reading import load, load_rounds
-from raydist.record import Outcome, Record, frame_of
+from raydist.measure.columns import Known
+from raydist.record import Outcome, Record, frame_of, images_frame
 
 A = np.array([[0.75, 0.25], [0.25, 0.75]])
 GRAPH = nx.path_graph(2)
@@ -101,6 +102,11 @@ def test_a_complete_run_reads_back_as_it_was_written(tmp_path):
     assert pd.isna(row["stop_round"])
     images = pd.read_parquet(tmp_path / "run" / "images.parquet")
     pd.testing.assert_frame_equal(images.drop(columns="weights"), IMAGES, check_dtype=False)
+    labels = np.array([7, 5, 3])
+    known = Known({"clean": {2: True, 0: False}})
+    frame = images_frame({"centroid": known}, labels).astype(object)
+    assert [*frame] == ["model", "image", "label", "clean", "flags"]
+    assert frame.values.tolist() == [["centroid", 0, 7, False, ""], ["centroid", 2, 3, True, ""]]
 
 
 def test_the_frame_of_records_in_memory_is_the_one_on_disk(tmp_path):

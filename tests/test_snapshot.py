@@ -477,6 +477,14 @@ def test_a_disk_slower_than_the_cadence_stretches_it(tmp_path):
     keeper.close()
 
 
+@pytest.mark.parametrize(("every", "expected"), [(4, [4, 4, 8, 10]), (0, [10] * 4)])
+def test_the_next_round_that_is_kept(tmp_path, every, expected):
+    plan = plan_of(LINEAR, every=every)
+    keeper = Keeper(plan, begun(plan, tmp_path))
+    assert [keeper.next(n) for n in (1, 4, 5, 9)] == expected
+    keeper.close()
+
+
 def test_a_shard_reads_back_to_the_last_bit():
     tensors = {
         "w": torch.tensor([1.0, -0.0, torch.nan, torch.inf, 1e-45]),
@@ -490,6 +498,19 @@ def test_a_shard_reads_back_to_the_last_bit():
     for name, tensor in tensors.items():
         assert back.tensors[name].numpy().tobytes() == tensor.numpy().tobytes()
         assert back.tensors[name].dtype == tensor.dtype
+
+
+def test_a_shard_is_a_copy():
+    """What is written while the agent goes on is the state of its round."""
+    pool = LocalPool(plan_of(LINEAR))
+    pool.step(1)
+    pool.close(1)
+    shard = capture(pool.agents[0])
+    before = pack(shard)
+    pool.step(2)
+    pool.close(2)
+    assert pack(shard) == before != pack(capture(pool.agents[0]))
+    pool.shutdown()
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00", b"\xff" * 64, b"\x02" + b"\x00" * 7 + b"{}"])
