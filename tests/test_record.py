@@ -14,8 +14,8 @@ import pytest
 import raydist
 from raydist.config import InputError, validate
 from raydist.folder import Folder
-from raydist.reading import load, load_rounds
 from raydist.measure.columns import Known
+from raydist.reading import load, load_rounds
 from raydist.record import Outcome, Record, frame_of, images_frame
 
 A = np.array([[0.75, 0.25], [0.25, 0.75]])

@@ -477,7 +477,9 @@ def test_a_disk_slower_than_the_cadence_stretches_it(tmp_path):
     keeper.close()
 
 
-@pytest.mark.parametrize(("every", "expected"), [(4, [4, 4, 8, 12]), (7, [7, 7, 7, 12]), (0, [12] * 4)])
+@pytest.mark.parametrize(
+    ("every", "expected"), [(4, [4, 4, 8, 12]), (7, [7, 7, 7, 12]), (0, [12] * 4)]
+)
 def test_the_next_round_that_is_kept(tmp_path, every, expected):
     plan = plan_of(LINEAR, every=every)
     keeper = Keeper(plan, begun(plan, tmp_path))
