@@ -163,12 +163,14 @@ def _no_number(value: object) -> object:
 class Experiment(Table):
     """One experiment, complete: what a trial needs to know and all that its result depends on.
 
-    Every default is that of a field, but for those that follow from another key, which `_named` and
-    `_resolved` fill in: the attack of the loss, its step (ε / 4, say), δ = ε, the highest ε of a
-    schedule, the origin at which the quadratic task starts, and that it is measured every round.
-    They are filled in at each point of a study, after axes and command line: a sweep over ε moves
-    them along. The digest is of the values, so writing one down changes nothing. What is None then
-    is absent, but for where things lie and what an agent reserves, which is of the machine.
+    Every default is that of a field, but for those that follow from another key: the attack of the
+    loss and how often the quadratic task is measured (`_named`), the step of the attack, δ = ε and
+    the origin at which the quadratic task starts (`_fill`), the highest ε of a schedule (`Threat`).
+    They are filled in for each point of a study, after axes and command line: a sweep over ε moves
+    them along. The digest is of the filled experiment, and nothing remembers what was written, so
+    writing a default down changes no digest. Agents with threats of their own read
+    `alpha` and δ through `engine.own.Own`. What is None after that is absent, except where things
+    lie and what an agent reserves: the machine decides these.
     """
 
     # as network.strategy.Strategy: a configuration is read and refused before torch is there
@@ -256,8 +258,9 @@ class Experiment(Table):
             _as_table(tree.get(key, {}), "set" if key == "data" else "name")
             for key in ("loss", "attack", "data", "evaluate")
         )
-        if isinstance(attack, dict) and "name" not in attack and isinstance(loss, dict):
-            attack = attack | {"name": usual_attack(loss.get("name"))}
+        if isinstance(attack, dict) and "name" not in attack:
+            named = loss.get("name") if isinstance(loss, dict) else getattr(loss, "name", None)
+            attack = attack | {"name": usual_attack(named)}
             if attack["name"] == "none":  # a study over losses says how the others are attacked
                 others = fields_in(Attack).keys() - NoAttack.model_fields.keys()
                 attack = {key: value for key, value in attack.items() if key not in others}

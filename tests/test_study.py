@@ -45,6 +45,25 @@ def test_one_key_of_a_table_leaves_the_others():
     assert (config.topology.kind, config.topology.agents) == ("path", 8)
 
 
+@pytest.mark.parametrize(
+    ("bare", "key", "value"),
+    [
+        ({"loss": "trades"}, "loss.beta", 3.0),
+        ({"data": "mnist"}, "data.batch", 8),
+        ({"optim": {"schedule": "cosine"}}, "optim.schedule.final", 0.01),
+        ({"data": {"partition": "dirichlet"}}, "data.partition.alpha", 0.1),
+        ({"average": "ema"}, "average.decay", 0.9),
+        ({"strategy": "local"}, "strategy.name", "consensus"),
+    ],
+)
+def test_a_key_of_a_table_that_is_written_as_its_name_can_be_set(bare, key, value):
+    base = {"topology": {"kind": "ring", "agents": 4}, "rounds": 2}
+    found = from_tree({"base": base | bare}, {key: value}).only().model_dump()
+    for part in key.removesuffix("strategy.name").split("."):
+        found = found[part or "strategy"]
+    assert found == value
+
+
 def test_a_point_leaves_the_study_as_it_was():
     one = study(optim={"lr": 0.2}, axes={"optim.lr": [0.3, 0.4]})
     before = one.to_json()

@@ -222,7 +222,10 @@ def forget() -> None:
 @lru_cache(maxsize=4)
 def _opened(folder: Path, config: str) -> Subject:
     """The trial of a folder and what its experiment.json says: kept while both are the same."""
-    experiment = validate(json.loads(config))
+    try:
+        experiment = validate(json.loads(config))
+    except InputError as error:
+        raise InputError(f"{folder}/experiment.json is of another release ({error})") from error
     if experiment.data.set == "quadratic":
         raise InputError(f'{folder} has no images to evaluate: its data.set is "quadratic"')
     return Subject(folder, experiment, checked("data", load_data, experiment))
