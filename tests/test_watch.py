@@ -13,6 +13,7 @@ from raydist.adversary.instability import add_gaussian
 from raydist.adversary.wasserstein import sensitivity
 from raydist.config import InputError, validate
 from raydist.engine.driver import train
+from raydist.engine.own import Own
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import LocalPool
 from raydist.engine.watch import Watch
@@ -209,6 +210,14 @@ def test_an_agent_without_a_budget_has_no_distributional_one(order):
         result = run_experiment(digits(loss=loss, threat={"eps": 0.0, "agents": own}, rounds=2))
         deltas = [values(result, "delta", str(k)) for k in range(4)]
         assert deltas == [{1: d, 2: d} for d in expected]
+
+
+def test_without_a_delta_each_agent_has_its_own_budget_though_the_common_one_is_zero():
+    threat = {"eps": 0.0, "agents": [{"eps": 0.1}, {}, {"eps": 0.3}, {}]}
+    config = validate(digits(loss="wasserstein", threat=threat))
+    agents = [Own(config, k) for k in range(4)]
+    assert config.loss.delta == 0.0
+    assert [own.delta(own.threat) for own in agents] == [0.1, 0.0, 0.3, 0.0]
 
 
 @pytest.mark.parametrize("delta", [None, 0.05])
