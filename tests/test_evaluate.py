@@ -248,6 +248,7 @@ def test_more_images_keep_the_verdicts_on_the_first_ones(copy, plain, monkeypatc
     judged = {i for unit in done for ask in unit.args["known"].values() for i in ask}
     assert len(judged) == 20  # of 40: not judged again
     assert frame["evaluation_images"].item() == 40
+    assert "larger-eps-weaker" not in plain[1]["masking_unchecked"].item().split(", ")
     assert "masking" in plain[1] and "masking" not in frame  # in the numbers that were asked for
 
 

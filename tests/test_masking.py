@@ -110,6 +110,13 @@ def test_several_signs_are_all_named():
     assert both.word == "overestimation, fosc"
 
 
+def test_overestimation_is_the_gap_to_the_strongest_attack_of_either_kind():
+    """PGD with more steps counts as well, once something else than cross-entropy was ascended."""
+    numbers = {"pgd10_acc": 0.9, "pgd100_acc": 0.5, "apgd_t_acc": 0.88}
+    assert "overestimation" in verdict(numbers, images=100).signs
+    assert "overestimation" in verdict(numbers | {"pgd100_acc": 0.9}, images=100).clear
+
+
 def test_a_measured_overestimation_goes_before_the_difference():
     numbers = {"pgd10_acc": 0.9, "autoattack_acc": 0.5}
     assert verdict(numbers, images=100).signs == ("overestimation",)

@@ -80,6 +80,10 @@ def test_a_flush_and_a_snapshot_cost_the_same_at_any_round(tmp_path, monkeypatch
     assert kept.until(580)[1] and len(read) <= 1  # one part at most, whichever round
 
 
+def test_a_folder_without_rounds_has_reached_none(tmp_path):
+    assert reached(Store(tmp_path)) == (0, 0.0)
+
+
 def test_what_runs_without_a_folder_is_all_there():
     kept = Rounds(None, lambda: 0.0)
     for n in range(ALL):

@@ -487,6 +487,18 @@ def test_the_next_round_that_is_kept(tmp_path, every, expected):
     keeper.close()
 
 
+def test_of_several_deaths_the_last_one_has_cost_the_time(tmp_path):
+    plan = plan_of(LINEAR)
+    keeper = Keeper(plan, begun(plan, tmp_path))
+    keeper._began = time.monotonic() - 5
+    keeper._open = [(AgentDied("gone", k), float(k)) for k in range(3)]
+    keeper._made_good(4)
+    keeper.close()
+    events = load_events(tmp_path)
+    assert events["replayed_from"].tolist() == [4, 4, 4]
+    assert events["seconds_lost"].tolist() == [0, 0, pytest.approx(5, abs=1)]
+
+
 def test_a_shard_reads_back_to_the_last_bit():
     tensors = {
         "w": torch.tensor([1.0, -0.0, torch.nan, torch.inf, 1e-45]),
