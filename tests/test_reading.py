@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import shutil
 import warnings
 
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 from test_record import FIRST, LAST, START, begin
 
-from raydist import load, load_events, load_rounds
+from raydist import load, load_events, load_rounds, reading
 from raydist.config import InputError, validate
 from raydist.folder import Folder
 from raydist.record import Event
@@ -233,3 +234,9 @@ def test_every_default_has_a_column_and_other_releases_are_read_as_they_wrote(tm
     row = frame.loc["a"]
     assert (row["loss.beta"], row["attack.name"], row["attack.alpha"]) == (6.0, "kl_pgd", 0.025)
     assert (frame.loc["b", "loss.awp"], frame.loc["b", "telemetry"]) == (0.0, 0)
+
+
+def test_what_is_missing_or_text_is_no_json():
+    """In a column of values of several kinds."""
+    assert [reading._text(value) for value in ("a", None, 0.5, True)] == ["a", None, "0.5", "true"]
+    assert math.isnan(reading._text(math.nan))

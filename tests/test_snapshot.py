@@ -352,6 +352,12 @@ def test_the_state_of_another_experiment_or_agent_is_not_taken(tmp_path):
         (file.parent / f"agent-{agent.spec.agent:03d}.safetensors").write_bytes(data)
         why = Shards(agent).restore(1, str(tmp_path), whose or checksum(data))
         assert "its checksum differs" in why or why == "it is of agent 0"
+    shards = Shards(other.agents[1])
+    shards.write(1, str(tmp_path))
+    shards.settle()
+    data = (file.parent / "agent-001.safetensors").read_bytes()
+    file.write_bytes(data)
+    assert Shards(one.agents[0]).restore(1, str(tmp_path), checksum(data)) == "it is of agent 1"
     np.testing.assert_array_equal(one.states(), before)
     for pool in (one, other):
         pool.shutdown()
@@ -584,3 +590,15 @@ def test_a_run_whose_snapshots_fail_says_so_once_and_goes_on(
     assert (event["what"], event["round"]) == ("snapshot unusable", 2)
     assert "agent-000.safetensors: OSError: [Errno 28] No space left" in event["detail"]
     assert caplog.text.count("snapshot unusable") == 1
+
+
+def test_what_does_not_count_is_removed(tmp_path):
+    shelf = Shelf(str(tmp_path), "hash", 4, 2, pytest.fail)
+    for name in ("round-000002", "round-000004", "left"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "agent-000.safetensors").write_bytes(b"torn")
+    (tmp_path / "round-000002" / "manifest.json").write_bytes(b"{}")
+    shelf.take(2)
+    shelf.tidy()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["round-000002"]
+    shelf.settle()
