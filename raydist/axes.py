@@ -5,9 +5,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from raydist.config import Experiment, InputError, shown
+from raydist.config import Experiment, InputError
 from raydist.fields import fields_in
 from raydist.naming import Point
+from raydist.values import shown
 
 CORNERS = 512  # points of lists to draw from that are all checked; of more, one axis at a time
 GRID = 2048  # points of a grid that are all checked, because all of them will run

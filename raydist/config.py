@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails
 
 from raydist import values
 from raydist.closest import closest, same
-from raydist.fields import By, Own, check_budget, fields_in, fill, increasing, tables_in
+from raydist.fields import By, Own, Table, check_budget, fields_in, fill, increasing, tables_in
 from raydist.recipe import (
     Attack,
     Average,
@@ -52,10 +52,9 @@ from raydist.tables import (
     Pictures,
     Point,
     Snapshot,
-    Table,
     Topology,
 )
-from raydist.values import shown as shown
+from raydist.values import shown
 
 LONGEST = 800  # characters of a line
 SECRETS = (  # in a URL: the password before its host, a key among its parameters
@@ -379,7 +378,7 @@ def validate(tree: Mapping[str, Any]) -> Experiment:
         _check_secrets("", whole)
         config = Experiment.model_validate(whole)
     except ValidationError as error:
-        raise InputError(explain(error)) from None
+        raise InputError(explain(error, Experiment, Experiment)) from None
     _check_free(config)
     return config
 
@@ -422,12 +421,13 @@ def _check_free(config: Experiment) -> None:
             )
 
 
-def explain(error: ValidationError, table: type[Table] = Experiment) -> str:
+def explain(error: ValidationError, table: type[Table], experiment: type[Table]) -> str:
     """The first problem in one line; further ones are counted.
 
     Args:
         error: what pydantic found.
         table: the model that it was validating.
+        experiment: the model in which an unknown key is looked for too.
 
     Returns:
         Dotted key, value, what was expected.
@@ -436,17 +436,17 @@ def explain(error: ValidationError, table: type[Table] = Experiment) -> str:
     unknown = [p["loc"][:-1] for p in problems if p["type"] == "extra_forbidden"]
     # A key that is missing beside one that is unknown was misspelt: that is one problem.
     problems = [p for p in problems if p["type"] != "missing" or p["loc"][:-1] not in unknown]
-    line = _line(problems[0], table)
+    line = _line(problems[0], table, experiment)
     return line + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
 
 
-def _line(problem: ErrorDetails, table: type[Table]) -> str:
+def _line(problem: ErrorDetails, table: type[Table], experiment: type[Table]) -> str:
     """One problem: key, value, what was expected, what to write."""
     (where, around, inner), kind = _place(problem["loc"], table), problem["type"]
     last, message = str(problem["loc"][-1:] and problem["loc"][-1]), problem["msg"]
     limits = problem.get("ctx", {})
     if kind == "extra_forbidden":
-        return unknown_key(where, nearest(last, fields_in(around)))
+        return unknown_key(where, nearest(last, fields_in(around), dotted_keys(experiment)))
     if kind == "missing":
         (example,) = fields_in(around)[last].examples or [...]
         return f"{where} is missing: write {last} = {shown(example)}"
@@ -555,29 +555,30 @@ def _place(location: tuple[int | str, ...], table: type[Table]) -> tuple[str, An
     return where.removeprefix(".") or "the experiment", around, inner
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], elsewhere: Iterable[str]) -> str:
     """What to add to a message about an unknown key.
 
     Args:
         name: the key.
         known: those of its table.
+        elsewhere: the dotted keys of all tables.
 
     Returns:
         The same one in other letters or in another table; else the closest one; else all of them.
     """
     known = list(known)
     places = [key for key in known if same(name, key)]
-    places = places or [key for key in _keys(Experiment) if same(name, key.rpartition(".")[2])]
+    places = places or [key for key in elsewhere if same(name, key.rpartition(".")[2])]
     meant = " or ".join(places) if len(places) in (1, 2) else closest(name, known)
     return f": did you mean {meant}?" if meant else f": known here are {', '.join(known)}"
 
 
-def _keys(annotation: Any, above: str = "") -> Iterator[str]:
-    """The dotted keys of a table and of those in it."""
+def dotted_keys(annotation: Any, above: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a table and of those in it."""
     for name, field in fields_in(annotation).items():
         yield f"{above}{name}"
         if name not in ("agents", "transforms"):  # lists of tables
-            yield from _keys(field.annotation, f"{above}{name}.")
+            yield from dotted_keys(field.annotation, f"{above}{name}.")
 
 
 def short_form(key: str) -> str | None:

@@ -15,8 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from raydist.config import Experiment, InputError, shown, validate
+from raydist.config import Experiment, InputError, validate
 from raydist.tables import Network
+from raydist.values import shown
 
 PACKAGES = ("raydist", "torch", "ray")
 ANY_VERSION = "RAYDIST_ANY_VERSION"  # set to 1: go on with whatever version there is

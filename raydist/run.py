@@ -90,7 +90,7 @@ def run_experiment(
     if folder is not None:
         check_versions(folder.url, folder.check(experiment, plan.contents))
     if not quiet:
-        _show(plan)
+        show_plan(plan)
     with hold(None if folder is None else folder.store) as held:
         _check_folder(folder, experiment, resume)  # again, now that nobody else is at it
         try:
@@ -105,7 +105,7 @@ def run_experiment(
     return result
 
 
-def _show(plan: "Plan") -> None:
+def show_plan(plan: "Plan") -> None:
     """What will run, in a line."""
     console.print(f"{plan.config.strategy}: {plan.describe()}")
 
@@ -234,7 +234,7 @@ def main(
     if dry_run:
         from raydist.engine.plan import make_plan
 
-        _show(make_plan(experiment))
+        show_plan(make_plan(experiment))
         return 0
     try:
         result = run_experiment(

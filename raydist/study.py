@@ -22,17 +22,17 @@ from raydist.axes import check_axis, check_drawn, corners
 from raydist.config import (
     Experiment,
     InputError,
+    dotted_keys,
     explain,
     nearest,
     plain,
     short_form,
-    shown,
     unknown_key,
     validate,
 )
 from raydist.naming import Point, value_label
 from raydist.search import Search
-from raydist.values import DEEPEST
+from raydist.values import DEEPEST, shown
 
 TABLES = ("base", "axes", "stop", "search")
 KEY = r"[\w-]+(\.[\w-]+)*"  # a dotted key
@@ -200,7 +200,7 @@ def from_tree(
     try:
         search = Search.model_validate(tables["search"])
     except ValidationError as error:
-        raise InputError("search." + explain(error, Search)) from None
+        raise InputError("search." + explain(error, Search, Experiment)) from None
     study = Study(name, base, swept, search, fixed)
     check_drawn(study.axes, study.spaces, search.algorithm)
     if study.trials > MOST_TRIALS:
@@ -220,7 +220,7 @@ def _split(tree: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for key in tree:
         if key not in Experiment.model_fields:
             known = ["name", *TABLES, *Experiment.model_fields]
-            raise InputError(unknown_key(key, nearest(key, known)))
+            raise InputError(unknown_key(key, nearest(key, known, dotted_keys(Experiment))))
         if "base" in tables:
             raise InputError(f"{key} stands beside [base]: move it into [base]")
     return {"base": tree} | tables

@@ -73,7 +73,7 @@ def run_sweep(
         study = from_tree(study) if isinstance(study, Mapping) else read(study)
     if pool not in ("ray", "local"):
         raise InputError(f'pool is "{pool}", expected "ray" or "local"')
-    experiments = _experiments(study)
+    experiments = corner_experiments(study)
     if masked(str(out)) != str(out):
         raise InputError(
             f"{out} holds a password, which Ray hands to every process and Tune may keep: give it "
@@ -83,7 +83,7 @@ def run_sweep(
     _check_shared(folder, study.name)
     if not resume:
         check_new_folder(folder)
-    trials = _needs(study, experiments)
+    trials = needed(study, experiments)
     from raydist.engine.ray_session import cluster_resources, ray_session
     from raydist.tune_trial import Job, stored_images
 
@@ -133,7 +133,7 @@ def _summarise(folder: Store, ended: bool) -> "pd.DataFrame":
     return frame
 
 
-def _experiments(study: Study) -> list[tuple[Point, Experiment]]:
+def corner_experiments(study: Study) -> list[tuple[Point, Experiment]]:
     """The points to check and their experiments, valid in themselves; imports nothing heavy."""
     found = []
     for point in study.corners():
@@ -145,7 +145,7 @@ def _experiments(study: Study) -> list[tuple[Point, Experiment]]:
     return found
 
 
-def _needs(
+def needed(
     study: Study, experiments: list[tuple[Point, Experiment]]
 ) -> "list[tuple[Point, Needs]]":
     """The points and what each will need: the plan of every experiment is made once."""
@@ -325,7 +325,7 @@ def _show(frame: "pd.DataFrame", study: Study, out: str) -> None:
 
 def _show_plans(study: Study, pool: str, address: str | None, max_concurrent: int | None) -> None:
     """The trials and what each and all will need; asks the cluster where there is one."""
-    trials = _needs(study, _experiments(study))
+    trials = needed(study, corner_experiments(study))
     from raydist.engine.ray_session import cluster_resources, ray_session, this_machine
     from raydist.estimate import size
     from raydist.tune_trial import Job

@@ -9,8 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from raydist.fields import By, Count, NonNegative, Own, Share, Span, check_rows, either
-from raydist.fields import Table as Table
+from raydist.fields import By, Count, NonNegative, Own, Share, Span, Table, check_rows, either
 
 
 class Topology(Table):

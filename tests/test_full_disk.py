@@ -10,9 +10,10 @@ import pytest
 from test_search import QUADRATIC
 
 from raydist import command, load, run, run_sweep
-from raydist.config import InputError, MachineError, shown
+from raydist.config import InputError, MachineError
 from raydist.engine import ray_private
 from raydist.engine.store import locate
+from raydist.values import shown
 
 TREE = QUADRATIC | {"snapshot": {"every": 4}, "rounds": 40}
 mounts = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems")

@@ -16,11 +16,11 @@ from raydist import load, load_events, load_rounds, run_experiment, run_sweep
 from raydist.config import Experiment, InputError, validate
 from raydist.engine.plan import make_plan
 from raydist.engine.store import Store
+from raydist.fields import Table
 from raydist.folder import Folder
 from raydist.identity import ANY_VERSION, check_versions
 from raydist.resume import check_resumed
 from raydist.study import from_tree
-from raydist.tables import Table
 
 TREE = quadratic(rounds=8, snapshot={"every": 2})
 PLAIN = {"topology": {"kind": "ring", "agents": 3}, "rounds": 4}

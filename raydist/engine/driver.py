@@ -166,7 +166,7 @@ def _rounds(
     def ended(record: Record, reason: str) -> Record:
         close(record)
         outcome = Outcome("stopped", reason, record.round)
-        return _last(pool, plan, record, outcome, watch.summary(), theory, test=False)
+        return last_record(pool, plan, record, outcome, watch.summary(), theory, test=False)
 
     if begun is not None and (reason := leaves(start)):
         yield ended(begun, reason)
@@ -199,7 +199,7 @@ def _rounds(
             if not plan.measured(n) and outcome.status != "diverged":
                 record = _measured(pool, plan, n, infos, theory)
             close(record)
-            yield _last(pool, plan, record, outcome, watch.summary(), theory)
+            yield last_record(pool, plan, record, outcome, watch.summary(), theory)
             return
         if kept:
             keeper.take(pool, n, watch)
@@ -237,7 +237,7 @@ def _measured(
     return Record(n, agents, centroid, predicted=predicted)
 
 
-def _last(
+def last_record(
     pool: Pool,
     plan: Plan,
     record: Record,

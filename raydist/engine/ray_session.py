@@ -12,7 +12,6 @@ import ray
 import torch
 from ray.exceptions import AuthenticationError
 
-import raydist
 from raydist import ending
 from raydist.config import InputError
 from raydist.engine.ray_private import QUIET, start
@@ -20,6 +19,7 @@ from raydist.engine.ray_private import QUIET, start
 CONNECT_SECONDS = 5.0
 TRIES = "RAY_gcs_server_port_wait_time_s"  # Ray's own: of joining a cluster, a second apart
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit`
+PACKAGE = 1  # folders above this file: raydist
 TOKEN = "RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token"
 
 
@@ -99,7 +99,7 @@ def code(home: Path) -> list[str]:
     Returns:
         Paths of modules and packages that lie in this very folder, and of raydist.
     """
-    found = {str(Path(raydist.__file__).parent)}
+    found = {str(Path(__file__).parents[PACKAGE])}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if "." in name or name == "__main__" or not file:

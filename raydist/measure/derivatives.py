@@ -72,7 +72,7 @@ def hessian(model: nn.Module, loss_fn: Loss, batches: Batches) -> Generator[Line
         )
 
         def product(v: Array) -> Array:
-            return _finite(exact @ _vector(v, w), "a product with the Hessian")
+            return _finite(exact @ as_vector(v, w), "a product with the Hessian")
 
         yield LinearOperator(exact.shape, matvec=product, dtype=np.float64)
 
@@ -129,7 +129,7 @@ def projected_gradients(
                 return each(functional_call(model, w, (x[part],)), y[part])
 
             for j, v in enumerate(rows):
-                slopes = jvp(losses, (w,), (_split(v, w),))[1]
+                slopes = jvp(losses, (w,), (as_tensors(v, w),))[1]
                 columns[part, j] = _finite(slopes, "the gradient")
     return columns
 
@@ -159,7 +159,7 @@ def moved(model: nn.Module, v: Array) -> Generator[nn.Module]:
     own = {name: p.detach().clone() for name, p in w.items()}
     try:
         with torch.no_grad():
-            for name, step in _split(v, w).items():
+            for name, step in as_tensors(v, w).items():
                 w[name].add_(step)
         yield model
     finally:
@@ -168,15 +168,15 @@ def moved(model: nn.Module, v: Array) -> Generator[nn.Module]:
                 w[name].copy_(value)
 
 
-def _vector(v: Array, w: Parameters) -> Tensor:
+def as_vector(v: Array, w: Parameters) -> Tensor:
     """In the dtype and on the device of the parameters."""
     like = next(iter(w.values()))
     return torch.as_tensor(v, dtype=like.dtype, device=like.device)
 
 
-def _split(v: Array, w: Parameters) -> dict[str, Tensor]:
+def as_tensors(v: Array, w: Parameters) -> dict[str, Tensor]:
     """A vector (P,) in the shapes of the parameters."""
-    parts = torch.split(_vector(v, w), [p.numel() for p in w.values()])
+    parts = torch.split(as_vector(v, w), [p.numel() for p in w.values()])
     return {name: part.view(p.shape) for part, (name, p) in zip(parts, w.items(), strict=True)}
 
 
