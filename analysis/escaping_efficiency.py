@@ -17,8 +17,9 @@ import pandas as pd
 import typer
 from matplotlib.axes import Axes
 
-from raydist import load, load_rounds, plot
-from raydist.seeds import kinds
+from raydist import load, load_rounds
+from raydist.results import plot
+from raydist.results.seeds import kinds
 
 POINTS = 15  # markers on a line, about
 NUMBERS = ["excess_risk", "centroid_excess_risk", "excess_risk_theory", "excess_risk_limit"]

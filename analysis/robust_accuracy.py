@@ -13,8 +13,9 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from raydist import load, load_rounds, plot
-from raydist.seeds import LIKE, comparable
+from raydist import load, load_rounds
+from raydist.results import plot
+from raydist.results.seeds import LIKE, comparable
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:

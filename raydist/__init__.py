@@ -16,12 +16,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raydist.config import InputError, MachineError
+    from raydist.config.experiment import InputError, MachineError
     from raydist.evaluation.request import Request
-    from raydist.evaluation.runs import evaluate_runs
-    from raydist.reading import load, load_events, load_rounds
+    from raydist.evaluation.run import evaluate_runs
+    from raydist.results.load import load, load_events, load_rounds
+    from raydist.results.seeds import over_seeds
     from raydist.run import run_experiment
-    from raydist.seeds import over_seeds
     from raydist.sweep import run_sweep
 
 # Ray reads this when it is imported. Many agents on few cores start at once, and an agent that died
@@ -47,14 +47,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "InputError": "config",
-    "MachineError": "config",
+    "InputError": "config.experiment",
+    "MachineError": "config.experiment",
     "Request": "evaluation.request",
-    "evaluate_runs": "evaluation.runs",
-    "load": "reading",
-    "load_events": "reading",
-    "load_rounds": "reading",
-    "over_seeds": "seeds",
+    "evaluate_runs": "evaluation.run",
+    "load": "results.load",
+    "load_events": "results.load",
+    "load_rounds": "results.load",
+    "over_seeds": "results.seeds",
     "run_experiment": "run",
     "run_sweep": "sweep",
 }

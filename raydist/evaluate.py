@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from raydist import command
-from raydist.config import InputError
-from raydist.engine.store import locate
+from raydist import cli
+from raydist.config.experiment import InputError
+from raydist.config.fields import parse_budget
 from raydist.evaluation.names import PARTS, PRESETS
-from raydist.fields import parse_budget
-from raydist.show import console, evaluation_notes, evaluation_table, say
+from raydist.results.terminal import console, evaluation_notes, evaluation_table, say
+from raydist.storage import locate
 
 
 def main(
@@ -45,11 +45,11 @@ def main(
     grid: Annotated[int, typer.Option(help="Points along each axis of a scan.")] = 11,
     reach: Annotated[float, typer.Option(help="Half the length of each axis of a scan.")] = 1.0,
     batch: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
-    pool: command.PoolName = "local",
-    address: command.Address = None,
+    pool: cli.PoolName = "local",
+    address: cli.Address = None,
     cpus: Annotated[float, typer.Option(min=0.01, help="Of one task, with --pool ray.")] = 1.0,
     gpus: Annotated[float | None, typer.Option(min=0, help="Of one task, --pool ray.")] = None,
-    quiet: command.Quiet = False,
+    quiet: cli.Quiet = False,
 ) -> int:
     """Measure the robustness and the flatness of what was trained in RUNS."""
     if attacks is not None and preset is not None:
@@ -57,7 +57,7 @@ def main(
     if preset is not None and preset not in PRESETS:
         raise InputError(f'--preset is "{preset}", expected one of {", ".join(PRESETS)}')
     from raydist.evaluation.request import Request
-    from raydist.evaluation.runs import evaluate_runs
+    from raydist.evaluation.run import evaluate_runs
 
     defaults = Request()
     names = PRESETS[preset] if preset else _names(attacks) if attacks else defaults.attacks
@@ -82,7 +82,7 @@ def main(
             runs, request, pool, address=address, cpus=cpus, gpus=gpus, quiet=quiet
         )
     except (KeyboardInterrupt, Exception) as error:
-        return command.told(error, "the same command, which goes on where it stopped")
+        return cli.told(error, "the same command, which goes on where it stopped")
     if not quiet:
         console.print(evaluation_table(frame))
         for note in evaluation_notes(frame):
@@ -93,7 +93,7 @@ def main(
         return 0
     for _, row in frame[frame["error"].notna()].iterrows():
         say(f"failed: {row['trial']} {row['model']}: {row['error']}")
-    return command.FAILED
+    return cli.FAILED
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -118,4 +118,4 @@ def _budget(flag: str, text: str | None) -> float | None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

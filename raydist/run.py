@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 
-from raydist import command
-from raydist.config import Experiment, InputError, validate
-from raydist.engine.death import AgentError
-from raydist.engine.lock import Held, hold
-from raydist.engine.store import Store
-from raydist.identity import check_versions
-from raydist.show import Words, console, number, numbers, progress, say, say_unmeasured
-from raydist.study import from_tree, read
+from raydist import cli
+from raydist.config.experiment import Experiment, InputError, validate
+from raydist.config.study import from_tree, read
+from raydist.errors import AgentError
+from raydist.lock import Held, hold
+from raydist.results.identity import check_versions
+from raydist.results.terminal import Words, console, number, numbers, progress, say, say_unmeasured
+from raydist.storage import Store
 
 if TYPE_CHECKING:
     from raydist.engine.plan import Plan
-    from raydist.engine.pool import Pool
-    from raydist.folder import Folder
-    from raydist.record import Record, Result
+    from raydist.engine.pool.pool import Pool
+    from raydist.results.folder import Folder
+    from raydist.results.record import Record, Result
 
 
 def run_experiment(
@@ -71,8 +71,8 @@ def run_experiment(
         ([3.0], 'completed')
     """
     from raydist.engine.plan import make_plan
-    from raydist.engine.pool import LocalPool
-    from raydist.folder import Folder
+    from raydist.engine.pool.pool import LocalPool
+    from raydist.results.folder import Folder
 
     experiment = _experiment(config)
     if pool not in ("local", "ray"):
@@ -81,10 +81,10 @@ def run_experiment(
         _check_train(pool, resume)
     folder = None if out is None else Folder(out)
     if pool == "ray":
-        command.check_importable(experiment, ("model.name", "loss.name"))
-        command.check_snapshots(experiment)
+        cli.check_importable(experiment, ("model.name", "loss.name"))
+        cli.check_snapshots(experiment)
         if folder is not None:
-            command.check_shared(folder.url)
+            cli.check_shared(folder.url)
     _check_folder(folder, experiment, resume)
     plan = make_plan(experiment)
     if folder is not None:
@@ -112,7 +112,7 @@ def show_plan(plan: "Plan") -> None:
 
 def _note(error: AgentError, folder: "Folder | None") -> None:
     """Leave why a run failed in its folder, unless it is the machine that takes nothing."""
-    if folder is None or command.machine_error(error):
+    if folder is None or cli.machine_error(error):
         return
     if folder.store.find("experiment.json") is not None:
         folder.fail(error)
@@ -130,7 +130,7 @@ def _check_folder(folder: "Folder | None", experiment: Experiment, resume: bool)
     """The folder is new; or it holds an unfinished try of this experiment."""
     if not resume:
         if folder is not None:
-            command.check_new_folder(folder.store)
+            cli.check_new_folder(folder.store)
         return
     if folder is None:
         raise InputError("which run? resume = True needs out, the folder of the run")
@@ -191,9 +191,9 @@ def _run_on_ray(
     plan: "Plan", address: str | None, folder: "Folder | None", held: Held, quiet: bool
 ) -> "Result":
     """Run a plan on the cluster at an address, by agents or by the workers of Ray Train."""
-    from raydist.engine.layout import layout
-    from raydist.engine.ray_pool import RayPool
-    from raydist.engine.ray_session import cluster_resources, ray_session
+    from raydist.engine.cluster.layout import layout
+    from raydist.engine.cluster.session import cluster_resources, ray_session
+    from raydist.engine.pool.ray_pool import RayPool
 
     with ray_session(address):
         if plan.config.engine == "train":
@@ -212,14 +212,14 @@ def _status(record: "Record") -> str:
 
 def main(
     file: Annotated[Path | None, typer.Argument(help="The experiment's TOML file.")] = None,
-    settings: command.Settings = None,
+    settings: cli.Settings = None,
     *,
-    out: command.Out = None,
-    resume: command.Resume = None,
+    out: cli.Out = None,
+    resume: cli.Resume = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what it needs only.")] = False,
-    pool: command.PoolName = "local",
-    address: command.Address = None,
-    quiet: command.Quiet = False,
+    pool: cli.PoolName = "local",
+    address: cli.Address = None,
+    quiet: cli.Quiet = False,
 ) -> int:
     """Run the experiment in FILE; continue one with --resume DIR."""
     if resume is not None and (file is not None or out is not None):
@@ -255,26 +255,26 @@ def main(
         console.print(f"results {folder}")
     if "unmeasured" in result.final:
         say_unmeasured("the run", result.final["unmeasured"], folder)
-        return command.FAILED
+        return cli.FAILED
     return 0
 
 
 def _told(error: BaseException, experiment: Experiment, path: str) -> int:
     """What ended a run early, where its traceback is, how to go on: one line; the exit code."""
-    from raydist.folder import Folder
+    from raydist.results.folder import Folder
 
     folder = Folder(path)
     begun = folder.store.find("experiment.json") is not None
     resume = f"python -m raydist.run --resume {path}"
     resume = resume if begun and experiment.engine != "train" else ""
-    if not isinstance(error, AgentError) or command.machine_error(error):
-        return command.told(error, resume)
+    if not isinstance(error, AgentError) or cli.machine_error(error):
+        return cli.told(error, resume)
     line = f"raydist: {error}"
     if begun:
         line += f" (log: {path}/error.txt)"
     say(line + (f"; continue with {resume}" if resume else ""))
-    return command.FAILED
+    return cli.FAILED
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from raydist import command, ending
-from raydist.command import check_new_folder
-from raydist.config import Experiment, InputError, masked
-from raydist.engine.lock import Held, hold
-from raydist.engine.store import Store
-from raydist.naming import Point, folder_name, value_label
-from raydist.resume import STUDY_FILE, check_resumed, study_in
-from raydist.show import (
+from raydist import cli, signals
+from raydist.cli import check_new_folder
+from raydist.config.experiment import Experiment, InputError, masked
+from raydist.config.point import Point, folder_name, value_label
+from raydist.config.study import Study, from_tree, read
+from raydist.lock import Held, hold
+from raydist.results.terminal import (
     console,
     footnotes,
     print_failures,
@@ -31,13 +30,14 @@ from raydist.show import (
     say_unmeasured,
     seeds_table,
 )
-from raydist.study import Study, from_tree, read
+from raydist.storage import Store
+from raydist.tune.resume import STUDY_FILE, check_resumed, study_in
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from raydist.estimate import Needs
-    from raydist.tune_trial import Job
+    from raydist.tune.needs import Needs
+    from raydist.tune.trial import Job
 
 
 def run_sweep(
@@ -84,8 +84,8 @@ def run_sweep(
     if not resume:
         check_new_folder(folder)
     trials = needed(study, experiments)
-    from raydist.engine.ray_session import cluster_resources, ray_session
-    from raydist.tune_trial import Job, stored_images
+    from raydist.engine.cluster.session import cluster_resources, ray_session
+    from raydist.tune.trial import Job, stored_images
 
     max_concurrent = max_concurrent or study.search.max_concurrent
     if not quiet:
@@ -117,18 +117,18 @@ def run_sweep(
 
 def _check_shared(folder: Store, name: str) -> None:
     """Results can be left there by many processes, side by side."""
-    command.check_shared(folder.url)
+    cli.check_shared(folder.url)
     if not os.path.dirname(folder.root):
         raise InputError(f"{folder.url} is no folder: write --out {folder.url}/{name}")
 
 
 def _summarise(folder: Store, ended: bool) -> "pd.DataFrame":
     """Write the table and the picture of a study, and return the table."""
-    from raydist import plot, reading
+    from raydist.results import load, plot
 
-    frame = reading.load(folder.url)
+    frame = load.load(folder.url)
     frame.attrs["interrupted"] = not ended or bool((frame["status"] == "unfinished").any())
-    folder.write("summary.png", plot.summary(frame, reading.load_rounds(folder.url)))
+    folder.write("summary.png", plot.summary(frame, load.load_rounds(folder.url)))
     folder.write("results.csv", frame.to_csv(index=False).encode())
     return frame
 
@@ -139,8 +139,8 @@ def corner_experiments(study: Study) -> list[tuple[Point, Experiment]]:
     for point in study.corners():
         with _told_at(point):
             experiment = study.experiment(point)
-            command.check_importable(experiment, ("model.name", "loss.name", "topology.kind"))
-            command.check_snapshots(experiment)
+            cli.check_importable(experiment, ("model.name", "loss.name", "topology.kind"))
+            cli.check_snapshots(experiment)
             found.append((point, experiment))
     return found
 
@@ -150,8 +150,8 @@ def needed(
 ) -> "list[tuple[Point, Needs]]":
     """The points and what each will need: the plan of every experiment is made once."""
     from raydist.engine.plan import make_plan
-    from raydist.estimate import needs
-    from raydist.tune_search import check_installed
+    from raydist.tune.needs import needs
+    from raydist.tune.search import check_installed
 
     check_installed(study)
     found = []
@@ -195,7 +195,7 @@ def check_cluster(
     Raises:
         InputError: if a trial asks for what no node or not all nodes together have.
     """
-    from raydist.estimate import check_memory, describe
+    from raydist.tune.needs import check_memory, describe
 
     local = job.pool == "local"
     shapes = {}
@@ -214,11 +214,11 @@ def _run(
     from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray import tune
 
-    from raydist.tune_files import TuneFiles
-    from raydist.tune_progress import TuneProgress
-    from raydist.tune_scheduler import scheduler
-    from raydist.tune_search import source
-    from raydist.tune_trial import Trial
+    from raydist.tune.files import TuneFiles
+    from raydist.tune.progress import TuneProgress
+    from raydist.tune.scheduler import scheduler
+    from raydist.tune.search import source
+    from raydist.tune.trial import Trial
 
     # Failed trials are told by ourselves, in one line each.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
@@ -232,7 +232,7 @@ def _run(
     if trials.count == 0:
         return True
     shown = TuneProgress(trials.count, held, quiet)
-    with ending.gently(), TuneFiles(out) as files, shown as progress:
+    with signals.gently(), TuneFiles(out) as files, shown as progress:
         tune.Tuner(
             tune.with_resources(tune.with_parameters(Trial, job=job), job.resources),
             tune_config=tune.TuneConfig(
@@ -258,15 +258,15 @@ def _run(
 
 def main(
     file: Annotated[Path | None, typer.Argument(help="The study's TOML file.")] = None,
-    settings: command.Settings = None,
+    settings: cli.Settings = None,
     *,
-    out: command.Out = None,
-    resume: command.Resume = None,
+    out: cli.Out = None,
+    resume: cli.Resume = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the trials only.")] = False,
-    pool: command.PoolName = "ray",
-    address: command.Address = None,
+    pool: cli.PoolName = "ray",
+    address: cli.Address = None,
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
-    quiet: command.Quiet = False,
+    quiet: cli.Quiet = False,
 ) -> int:
     """Run the study in FILE; continue one with --resume DIR."""
     if resume is not None and (file is not None or out is not None):
@@ -291,18 +291,18 @@ def main(
     except InputError:
         raise
     except (KeyboardInterrupt, Exception) as error:
-        return command.told(error, _how_to_resume(out))
+        return cli.told(error, _how_to_resume(out))
     if not quiet:
         _show(frame, study, out)
     print_failures(frame)
     if frame.attrs["interrupted"]:
-        return command.told(KeyboardInterrupt(), _how_to_resume(out))
+        return cli.told(KeyboardInterrupt(), _how_to_resume(out))
     failed = bool((frame["status"] == "failed").any())
     if "unmeasured" in frame:
         for _, row in frame.dropna(subset="unmeasured").iterrows():
             say_unmeasured(row["trial"], row["unmeasured"], f"{out}/{row['trial']}")
             failed = True
-    return command.FAILED if failed else 0
+    return cli.FAILED if failed else 0
 
 
 def _how_to_resume(out: str) -> str:
@@ -315,7 +315,7 @@ def _show(frame: "pd.DataFrame", study: Study, out: str) -> None:
     """The tables of a study, and where everything else is."""
     console.print(results_table(frame, list(study.axes)))
     if "seed" in study.axes:
-        from raydist.seeds import over_seeds
+        from raydist.results.seeds import over_seeds
 
         console.print(seeds_table(over_seeds(frame), list(study.axes)))
     for note in footnotes(frame):
@@ -326,9 +326,9 @@ def _show(frame: "pd.DataFrame", study: Study, out: str) -> None:
 def _show_plans(study: Study, pool: str, address: str | None, max_concurrent: int | None) -> None:
     """The trials and what each and all will need; asks the cluster where there is one."""
     trials = needed(study, corner_experiments(study))
-    from raydist.engine.ray_session import cluster_resources, ray_session, this_machine
-    from raydist.estimate import size
-    from raydist.tune_trial import Job
+    from raydist.engine.cluster.session import cluster_resources, ray_session, this_machine
+    from raydist.tune.needs import size
+    from raydist.tune.trial import Job
 
     cluster = this_machine()
     if address or os.environ.get("RAY_ADDRESS"):
@@ -361,4 +361,4 @@ def counted(study: Study) -> str:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)

@@ -2,8 +2,8 @@
 
 import logging
 
-from raydist.config import printable
-from raydist.engine.store import Store
+from raydist.config.experiment import printable
+from raydist.storage import Store
 
 FILE = "log.txt"
 

@@ -5,10 +5,10 @@ import sys
 
 import torch.distributed as dist
 
-from raydist.config import validate
+from raydist.config.experiment import validate
 from raydist.engine.complete import complete
-from raydist.engine.parallel import ParallelPool
 from raydist.engine.plan import make_plan
+from raydist.engine.pool.data_parallel import ParallelPool
 
 
 def work(store, rank, workers, trees):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from nodes import below
 
-import raydist.engine.agent
-import raydist.engine.board
+import raydist.engine.agent.agent
+import raydist.engine.pool.board
 from raydist.adversary.loss import pgd_at
-from raydist.engine.store import Store
 from raydist.learning.data import load
+from raydist.storage import Store
 
 BAD_EPS = 0.07
 
@@ -57,9 +57,9 @@ def trap(actor, moment, n):
         "exchange": (agent, "combine"),
         "measurement": (agent.measurer, "validate"),
         "evaluation": (agent.measurer, "judge"),
-        "weights": (raydist.engine.agent, "save_tensors"),
+        "weights": (raydist.engine.agent.agent, "save_tensors"),
         "snapshot": (actor.shards[0], "write"),
-        "waiting": (raydist.engine.board.Board, "_wait"),
+        "waiting": (raydist.engine.pool.board.Board, "_wait"),
         "writing": (Store, "write"),
     }[moment]
     original = getattr(owner, name)

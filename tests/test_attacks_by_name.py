@@ -13,8 +13,8 @@ from test_autoattack import PACKAGE_NORM, Mapped, Masked, digits, trained
 from torch import nn
 
 from raydist.adversary.attack import fgsm
-from raydist.adversary.dlr import margin
 from raydist.adversary.fosc import first_order_gap
+from raydist.adversary.objective import margin
 from raydist.adversary.threat import ThreatModel, rows
 from raydist.evaluation.names import PRESETS
 from raydist.measure import attacks

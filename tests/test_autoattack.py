@@ -17,8 +17,8 @@ from torch import nn
 from raydist.adversary.threat import ThreatModel
 from raydist.measure import autoattack as module
 from raydist.measure.autoattack import autoattack
+from raydist.measure.cascade import FEW_CLASSES, FLAGS, STANDARD, Verdict, concatenate
 from raydist.measure.guard import Guarded
-from raydist.measure.verdict import FEW_CLASSES, FLAGS, STANDARD, Verdict, concatenate
 
 LINF = ThreatModel("linf", 0.08)
 PACKAGE_NORM = {"linf": "Linf", "l2": "L2", "l1": "L1"}

@@ -7,7 +7,7 @@ from torch import nn
 
 from raydist.adversary import loss as losses
 from raydist.adversary.awp import perturbation, perturbed, weights
-from raydist.engine.flat import FlatModel
+from raydist.vector import FlatModel
 
 LOSSES = {
     "standard": losses.standard,

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
+import raydist.engine.cluster.session
 import raydist.engine.complete
-import raydist.engine.ray_session
 import raydist.run
 import raydist.sweep
-from raydist import command
-from raydist.config import Experiment, InputError, validate
-from raydist.engine.layout import layout
+from raydist import cli
+from raydist.config.experiment import Experiment, InputError, validate
+from raydist.engine.cluster.layout import layout
 
 COMMANDS = {"sweep": raydist.sweep, "run": raydist.run}
 GOOD = {
@@ -113,14 +113,14 @@ def complaint(tmp_path, monkeypatch, capsys):
     def started(*args, **kwargs):
         raise AssertionError("the run was started")
 
-    monkeypatch.setattr(raydist.engine.ray_session, "ray_session", started)
+    monkeypatch.setattr(raydist.engine.cluster.session, "ray_session", started)
     monkeypatch.setattr(raydist.engine.complete, "train", started)
 
     def run(name, *arguments):
         before = files_in(tmp_path)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
-            command.run(COMMANDS[name].main)
+            cli.run(COMMANDS[name].main)
         captured = capsys.readouterr()
         assert left.value.code == 2, captured
         assert files_in(tmp_path) == before

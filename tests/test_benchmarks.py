@@ -14,7 +14,7 @@ import typer
 from matplotlib.colors import to_hex
 from rich.console import Console
 
-from raydist.engine.pool import LocalPool
+from raydist.engine.pool.pool import LocalPool
 
 FOLDER = Path(__file__).parents[1] / "analysis" / "benchmarks"
 NAMES = ("run", "targets", "show")

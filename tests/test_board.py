@@ -15,13 +15,13 @@ import pytest
 import torch
 from test_ray import EVERYTHING, experiment
 
-from raydist.config import validate
-from raydist.engine import board
-from raydist.engine.board import PREFIX, Aborted, Board, Size, remove_leftovers, room_for
-from raydist.engine.edges import edges_between
+from raydist.config.experiment import validate
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
-from raydist.engine.ray_actor import Actor
+from raydist.engine.pool import board
+from raydist.engine.pool.board import PREFIX, Aborted, Board, Size, remove_leftovers, room_for
+from raydist.engine.pool.edges import edges_between
+from raydist.engine.pool.pool import LocalPool
+from raydist.engine.pool.ray_actor import Actor
 from raydist.network.strategy import STRATEGIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

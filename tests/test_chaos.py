@@ -19,7 +19,7 @@ from test_ray import wait_for
 from test_snapshot import timeless
 
 from raydist import load, load_events, load_rounds, run_experiment
-from raydist.study import read
+from raydist.config.study import read
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos]
 

@@ -20,7 +20,7 @@ TRAVEL = """
 import os, sys
 import mine
 import ray
-from raydist.engine.ray_session import ray_session
+from raydist.engine.cluster.session import ray_session
 
 def where():
     import beside, mine, raydist

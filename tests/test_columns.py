@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from raydist.engine.agent.verdicts import Masks, merge, of_ensemble
+from raydist.measure.cascade import FEW_CLASSES, STANDARD, Verdict
 from raydist.measure.columns import Known, alone, base, columns, joined, over_agents
-from raydist.measure.masks import Masks, merge, of_ensemble
-from raydist.measure.verdict import FEW_CLASSES, STANDARD, Verdict
 
 
 def verdicts(text, first=0):

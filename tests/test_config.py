@@ -14,9 +14,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from raydist.config import Experiment, InputError, validate
-from raydist.fields import fields_in, parse_budget, tables_in
-from raydist.study import Study, from_tree
+from raydist.config.experiment import Experiment, InputError, validate
+from raydist.config.fields import fields_in, parse_budget, tables_in
+from raydist.config.study import Study, from_tree
 
 QUADRATIC = {
     "data": {"set": "quadratic", "centers": [[0.0], [1.0], [2.0]], "hessian": [1.0]},

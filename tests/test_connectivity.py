@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from raydist.adversary.attack import pgd
 from raydist.adversary.threat import ThreatModel
-from raydist.engine.flat import FlatModel
 from raydist.learning.small import Point
 from raydist.measure.connectivity import (
     barrier,
@@ -24,6 +23,7 @@ from raydist.measure.connectivity import (
 )
 from raydist.measure.landscape import flat, risk
 from raydist.seeding import Purpose, numpy_rng
+from raydist.vector import FlatModel
 
 ATTACK = partial(pgd, threat=ThreatModel("linf", 0.1), steps=2, alpha=0.05)
 T = np.linspace(0, 1, 21)

@@ -12,7 +12,7 @@ from torch import nn
 
 from raydist.adversary.wasserstein import sensitivity
 from raydist.measure.accuracy import w2_accuracy
-from raydist.measure.distributional import value, w2_summary, w_pgd_accuracy
+from raydist.measure.wasserstein import value, w2_summary, w_pgd_accuracy
 
 NORMS = {"linf": math.inf, "l2": 2, "l1": 1}
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}

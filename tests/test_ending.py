@@ -9,14 +9,14 @@ import threading
 import pytest
 from rich.table import Table
 
-from raydist import ending
-from raydist.show import _Plain
+from raydist import signals as ending
+from raydist.results.terminal import _Plain
 
 # A command that needs a second to put things in order when it is ended.
 COMMAND = """
 import time
 from raydist import command
-from raydist.show import console
+from raydist.results.terminal import console
 
 def main() -> int:
     console.print("begun")

@@ -12,18 +12,18 @@ import reference
 import torch
 
 from raydist import run_experiment
-from raydist.config import InputError, validate
+from raydist.config.experiment import InputError, validate
+from raydist.config.study import read
+from raydist.engine.agent import verdicts
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
+from raydist.engine.pool.pool import LocalPool
 from raydist.engine.watch import Watch
 from raydist.learning.data import load
-from raydist.measure import masks
 from raydist.network.strategy import STRATEGIES, update
 from raydist.network.theory import excess_risk
-from raydist.record import Record
+from raydist.results.record import Record
 from raydist.seeding import Purpose, numpy_rng, torch_generator
-from raydist.study import read
 
 GRAPHS = {"ring": reference.ring, "star": reference.star, "complete": reference.complete}
 SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -516,7 +516,7 @@ def test_evaluation_does_not_depend_on_how_it_is_shared_out():
     pool = LocalPool(make_plan(validate(digits(evaluate={"test_images": 200}))))
     shared = pool.evaluate("now")
     whole = pool.agents[0].evaluate()  # round 0: its own state is the centroid
-    merged = masks.merge(shared)
+    merged = verdicts.merge(shared)
     parts = [part.known.right["clean"] for part in shared]
     assert all(parts) and sum(map(len, parts)) == 200
     assert merged.known.right["clean"] == whole.known.right["clean"]

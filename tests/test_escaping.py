@@ -16,9 +16,9 @@ from raydist import run_experiment
 from raydist.adversary.attack import pgd
 from raydist.adversary.loss import quadratics
 from raydist.adversary.threat import ThreatModel
-from raydist.config import InputError, validate
+from raydist.config.experiment import InputError, validate
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
+from raydist.engine.pool.pool import LocalPool
 from raydist.learning.small import Point
 from raydist.measure import escaping
 from raydist.measure.curvature import subspace

@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 
 import raydist
 from raydist.adversary.threat import ThreatModel
-from raydist.config import InputError, validate
-from raydist.engine.lock import hold
+from raydist.config.experiment import InputError, validate
 from raydist.engine.plan import make_plan
-from raydist.engine.store import Store
-from raydist.evaluation import runs
+from raydist.evaluation import run as evaluation
 from raydist.evaluation.ledger import Entry, Ledger
 from raydist.evaluation.request import Request
 from raydist.evaluation.subject import Subject, loaded, open_subject, trials
 from raydist.evaluation.units import Ask, outstanding
 from raydist.learning.data import load
+from raydist.lock import hold
+from raydist.storage import Store
 
 EPS = 0.08
 TRIAL = {
@@ -73,11 +73,11 @@ def counted(monkeypatch):
     """The units that are done, in order."""
     done = []
 
-    def perform(unit, request, do=runs.perform):
+    def perform(unit, request, do=evaluation.perform):
         done.append(unit)
         yield from do(unit, request)
 
-    monkeypatch.setattr(runs, "perform", perform)
+    monkeypatch.setattr(evaluation, "perform", perform)
     return done
 
 
@@ -253,12 +253,12 @@ def test_more_images_keep_the_verdicts_on_the_first_ones(copy, plain, monkeypatc
 
 
 def test_an_error_stands_beside_the_model_that_it_is_of(copy, monkeypatch):
-    def perform(unit, request, do=runs.perform):
+    def perform(unit, request, do=evaluation.perform):
         if unit.model == "agent-001":
             raise RuntimeError("a cable was cut")
         yield from do(unit, request)
 
-    monkeypatch.setattr(runs, "perform", perform)
+    monkeypatch.setattr(evaluation, "perform", perform)
     models = ("centroid", "agent-001", "agent-002")
     few = Request(parts=("robustness",), attacks=("pgd10",), images=8, models=models)
     frame = raydist.evaluate_runs(copy, few).set_index("model")
@@ -737,13 +737,13 @@ COMMAND = [
 
 @pytest.mark.parametrize(("arguments", "words"), COMMAND)
 def test_wrong_input_is_one_line_and_code_2(trained, arguments, words, capsys, monkeypatch):
-    from raydist import command, evaluate
+    from raydist import cli, evaluate
 
     written = set(trained.rglob("*"))
     line = ["evaluate", *(part.format(run=trained) for part in arguments)]
     monkeypatch.setattr("sys.argv", line)
     with pytest.raises(SystemExit) as ended:
-        command.run(evaluate.main)
+        cli.run(evaluate.main)
     error = capsys.readouterr().err
     assert ended.value.code == 2
     assert error.startswith("raydist: ") and len(error.splitlines()) == 1
@@ -752,12 +752,12 @@ def test_wrong_input_is_one_line_and_code_2(trained, arguments, words, capsys, m
 
 
 def test_the_command_prints_the_table_and_says_where_it_is(copy, capsys, monkeypatch):
-    from raydist import command, evaluate
+    from raydist import cli, evaluate
 
     line = ["evaluate", str(copy), "--images", "6", "--attacks", "pgd10,autoattack"]
     monkeypatch.setattr("sys.argv", [*line, "--parts", "robustness"])
     with pytest.raises(SystemExit) as ended:
-        command.run(evaluate.main)
+        cli.run(evaluate.main)
     out = capsys.readouterr().out
     assert ended.value.code == 0
     assert "autoattack %" in out and "on 6 test images" in out

@@ -10,10 +10,10 @@ import torch
 from test_engine import digits
 
 from raydist import Request, evaluate_runs, run_experiment
-from raydist.config import InputError, validate
+from raydist.config.experiment import InputError, validate
+from raydist.engine.agent import verdicts
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
-from raydist.measure import masks
+from raydist.engine.pool.pool import LocalPool
 
 NOISY = {
     "model": {"name": "helpers_foreign:drawing_net"},
@@ -41,7 +41,7 @@ def after(rounds=3, agents=4, between=lambda n: None, **tables):
             ({name: v for name, v in own.items() if not name.startswith("seconds_")}, sums)
             for own, sums in pool.measure(n)
         ]
-    judged = masks.summary(masks.merge(pool.evaluate("now")))
+    judged = verdicts.summary(verdicts.merge(pool.evaluate("now")))
     pool.shutdown()
     return np.stack(pool.states()), measured, judged
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from test_search import QUADRATIC
 
-from raydist import command, load, run, run_sweep
-from raydist.config import InputError, MachineError
-from raydist.engine import ray_private
-from raydist.engine.store import locate
-from raydist.values import shown
+from raydist import cli, load, run, run_sweep
+from raydist.config.experiment import InputError, MachineError
+from raydist.config.values import shown
+from raydist.engine.cluster import private
+from raydist.storage import locate
 
 TREE = QUADRATIC | {"snapshot": {"every": 4}, "rounds": 40}
 mounts = pytest.mark.skipif(os.geteuid() != 0, reason="mounts file systems")
@@ -37,7 +37,7 @@ def told(tmp_path, monkeypatch, capsys, *arguments):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["run", *map(str, arguments)])
     with pytest.raises(SystemExit) as left:
-        command.run(run.main)
+        cli.run(run.main)
     return left.value.code, capsys.readouterr().err
 
 
@@ -125,10 +125,10 @@ def test_what_wraps_an_error_of_the_machine_is_seen_through():
         except OSError as error:
             raise RuntimeError("The trial failed") from error
     except RuntimeError as error:
-        found = command.machine_error(error)
+        found = cli.machine_error(error)
     assert str(found).startswith("result.json cannot be written or read: No space left on device")
-    assert command.machine_error(RuntimeError("ours")) is None
-    assert command.machine_error(FileNotFoundError(errno.ENOENT, "no such file")) is None
+    assert cli.machine_error(RuntimeError("ours")) is None
+    assert cli.machine_error(FileNotFoundError(errno.ENOENT, "no such file")) is None
 
 
 @pytest.mark.parametrize("path", ["simplecache::s3://bucket/run", "a::b", "/runs/a::/b"])
@@ -143,26 +143,26 @@ def test_a_folder_with_a_long_name_is_not_where_a_private_ray_has_its_sockets(
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     long = tmp_path / ("x" * 80)
     monkeypatch.setenv("TMPDIR", str(long))
-    assert ray_private.private_folder() == "/tmp/ray" and "too long for Ray's" in caplog.text
+    assert private.private_folder() == "/tmp/ray" and "too long for Ray's" in caplog.text
     monkeypatch.setenv("TMPDIR", "/tmp")
-    assert ray_private.private_folder() == "/tmp/ray"
+    assert private.private_folder() == "/tmp/ray"
     monkeypatch.setenv("RAY_TMPDIR", str(long))
     with pytest.raises(InputError, match="write export RAY_TMPDIR=/tmp"):
-        ray_private.private_folder()
+        private.private_folder()
 
 
 @mounts
 def test_a_private_ray_that_cannot_start_is_one_line(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    monkeypatch.setattr(ray_private, "SOCKET_BYTES", 1000)
+    monkeypatch.setattr(private, "SOCKET_BYTES", 1000)
     with mounted(tmp_path / "disk", "size=1m") as disk:
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         monkeypatch.setenv("RAY_TMPDIR", str(disk))
         with pytest.raises(MachineError, match=r"a private Ray cannot start: .* Read-only .* RAY"):
-            ray_private.private_folder()
+            private.private_folder()
         monkeypatch.setenv("HOME", str(disk))
         with pytest.raises(MachineError, match=r"a private Ray cannot start: .* Read-only .* HOME"):
-            ray_private.protect_token()
+            private.protect_token()
 
 
 def test_the_token_is_its_owners_alone(tmp_path, monkeypatch):
@@ -170,18 +170,18 @@ def test_the_token_is_its_owners_alone(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     token = tmp_path / ".ray" / "auth_token"
-    ray_private.protect_token()
+    private.protect_token()
     assert token.stat().st_mode & 0o777 == 0o600 and len(token.read_text()) == 64
     token.write_text("mine")
     token.chmod(0o644)
-    ray_private.protect_token()
+    private.protect_token()
     assert token.stat().st_mode & 0o777 == 0o600 and token.read_text() == "mine"
 
 
 def test_a_trials_folder_that_was_moved_is_not_made_anew(tmp_path):
-    from raydist.config import validate
+    from raydist.config.experiment import validate
     from raydist.engine.plan import make_plan
-    from raydist.folder import Folder
+    from raydist.results.folder import Folder
 
     plan = make_plan(validate(TREE))
     folder = Folder(tmp_path / "trial")
@@ -208,8 +208,8 @@ def test_no_password_of_a_url_is_shown_or_stored(tmp_path):
 
 
 def test_the_package_has_no_console_that_reads_markup():
-    """Each text goes through `raydist.show`."""
-    package = Path(command.__file__).parent
+    """Each text goes through `raydist.results.terminal`."""
+    package = Path(cli.__file__).parent
     for file in package.rglob("*.py"):
         text = file.read_text()
         assert "from_markup" not in text and "markup=True" not in text, file

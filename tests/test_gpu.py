@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_engine import digits
 
-from raydist.config import validate
+from raydist.config.experiment import validate
+from raydist.engine.cluster.layout import layout
 from raydist.engine.driver import train
-from raydist.engine.layout import layout
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
+from raydist.engine.pool.pool import LocalPool
 from raydist.engine.replay import Replay
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -119,7 +119,7 @@ def test_compiled_passes_learn_the_same():
     ("exchange", "per_actor"), [("objects", 1), ("objects", 2), ("objects", 4), ("board", 1)]
 )
 def test_actors_that_share_a_gpu_are_the_local_agents(exchange, per_actor, ray_cluster, exact):
-    from raydist.engine.ray_pool import RayPool
+    from raydist.engine.pool.ray_pool import RayPool
 
     agent = {"gpus": 0.25, "cpus": 0.25, "per_actor": per_actor}
     plan = make_plan(validate(few(exchange=exchange, agent=agent, cuda_graphs=True)))

@@ -11,16 +11,16 @@ from safetensors.torch import load_file, save_file
 from test_engine import digits, quadratic
 from test_snapshot import run
 
-from raydist import identity as identities
 from raydist import load, load_events, load_rounds, run_experiment, run_sweep
-from raydist.config import Experiment, InputError, validate
+from raydist.config.experiment import Experiment, InputError, validate
+from raydist.config.fields import Table
+from raydist.config.study import from_tree
 from raydist.engine.plan import make_plan
-from raydist.engine.store import Store
-from raydist.fields import Table
-from raydist.folder import Folder
-from raydist.identity import ANY_VERSION, check_versions
-from raydist.resume import check_resumed
-from raydist.study import from_tree
+from raydist.results import identity as identities
+from raydist.results.folder import Folder
+from raydist.results.identity import ANY_VERSION, check_versions
+from raydist.storage import Store
+from raydist.tune.resume import check_resumed
 
 TREE = quadratic(rounds=8, snapshot={"every": 2})
 PLAIN = {"topology": {"kind": "ring", "agents": 3}, "rounds": 4}
@@ -279,7 +279,7 @@ def test_a_newer_version_is_told_once_and_an_older_one_refused(tmp_path, monkeyp
 
 def a_study(path, study):
     """Of two trials, as a sweep leaves them: one finished, one cut short."""
-    from raydist.naming import folder_name
+    from raydist.config.point import folder_name
 
     path.mkdir()
     (path / "study.json").write_text(study.to_json())

@@ -35,7 +35,7 @@ def test_help_and_a_misspelt_key_are_answered_at_once(module, arguments, code, t
 
 
 def test_agents_import_only_what_they_need():
-    program = "import sys, raydist.engine.ray_actor; print(*sys.modules)"
+    program = "import sys, raydist.engine.pool.ray_actor; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     loaded = set(run.stdout.split())
     assert "torch" in loaded, run.stderr

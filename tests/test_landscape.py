@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from raydist.adversary.attack import pgd
 from raydist.adversary.threat import ThreatModel
-from raydist.engine.flat import FlatModel
 from raydist.learning.small import Point
 from raydist.measure.landscape import (
     filter_normalised,
@@ -22,6 +21,7 @@ from raydist.measure.landscape import (
     unit_rise,
     write,
 )
+from raydist.vector import FlatModel
 
 ATTACK = partial(pgd, threat=ThreatModel("linf", 0.1), steps=2, alpha=0.05)
 HESSIAN = torch.tensor([2.0, 0.5, 1.0], dtype=torch.float64)

@@ -12,17 +12,16 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from test_search import QUADRATIC
 
-import raydist.engine.ray_session
-from raydist import run_experiment, run_sweep
-from raydist.config import InputError, MachineError
-from raydist.engine import lock
-from raydist.engine.lock import hold
-from raydist.engine.store import Store
+import raydist.engine.cluster.session
+from raydist import lock, run_experiment, run_sweep
+from raydist.config.experiment import InputError, MachineError
+from raydist.lock import hold
+from raydist.storage import Store
 
 HOLDER = """
 import sys, time
-from raydist.engine.lock import hold
-from raydist.engine.store import Store
+from raydist.lock import hold
+from raydist.storage import Store
 with hold(Store(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -147,7 +146,7 @@ def test_a_lease_that_is_not_renewed_is_taken_over_and_its_owner_told(quick, cap
 
 
 def test_commands_are_refused_at_the_door(tmp_path, monkeypatch):
-    monkeypatch.setattr(raydist.engine.ray_session, "ray_session", None)  # nobody gets so far
+    monkeypatch.setattr(raydist.engine.cluster.session, "ray_session", None)  # nobody gets so far
     tree = QUADRATIC | {"snapshot": {"every": 4}}
     run_experiment(tree, out=tmp_path / "run")
     ended = Store(tmp_path / "run").names()

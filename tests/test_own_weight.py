@@ -6,11 +6,11 @@ import reference
 from test_engine import digits, quadratic
 
 from raydist import run_experiment
-from raydist.config import validate
+from raydist.config.experiment import validate
+from raydist.engine.cluster.layout import layout
 from raydist.engine.driver import train
-from raydist.engine.layout import layout
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
+from raydist.engine.pool.pool import LocalPool
 
 # columns sum to 1; agents 0 and 2 do not hear themselves, agent 1 does
 A = np.array([[0.0, 0.3, 0.5, 0.2], [0.6, 0.4, 0.5, 0.3], [0.1, 0.2, 0.0, 0.5], [0.3, 0.1, 0, 0]])
@@ -71,7 +71,7 @@ def test_what_travels_with_the_weights_does_so_too(strategy):
     ],
 )
 def test_actors_without_own_weight_are_the_local_agents(strategy, exchange, per_actor, ray_cluster):
-    from raydist.engine.ray_pool import RayPool
+    from raydist.engine.pool.ray_pool import RayPool
 
     def states(pool, plan):
         try:

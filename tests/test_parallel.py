@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from raydist import load, load_rounds, run_experiment, run_sweep
-from raydist.config import InputError, validate
+from raydist.config.experiment import InputError, validate
 
 
 def experiment(**tables):

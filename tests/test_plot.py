@@ -8,7 +8,8 @@ import typer
 from scripts import script
 from test_engine import digits
 
-from raydist import load, plot, run_experiment
+from raydist import load, run_experiment
+from raydist.results import plot
 
 TRIALS = pd.DataFrame(
     {

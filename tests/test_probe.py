@@ -9,9 +9,9 @@ from test_engine import digits
 from test_foreign import scramble
 
 from raydist import run_experiment
-from raydist.config import InputError, validate
+from raydist.config.experiment import InputError, validate
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
+from raydist.engine.pool.pool import LocalPool
 from raydist.engine.probe import probe
 
 ONE = {"data": {"batch": 1}}

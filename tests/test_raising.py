@@ -7,10 +7,10 @@ from test_engine import digits
 
 import raydist
 from raydist import run, run_experiment
-from raydist.config import InputError
-from raydist.engine.death import AgentError
-from raydist.engine.ray_recover import agent_error
-from raydist.engine.spec import AgentSpec
+from raydist.config.experiment import InputError
+from raydist.engine.agent.spec import AgentSpec
+from raydist.engine.pool.ray_errors import agent_error
+from raydist.errors import AgentError
 from raydist.sweep import run_sweep
 
 RAISING = {"loss": {"name": "helpers_foreign:raises_later", "params": {"after": 5}}}
@@ -69,7 +69,7 @@ def test_an_agent_that_cannot_be_made_says_why(monkeypatch):
 
 
 def test_an_actor_has_a_name_before_its_agents_are_made():
-    from raydist.engine.ray_actor import Actor
+    from raydist.engine.pool.ray_actor import Actor
 
     def spec(k):
         found = object.__new__(AgentSpec)

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from test_record import FIRST, LAST, START, begin
 
-from raydist import load, load_events, load_rounds, reading
-from raydist.config import InputError, validate
-from raydist.folder import Folder
-from raydist.record import Event
-from raydist.whose import agents
+from raydist import load, load_events, load_rounds
+from raydist.config.experiment import InputError, validate
+from raydist.results import load as reading
+from raydist.results.agents import agents
+from raydist.results.folder import Folder
+from raydist.results.record import Event
 
 OPERATIONS = {
     "to_parquet": lambda frame: frame.to_parquet(io.BytesIO()),

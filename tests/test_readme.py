@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raydist.config import validate
-from raydist.study import from_tree, read
+from raydist.config.experiment import validate
+from raydist.config.study import from_tree, read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -127,7 +127,7 @@ def test_ci_runs_the_commands_of_the_readme():
 
 @pytest.mark.parametrize("family", ["models", "losses", "graphs", "sets"])
 def test_the_names_in_the_readme_are_the_known_ones(family):
-    from raydist.engine.task import LOSSES
+    from raydist.engine.agent.task import LOSSES
     from raydist.learning.data import SETS
     from raydist.learning.model import MODELS
     from raydist.network import topology
@@ -164,14 +164,16 @@ def test_the_arrows_between_the_folders_run_one_way():
     folders = ("network", "adversary", "learning")
     pure = {ROOT / "raydist" / folder for folder in folders}
     assert {file.parent for file in (ROOT / "raydist").rglob("*.py")} > pure
-    reading = {"raydist", "raydist.plot", "raydist.record", "raydist.seeds"}
+    reading = {"raydist", "raydist.results.plot", "raydist.results.record", "raydist.results.seeds"}
     for file in (ROOT / "raydist").rglob("*.py"):
         for name in imports(file):
             assert name.split(".")[0] not in ("analysis", "tests"), file
             on_ray = file.name == "sweep.py" or file.name.startswith(("ray_", "tune_"))
             assert name.split(".")[0] != "ray" or on_ray, file
             if file.parent in pure:
-                assert not name.startswith(("raydist.config", "raydist.engine", "raydist.record"))
+                assert not name.startswith(
+                    ("raydist.config.experiment", "raydist.engine", "raydist.results.record")
+                )
     for file in (ROOT / "analysis").rglob("*.py"):
         ours = [name for name in imports(file) if name.split(".")[0] == "raydist"]
         measures = file.is_relative_to(ROOT / "analysis" / "benchmarks")  # the parts themselves

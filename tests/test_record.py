@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 
 import raydist
-from raydist.config import InputError, validate
-from raydist.folder import Folder
+from raydist.config.experiment import InputError, validate
 from raydist.measure.columns import Known
-from raydist.reading import load, load_rounds
-from raydist.record import Outcome, Record, frame_of, images_frame
+from raydist.results.folder import Folder
+from raydist.results.load import load, load_rounds
+from raydist.results.record import Outcome, Record, frame_of, images_frame
 
 A = np.array([[0.75, 0.25], [0.25, 0.75]])
 GRAPH = nx.path_graph(2)
@@ -78,7 +78,7 @@ def complete(path, last=LAST, seed=0):
 
 ERROR = """Failure # 1 (occurred at 2026-01-02_03-04-05)
 \x1b[36mray::Trial.train()\x1b[39m (pid=17, ip=127.0.0.1, actor_id=5f)
-  File "raydist/tune_trial.py", line 98, in step
+  File "raydist/tune/trial.py", line 98, in step
     self.records = train(self._pool_for(plan), plan)
 ValueError: the first of two
 Failure # 2 (occurred at 2026-01-02_03-05-05)

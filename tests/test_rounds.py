@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from raydist import load_rounds, rounds
-from raydist.engine.store import Store
-from raydist.record import Record, frame_of, read_part
-from raydist.rounds import Rounds, reached
+from raydist import load_rounds
+from raydist.results import rounds
+from raydist.results.record import Record, frame_of, read_part
+from raydist.results.rounds import Rounds, reached
+from raydist.storage import Store
 
 ALL = 60
 

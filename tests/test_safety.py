@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import raydist
 from raydist import run_experiment, run_sweep
-from raydist.config import InputError
+from raydist.config.experiment import InputError
+from raydist.config.point import folder_name
+from raydist.config.study import read
 from raydist.engine.plan import make_plan
-from raydist.naming import folder_name
-from raydist.study import read
 
 PACKAGE = Path(raydist.__file__).parent
 FORBIDDEN = {

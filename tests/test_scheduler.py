@@ -9,11 +9,11 @@ import pytest
 from test_search import QUADRATIC
 
 from raydist import load, load_rounds
-from raydist.engine.store import Store
-from raydist.study import from_tree
-from raydist.tune_scheduler import DECISIONS, scheduler
-from raydist.tune_search import points
-from raydist.tune_trial import Job, Trial
+from raydist.config.study import from_tree
+from raydist.storage import Store
+from raydist.tune.scheduler import DECISIONS, scheduler
+from raydist.tune.search import points
+from raydist.tune.trial import Job, Trial
 
 ROUNDS = 6
 
@@ -31,7 +31,7 @@ class Metrics:
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    monkeypatch.setattr("raydist.tune_trial.Metrics", Metrics)
+    monkeypatch.setattr("raydist.tune.trial.Metrics", Metrics)
     logger = logging.getLogger("raydist")
     before = logger.level, logger.handlers
     yield

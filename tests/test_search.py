@@ -13,18 +13,18 @@ from ray.tune.search import Searcher
 from safetensors.numpy import load_file
 
 from raydist import load, load_rounds, over_seeds, run_experiment, run_sweep
-from raydist.config import InputError, validate
+from raydist.config.experiment import InputError, validate
+from raydist.config.search import METRICS
+from raydist.config.study import from_tree
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
-from raydist.engine.store import Store
-from raydist.record import Outcome, Record
-from raydist.search import METRICS
-from raydist.study import from_tree
+from raydist.engine.pool.pool import LocalPool
+from raydist.results.record import Outcome, Record
+from raydist.storage import Store
 from raydist.sweep import counted
-from raydist.tune_optuna import PROPOSALS, Proposals
-from raydist.tune_scheduler import scheduler
-from raydist.tune_search import OBJECTIVE, points
+from raydist.tune.optuna import PROPOSALS, Proposals
+from raydist.tune.scheduler import scheduler
+from raydist.tune.search import OBJECTIVE, points
 
 QUADRATIC = {
     "topology": {"kind": "ring", "agents": 3},
@@ -142,7 +142,7 @@ def test_a_metric_of_the_other_task_is_refused_before_anything_is_written(tmp_pa
 
 
 def test_a_study_without_optuna_installed_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("raydist.tune_search.find_spec", lambda name: None)
+    monkeypatch.setattr("raydist.tune.search.find_spec", lambda name: None)
     tree = {"base": QUADRATIC, "axes": LR}
     tree["search"] = {"algorithm": "optuna", "metric": "excess_risk"}
     with pytest.raises(InputError, match=r"pip install 'raydist\[optuna\]'"):

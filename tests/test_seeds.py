@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from raydist import over_seeds
-from raydist.show import seeds_table
+from raydist.results.terminal import seeds_table
 
 TRIALS = pd.DataFrame(
     [

@@ -5,7 +5,7 @@ import io
 import pandas as pd
 from rich.console import Console
 
-from raydist.show import footnotes, number, results_table
+from raydist.results.terminal import footnotes, number, results_table
 
 FRAME = pd.DataFrame(
     {

@@ -15,21 +15,21 @@ from hypothesis import strategies as st
 from test_engine import digits, quadratic
 from test_ray import EVERYTHING
 
-from raydist import command, load, load_events, load_rounds
-from raydist.config import InputError, validate
-from raydist.engine.death import AgentDied, AgentError
+from raydist import cli, load, load_events, load_rounds
+from raydist.config.experiment import InputError, validate
+from raydist.config.study import from_tree
 from raydist.engine.driver import train
-from raydist.engine.keeper import Keeper
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
-from raydist.engine.shard import Shard, Shards, capture, pack, unpack
-from raydist.engine.shelf import Shelf
-from raydist.engine.snapshot import SnapshotError, checksum
-from raydist.engine.store import Store
-from raydist.folder import Folder
+from raydist.engine.pool.pool import LocalPool
+from raydist.engine.recovery import Keeper
+from raydist.engine.snapshot.catalogue import Shelf
+from raydist.engine.snapshot.manifest import SnapshotError, checksum
+from raydist.engine.snapshot.shard import Shard, Shards, capture, pack, unpack
+from raydist.errors import AgentDied, AgentError
 from raydist.network.strategy import STRATEGIES
+from raydist.results.folder import Folder
 from raydist.run import main
-from raydist.study import from_tree
+from raydist.storage import Store
 
 ROUNDS = 12
 EVERY = {"evaluate": {"every": 4}, "rounds": ROUNDS}
@@ -244,12 +244,12 @@ def test_the_command_tells_a_failed_run_in_one_line_and_leaves_its_traceback(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("raydist.engine.pool.LocalPool", lambda plan: Dying(plan, {2, 3}))
+    monkeypatch.setattr("raydist.engine.pool.pool.LocalPool", lambda plan: Dying(plan, {2, 3}))
     study = from_tree(LINEAR | {"name": "x", "snapshot": {"recoveries": 1}})
     monkeypatch.setattr("raydist.run.read", lambda *_: study)
     monkeypatch.setattr(sys, "argv", ["run", "x.toml", "--quiet"])
     with pytest.raises(SystemExit) as left:
-        command.run(main)
+        cli.run(main)
     assert left.value.code == 1
     reason = "agent 1 died: on purpose (death 2, snapshot.recoveries is 1)"
     went_on = "continue with python -m raydist.run --resume runs/x"

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from raydist.config import validate
-from raydist.engine import local_step, task
-from raydist.engine.flat import FlatModel
+from raydist.config.experiment import validate
+from raydist.engine.agent import step as local_step
+from raydist.engine.agent import task
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
+from raydist.engine.pool.pool import LocalPool
 from raydist.seeding import torch_generator
+from raydist.vector import FlatModel
 
 STEPS = 10
 

@@ -9,7 +9,7 @@ from test_search import QUADRATIC
 from test_snapshot import timeless
 
 from raydist import (
-    command,
+    cli,
     evaluate,
     evaluate_runs,
     load,
@@ -18,8 +18,8 @@ from raydist import (
     run_experiment,
     run_sweep,
 )
-from raydist.config import InputError
-from raydist.engine.store import Store, locate
+from raydist.config.experiment import InputError
+from raydist.storage import Store, locate
 
 TREE = QUADRATIC | {"snapshot": {"every": 4}}
 IN_MEMORY = QUADRATIC | {"snapshot": {"path": "memory://snaps"}}
@@ -63,7 +63,7 @@ def test_an_unfinished_run_at_a_url_goes_on_from_its_snapshot():
 def test_a_url_on_the_command_line_is_refused_as_one(capsys):
     with pytest.raises(SystemExit, match="2"), pytest.MonkeyPatch.context() as patched:
         patched.setattr("sys.argv", ["evaluate", "s3://bucket/run"])
-        command.run(evaluate.main)
+        cli.run(evaluate.main)
     assert "s3://bucket/run is a URL: copy" in capsys.readouterr().err
 
 

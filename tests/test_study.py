@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydist.axes import SPACES, check_axis, ends
-from raydist.config import InputError
+from raydist.config.axes import SPACES, check_axis, ends
+from raydist.config.experiment import InputError
+from raydist.config.point import folder_name, label
+from raydist.config.study import Study, from_tree, parse_overrides, read
 from raydist.engine.plan import make_plan
-from raydist.naming import folder_name, label
 from raydist.network import topology, weights
-from raydist.study import Study, from_tree, parse_overrides, read
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.toml"))

@@ -17,7 +17,7 @@ from raydist.adversary.telemetry import (
     weight_gradient,
 )
 from raydist.adversary.threat import ThreatModel
-from raydist.engine.flat import FlatModel
+from raydist.vector import FlatModel
 
 THREAT = ThreatModel("linf", 0.1)
 UNBOUNDED = (-math.inf, math.inf)

@@ -7,8 +7,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from raydist.engine.store import Store
-from raydist.tune_files import HAS_LOGGERS, PROGRESS, RESULTS, Past, TuneFiles
+from raydist.storage import Store
+from raydist.tune.files import HAS_LOGGERS, PROGRESS, RESULTS, Past, TuneFiles
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
 

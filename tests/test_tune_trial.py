@@ -12,14 +12,14 @@ from ray.tune.experiment import Trial as TuneTrial
 from test_ray import experiment
 
 from raydist import load
-from raydist.engine.lock import Held
-from raydist.engine.store import Store
-from raydist.record import Event, Record
-from raydist.study import from_tree
+from raydist.config.study import from_tree
+from raydist.lock import Held
+from raydist.results.record import Event, Record
+from raydist.storage import Store
+from raydist.tune.monitor import Metrics
+from raydist.tune.progress import TuneProgress
+from raydist.tune.trial import Job, Trial
 from raydist.tune_log import TrialLog
-from raydist.tune_metrics import Metrics
-from raydist.tune_progress import TuneProgress
-from raydist.tune_trial import Job, Trial
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def told(monkeypatch):
         def _key(self, tags):
             return (self.name, *(value for key, value in tags.items() if key != "study"))
 
-    monkeypatch.setattr("raydist.tune_metrics.Counter", Metric)
-    monkeypatch.setattr("raydist.tune_metrics.Gauge", Metric)
+    monkeypatch.setattr("raydist.tune.monitor.Counter", Metric)
+    monkeypatch.setattr("raydist.tune.monitor.Gauge", Metric)
     return found
 
 

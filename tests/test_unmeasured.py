@@ -8,8 +8,8 @@ from pyautoattack.square import SquareAttack
 from test_engine import digits
 from torch import nn
 
-from raydist import command, load, load_rounds, run_experiment
-from raydist.config import InputError
+from raydist import cli, load, load_rounds, run_experiment
+from raydist.config.experiment import InputError
 from raydist.measure.guard import square_misfit
 from raydist.run import main
 
@@ -67,8 +67,8 @@ def fails(*_, **__):
     ("what", "named", "missing"),
     [
         ("raydist.measure.attacks.breaks", "apgd-ce", {"apgd_ce_acc"}),
-        ("raydist.measure.masks._traces", "hessian", {"hessian_trace"}),
-        ("raydist.measure.masks.stationarity", "fosc", set()),
+        ("raydist.engine.agent.verdicts._traces", "hessian", {"hessian_trace"}),
+        ("raydist.engine.agent.verdicts.stationarity", "fosc", set()),
         ("raydist.measure.accuracy.correct", "test images: agent 0", {"clean_acc", "pgd2_acc"}),
     ],
 )
@@ -97,7 +97,7 @@ def test_weights_and_records_are_there_before_anything_is_judged(tmp_path, monke
         assert load_rounds(tmp_path / "run")["round"].max() == 4
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("raydist.engine.pool.LocalPool.evaluate", killed)
+    monkeypatch.setattr("raydist.engine.pool.pool.LocalPool.evaluate", killed)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(TREE, out=tmp_path / "run")
     assert load(tmp_path / "run")["status"].tolist() == ["unfinished"]
@@ -113,7 +113,7 @@ def test_the_command_says_so_in_one_line(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(sys, "argv", ["run", "x.toml", "--quiet"])
     with pytest.raises(SystemExit) as left:
-        command.run(main)
+        cli.run(main)
     (line,) = capsys.readouterr().err.splitlines()
     assert left.value.code == 1 and "not measured in full: fgsm: RuntimeError: CUDA" in line
     assert line.endswith("python -m raydist.evaluate runs/x")

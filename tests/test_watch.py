@@ -11,13 +11,13 @@ from test_engine import digits, quadratic, values, weights_after
 from raydist import run_experiment
 from raydist.adversary.instability import add_gaussian
 from raydist.adversary.wasserstein import sensitivity
-from raydist.config import InputError, validate
+from raydist.config.experiment import InputError, validate
+from raydist.engine.agent.own import Own
 from raydist.engine.driver import train
-from raydist.engine.own import Own
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
+from raydist.engine.pool.pool import LocalPool
 from raydist.engine.watch import Watch
-from raydist.record import Record
+from raydist.results.record import Record
 from raydist.seeding import Purpose, torch_generator
 
 # Two rounds in an epoch, the state measured after each epoch.

@@ -18,15 +18,15 @@ from targets import Row, row, tell
 from torch import Tensor, nn
 
 from raydist.adversary.threat import ThreatModel
-from raydist.config import validate
+from raydist.config.experiment import validate
+from raydist.engine.agent.risk import one_thread
 from raydist.engine.driver import train
-from raydist.engine.excess import one_thread
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
+from raydist.engine.pool.pool import LocalPool
 from raydist.learning.data import load, to_tensor
 from raydist.learning.model import build
 from raydist.measure.autoattack import autoattack
-from raydist.measure.verdict import STANDARD, Verdict
+from raydist.measure.cascade import STANDARD, Verdict
 
 EPS, CLASSES, BATCH, SEED = 0.1, 10, 128, 0
 TINY = 1e-6  # a budget that breaks nothing

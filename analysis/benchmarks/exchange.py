@@ -90,7 +90,7 @@ def seconds_a_round(pool: Any, first: int, rounds: int) -> float:
 
 def plan_of(size: int, exchange: str, per_actor: int, gpus: float = 0) -> Any:
     """A run of agents that will not learn; each has so much of a GPU."""
-    from raydist.config import validate
+    from raydist.config.experiment import validate
     from raydist.engine.plan import make_plan
 
     agent = {"per_actor": per_actor, "cpus": 0.02, "gpus": gpus}
@@ -99,9 +99,9 @@ def plan_of(size: int, exchange: str, per_actor: int, gpus: float = 0) -> Any:
 
 def started(plan: Any) -> Any:
     """The pool of a plan."""
-    from raydist.engine.layout import layout
-    from raydist.engine.ray_pool import RayPool
-    from raydist.engine.ray_session import cluster_resources
+    from raydist.engine.cluster.layout import layout
+    from raydist.engine.cluster.session import cluster_resources
+    from raydist.engine.pool.ray_pool import RayPool
 
     return RayPool(plan, layout(plan.config, cluster_resources()))
 
@@ -154,7 +154,7 @@ def measure(quick: bool) -> list[Row]:
     Returns:
         The rows.
     """
-    from raydist.engine.ray_session import ray_session
+    from raydist.engine.cluster.session import ray_session
 
     os.environ["PYTHONPATH"] = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     with ray_session("local"):

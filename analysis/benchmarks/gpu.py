@@ -15,7 +15,7 @@ import torch
 from step import Step, agent_step, alternate, plan_of, published_step
 from targets import Row, row, tell
 
-from raydist.engine.pool import LocalPool
+from raydist.engine.pool.pool import LocalPool
 
 AGENTS, BATCH = 16, 128
 FAST: dict[str, Any] = {"precision": "bf16", "channels_last": True, "cuda_graphs": True}

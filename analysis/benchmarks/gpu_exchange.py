@@ -22,7 +22,7 @@ from targets import Row, row, tell
 from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
-from raydist.engine.ray_session import ray_session
+from raydist.engine.cluster.session import ray_session
 from raydist.network.strategy import combine
 
 AGENTS = 16

@@ -16,13 +16,13 @@ import torch
 from mute import mute, tree
 from targets import Row, row, tell
 
-from raydist.config import validate
+from raydist.config.experiment import validate
+from raydist.engine.cluster.layout import layout
+from raydist.engine.cluster.session import cluster_resources, ray_session
 from raydist.engine.driver import train
-from raydist.engine.layout import layout
 from raydist.engine.plan import make_plan
-from raydist.engine.pool import LocalPool
-from raydist.engine.ray_pool import RayPool
-from raydist.engine.ray_session import cluster_resources, ray_session
+from raydist.engine.pool.pool import LocalPool
+from raydist.engine.pool.ray_pool import RayPool
 
 PARAMETERS = [10_000, 100_000, 1_000_000, 10_000_000, 45_000_000]
 AGENTS = [4, 16, 64, 256, 700]

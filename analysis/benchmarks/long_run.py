@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 from growth import quadratic
 from targets import Row, row, tell
 
-from raydist.config import validate
+from raydist.config.experiment import validate
 from raydist.engine.complete import FLUSH_SECONDS
 from raydist.engine.driver import train
-from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan, make_plan
-from raydist.engine.pool import LocalPool
-from raydist.folder import Folder
+from raydist.engine.pool.pool import LocalPool
+from raydist.engine.recovery import Keeper
+from raydist.results.folder import Folder
 
 CADENCE = 2.0  # seconds between two snapshots
 AGENTS = 16

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raydist.engine.group import Group
+from raydist.engine.pool.group import Group
 
 
 class Vector(nn.Module):

@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from raydist.adversary.fosc import first_order_gap
-from raydist.config import validate
-from raydist.engine.agent import Agent
+from raydist.config.experiment import validate
+from raydist.engine.agent.agent import Agent
+from raydist.engine.agent.risk import one_thread
+from raydist.engine.agent.step import LocalStep
 from raydist.engine.driver import train
-from raydist.engine.excess import one_thread
-from raydist.engine.local_step import LocalStep
 from raydist.engine.plan import Plan, make_plan
-from raydist.engine.pool import LocalPool
+from raydist.engine.pool.pool import LocalPool
 from raydist.learning.optim import build
 
 STEPS, EPS, ALPHA, BETA = 10, 8 / 255, 2 / 255, 6.0

@@ -4,15 +4,15 @@ import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from raydist.config import Experiment, InputError
-from raydist.engine.death import AgentError
-from raydist.engine.excess import unpredictable
-from raydist.engine.own import Own
-from raydist.engine.task import quadratic_of
-from raydist.fields import fields_in
+from raydist.config.experiment import Experiment, InputError
+from raydist.config.fields import fields_in
+from raydist.config.training import Pictures, Point, Quadratic
+from raydist.engine.agent.own import Own
+from raydist.engine.agent.risk import unpredictable
+from raydist.engine.agent.task import quadratic_of
+from raydist.errors import AgentError
 from raydist.learning.data import Data
 from raydist.measure import attacks
-from raydist.tables import Pictures, Point, Quadratic
 
 COPIES = 3  # of a model's parameters that an agent holds at least
 P = ParamSpec("P")

@@ -3,14 +3,14 @@
 import time
 from collections.abc import Callable
 
-from raydist.engine.agent import Message
+from raydist.engine.agent.agent import Message
 from raydist.engine.driver import train
-from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan
-from raydist.engine.pool import Pool, parameters_of
-from raydist.folder import Folder, final_numbers
-from raydist.record import Record, Result
-from raydist.rounds import Rounds
+from raydist.engine.pool.pool import Pool, parameters_of
+from raydist.engine.recovery import Keeper
+from raydist.results.folder import Folder, final_numbers
+from raydist.results.record import Record, Result
+from raydist.results.rounds import Rounds
 
 FLUSH_SECONDS = 2.0
 

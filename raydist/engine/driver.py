@@ -8,17 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from raydist.engine.agent import BEFORE, Info
+from raydist.engine.agent import validation, verdicts
+from raydist.engine.agent.agent import BEFORE, Info
+from raydist.engine.agent.spec import agent_file
 from raydist.engine.checks import one_line
-from raydist.engine.death import AgentDied
-from raydist.engine.keeper import Keeper
 from raydist.engine.plan import Plan
-from raydist.engine.pool import Pending, Pool
-from raydist.engine.spec import agent_file
+from raydist.engine.pool.pool import Pending, Pool
+from raydist.engine.recovery import Keeper
 from raydist.engine.watch import Watch
-from raydist.measure import masks, trained
+from raydist.errors import AgentDied
 from raydist.measure.columns import Known, base, over_agents
-from raydist.record import Outcome, Record, images_frame
+from raydist.results.record import Outcome, Record, images_frame
 
 
 class _TooFar(Exception):
@@ -229,7 +229,7 @@ def _measured(
     agents = [info | own for info, (own, _) in zip(infos or [{}] * len(found), found, strict=True)]
     centroid: dict[str, float] = {}
     if plan.data is not None:
-        centroid = trained.add([sums for _, sums in found])
+        centroid = validation.add([sums for _, sums in found])
     risks = [own.pop("centroid_excess_risk") for own in agents if "centroid_excess_risk" in own]
     if risks:
         centroid["centroid_excess_risk"] = float(np.mean(risks))
@@ -275,11 +275,11 @@ def last_record(
     if test and plan.data is not None and outcome.status != "diverged":
         failed: dict[str, str] = {}
         for judged in _judged(pool, failed, "", "now"):
-            final |= masks.summary(judged)
+            final |= verdicts.summary(judged)
             models["centroid"] = judged.known
         for model, (name, which) in _besides(plan, outcome).items():
             for judged in _judged(pool, failed, f"{name} ", *which):
-                besides = masks.summary(judged)
+                besides = verdicts.summary(judged)
                 final |= {f"{name}_{key}": value for key, value in besides.items()}
                 models[model] = judged.known
         if plan.config.evaluate.agents:
@@ -292,7 +292,7 @@ def last_record(
     return replace(record, outcome=outcome, final=final, images=images)
 
 
-def _judged(pool: Pool, failed: dict[str, str], whose: str, *which: str) -> list[masks.Masks]:
+def _judged(pool: Pool, failed: dict[str, str], whose: str, *which: str) -> list[verdicts.Masks]:
     """Verdicts on test images, as `Pool.evaluate`; the run is over, and none is worth losing it.
 
     Args:
@@ -310,7 +310,7 @@ def _judged(pool: Pool, failed: dict[str, str], whose: str, *which: str) -> list
     """
     try:
         parts = pool.evaluate(*which)
-        found = [masks.merge(parts)] if which else parts
+        found = [verdicts.merge(parts)] if which else parts
     except AgentDied:
         raise
     except Exception as error:

@@ -15,21 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydist.adversary.schedule import Timetable
-from raydist.config import Experiment, InputError
-from raydist.engine import excess
+from raydist.config.adversary import Wasserstein
+from raydist.config.experiment import Experiment, InputError
+from raydist.config.fields import in_rounds
+from raydist.config.training import Dirichlet, Images, OwnImages, Pictures, Quantity, Shards
+from raydist.engine.agent import risk
+from raydist.engine.agent.spec import AgentSpec
+from raydist.engine.agent.task import Split
 from raydist.engine.checks import check_images, check_quadratic, checked, input_of
 from raydist.engine.probe import probe, probe_key
-from raydist.engine.spec import AgentSpec
-from raydist.engine.store import Store
-from raydist.engine.task import Split
-from raydist.fields import in_rounds
-from raydist.identity import checkpoint_of, named_files
 from raydist.learning import data as datasets
 from raydist.learning import partition
 from raydist.network import strategy, topology, weights
-from raydist.recipe import Wasserstein
+from raydist.results.identity import checkpoint_of, named_files
 from raydist.seeding import Purpose, drawing, numpy_rng
-from raydist.tables import Dirichlet, Images, OwnImages, Pictures, Quantity, Shards
+from raydist.storage import Store
 
 BASE_BYTES = 350e6  # a process that has imported torch (its CUDA build), measured
 
@@ -189,7 +189,7 @@ class Plan:
     @property
     def theory_missing(self) -> str:
         """Why the excess risk of this run is not predicted, "" if it can be."""
-        return excess.unpredictable(self.config)
+        return risk.unpredictable(self.config)
 
     def theory(self) -> dict[float, float]:
         """Predicted excess risk of every measured round and, at math.inf, in the limit, (E1).
@@ -201,11 +201,11 @@ class Plan:
         if self.theory_missing:
             return {}
         if self.data is None:
-            values = excess.predict_quadratic(self.config, self.A, rounds)
+            values = risk.predict_quadratic(self.config, self.A, rounds)
         elif self.config.evaluate.subspace:
             images = self.held()["risk"]
             with drawing(Purpose.IN_MEASUREMENT, self.config.seed):
-                values = excess.predict_network(
+                values = risk.predict_network(
                     self.config, self.A, images, input_of(self.config, self.data), rounds
                 )
         else:

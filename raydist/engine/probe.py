@@ -12,19 +12,19 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from raydist.adversary.attack import frozen
 from raydist.adversary.schedule import Timetable
-from raydist.config import Experiment, InputError
+from raydist.config.experiment import Experiment, InputError
+from raydist.config.training import KnownNetwork, Network
+from raydist.engine.agent.foreign import is_foreign
+from raydist.engine.agent.passes import unsafe_in_channels_last
+from raydist.engine.agent.step import LocalStep
+from raydist.engine.agent.task import DTYPES, build_model, image_task, loss_named
 from raydist.engine.checks import checked, input_of, one_line
-from raydist.engine.flat import FlatModel
-from raydist.engine.foreign import is_foreign
-from raydist.engine.local_step import LocalStep
-from raydist.engine.precision import unsafe_in_channels_last
 from raydist.engine.stray import stray
-from raydist.engine.task import DTYPES, build_model, image_task, loss_named
 from raydist.learning import model as models
 from raydist.learning.data import Data, to_tensor
 from raydist.learning.model import parameter_count
 from raydist.seeding import Purpose, drawing
-from raydist.tables import KnownNetwork, Network
+from raydist.vector import FlatModel
 
 COPIES = 3  # of a model's parameters that an agent holds at least
 LARGEST = 2**27  # numbers that a foreign model may give out here: half a gigabyte in float32

@@ -20,16 +20,16 @@ import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raydist.config import Experiment, InputError
+from raydist.config.experiment import Experiment, InputError
+from raydist.config.training import Snapshot
 from raydist.engine.checks import one_line
+from raydist.engine.cluster.layout import Resources, at_once, place
 from raydist.engine.complete import complete
-from raydist.engine.death import AgentError
-from raydist.engine.layout import Resources, at_once, place
-from raydist.engine.parallel import ParallelPool
 from raydist.engine.plan import Plan
-from raydist.folder import Folder
-from raydist.record import Result
-from raydist.tables import Snapshot
+from raydist.engine.pool.data_parallel import ParallelPool
+from raydist.errors import AgentError
+from raydist.results.folder import Folder
+from raydist.results.record import Result
 
 
 def scaling(config: Experiment, nodes: Sequence[Resources]) -> ScalingConfig:
@@ -46,7 +46,7 @@ def scaling(config: Experiment, nodes: Sequence[Resources]) -> ScalingConfig:
         InputError: if there is no room for any.
 
     Example:
-        >>> from raydist.config import validate
+        >>> from raydist.config.experiment import validate
         >>> config = validate({"topology": {"kind": "ring", "agents": 3}, "rounds": 1})
         >>> found = scaling(config, [{"CPU": 8}])
         >>> found.num_workers, found.resources_per_worker

@@ -11,7 +11,7 @@ from typing import Any
 from raydist.adversary.instability import Chronicle, catastrophic_overfitting, remedy_rounds
 from raydist.engine.plan import Plan
 from raydist.network.topology import title
-from raydist.record import Outcome, Record
+from raydist.results.record import Outcome, Record
 
 FORMS = {"published": "val_fosc", "box": "val_fosc_box", "relative": "val_fosc_relative"}
 FINITE = ("loss", "grad_norm", "distance", "val_loss")

@@ -25,7 +25,7 @@ class Entry:
         value: the result; with images, a list of one value for each.
         images: positions of the images in their split; None if it is not about single images.
         seconds: that it took.
-        flags: warnings about the model, as in `raydist.measure.verdict.FLAGS`.
+        flags: warnings about the model, as in `raydist.measure.cascade.FLAGS`.
     """
 
     weights: str

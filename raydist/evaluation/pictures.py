@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raydist.plot import CYCLE, STYLES
+from raydist.results.plot import CYCLE, STYLES
 
 Scans = Mapping[str, Any]  # measure -> value, of one trial's centroid
 PLANES = 6  # trials at most whose landscapes are drawn

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from raydist.adversary.attack import pgd
 from raydist.adversary.threat import Norm, ThreatModel
-from raydist.config import Experiment, InputError
+from raydist.config.experiment import Experiment, InputError
+from raydist.config.fields import check_budget
 from raydist.evaluation.names import PARTS
-from raydist.fields import check_budget
 from raydist.measure import attacks
 
 BLOCK = 32  # images that are judged together: a function of the request alone, whoever does it

@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 
 from raydist.adversary.threat import ThreatModel
-from raydist.engine.death import whole
-from raydist.engine.store import Store
+from raydist.errors import whole
 from raydist.evaluation.ledger import Entry, Ledger
 from raydist.evaluation.request import Request
 from raydist.evaluation.subject import Subject
@@ -21,8 +20,9 @@ from raydist.evaluation.table import (
 )
 from raydist.evaluation.trial_end import from_trial
 from raydist.evaluation.units import Unit, missing
-from raydist.folder import pack_frame, pack_json, plain
 from raydist.measure.columns import Numbers, joined, over_agents
+from raydist.results.folder import pack_frame, pack_json, plain
+from raydist.storage import Store
 
 TOLD = 5  # bad lines that are told one by one
 

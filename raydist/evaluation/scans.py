@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from raydist.engine.task import DTYPES
+from raydist.engine.agent.task import DTYPES
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request
 from raydist.evaluation.subject import Subject

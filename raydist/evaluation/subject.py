@@ -13,19 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raydist.config import Experiment, InputError, validate
+from raydist.config.experiment import Experiment, InputError, validate
+from raydist.engine.agent.own import Own
+from raydist.engine.agent.task import DTYPES, build_model
 from raydist.engine.checks import checked
-from raydist.engine.own import Own
 from raydist.engine.plan import forget_data, load_data, shares_of
-from raydist.engine.store import Store
-from raydist.engine.task import DTYPES, build_model
-from raydist.folder import digest_of, digest_of_model
-from raydist.identity import checkpoint_of
 from raydist.learning import checkpoint
 from raydist.learning.average import Ensemble
 from raydist.learning.data import Data, to_tensor
 from raydist.learning.subset import Index, evenly, in_turn
-from raydist.measure.verdict import FEW_CLASSES, STANDARD
+from raydist.measure.cascade import FEW_CLASSES, STANDARD
+from raydist.results.folder import digest_of, digest_of_model
+from raydist.results.identity import checkpoint_of
+from raydist.storage import Store
 
 START, ENSEMBLE, AGENTS = "start", "ensemble", "agents"
 Batches = list[tuple[Tensor, Tensor]]

@@ -5,11 +5,11 @@ import io
 import pandas as pd
 
 from raydist.adversary.threat import ThreatModel
-from raydist.engine.store import Store
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.subject import Subject
 from raydist.evaluation.units import budget
 from raydist.measure.columns import CLEAN
+from raydist.storage import Store
 
 NO_VERDICTS = ("model", "image", "label", "weights", "broken_by", "flags")
 

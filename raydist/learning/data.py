@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydist.closest import closest
 from raydist.learning import own_data, readers
 from raydist.learning.images import Data as Data
 from raydist.learning.readers import Split, Splits
+from raydist.lookup import closest
 from raydist.seeding import Purpose, numpy_rng
 
 AUGMENTATION = {"cifar10": "crop-flip", "cifar100": "crop-flip", "svhn": "crop"}  # others: none

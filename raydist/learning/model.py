@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from raydist.closest import closest
 from raydist.learning import resnet, small, vgg
 from raydist.learning.wideresnet import wide_resnet
+from raydist.lookup import closest
 from raydist.seeding import Purpose, drawing
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raydist.closest import closest
 from raydist.learning.images import SPLITS, Data, check_alike, check_arrays, check_scales
 from raydist.learning.readers import Split
+from raydist.lookup import closest
 from raydist.plugin import resolve
 
 KEYS = (*SPLITS, "classes", "scale")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from raydist.adversary.attack import AttackLoss, Start, frozen, pgd
 from raydist.adversary.threat import ThreatModel
-from raydist.measure.verdict import Mask
+from raydist.measure.cascade import Mask
 from raydist.seeding import Purpose, torch_generator
 
 

@@ -19,13 +19,13 @@ from fractions import Fraction
 import numpy as np
 from torch import Tensor, nn
 
-from raydist.adversary.dlr import margin
+from raydist.adversary.objective import margin
 from raydist.adversary.threat import ThreatModel
 from raydist.measure.accuracy import pgd_correct
 from raydist.measure.autoattack import PACKAGE, broken, perturbations
+from raydist.measure.cascade import Mask
 from raydist.measure.guard import NEEDS, Guarded, guarded, square_misfit
 from raydist.measure.radii import radii
-from raydist.measure.verdict import Mask
 from raydist.seeding import Purpose, seed_for
 
 __all__ = ["Attack", "breaks", "column", "parse", "radii", "skipped"]
@@ -170,7 +170,7 @@ def breaks(
         classes: number of classes ≥ 2.
         batch: images per forward pass.
         seed: seed of the attack.
-        flags: collects those names of `raydist.measure.verdict.FLAGS` that show up.
+        flags: collects those names of `raydist.measure.cascade.FLAGS` that show up.
 
     Returns:
         (N,): True where the attack changes the label, or it was wrong before.

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydist.adversary.threat import ThreatModel
+from raydist.measure.cascade import FEW_CLASSES, STANDARD, Mask, Verdict
 from raydist.measure.guard import Guarded, flagger, guarded, logits_of
-from raydist.measure.verdict import FEW_CLASSES, STANDARD, Mask, Verdict
 
 Perturb = Callable[[Tensor, Tensor], Tensor]  # (x, y) -> points
 

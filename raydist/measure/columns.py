@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydist.measure import attacks, masking
-from raydist.measure.verdict import FEW_CLASSES, FLAGS, STANDARD, Mask
+from raydist.measure.cascade import FEW_CLASSES, FLAGS, STANDARD, Mask
 
 CLEAN, ENSEMBLE = "clean", "ensemble"
 SQUARE_BROKE = 0.002  # more than that share left to Square is a warning, as in the package
@@ -37,7 +37,7 @@ class Known:
             does alone stands under `alone(member)`. Of all others, the images that are wrong
             without attack too.
         values: "fosc", "fosc_relative", "zero_gradient" -> image -> number.
-        flags: names of `raydist.measure.verdict.FLAGS` that were observed.
+        flags: names of `raydist.measure.cascade.FLAGS` that were observed.
         members: of the ensemble, in their order.
     """
 

@@ -36,7 +36,7 @@ class Guarded(nn.Module):
         Args:
             model: gives logits (N, classes).
             classes: number of classes.
-            flags: collects names of `raydist.measure.verdict.FLAGS`.
+            flags: collects names of `raydist.measure.cascade.FLAGS`.
         """
         super().__init__()
         self.model, self.classes, self.flags = model, classes, flags

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from raydist.adversary.attack import frozen
 from raydist.adversary.loss import cross_entropies
-from raydist.measure.verdict import FLAGS, Mask
+from raydist.measure.cascade import FLAGS, Mask
 
 PLAIN = 0.2  # a gap that a check must be able to see: masked models have tens of points
 
@@ -257,7 +257,7 @@ def together(judgements: Sequence[Judgement], flags: Collection[str] = ()) -> Ju
 
     Args:
         judgements: on each set.
-        flags: names of `raydist.measure.verdict.FLAGS` that attacks have raised.
+        flags: names of `raydist.measure.cascade.FLAGS` that attacks have raised.
 
     Returns:
         A sign on one set is a sign. A flag is one too, unless the check of that name was made,

@@ -14,7 +14,7 @@ from typing import Any
 
 import networkx as nx
 
-from raydist.closest import closest
+from raydist.lookup import closest
 from raydist.plugin import resolve
 from raydist.seeding import Purpose, seed_for
 

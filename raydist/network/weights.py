@@ -11,7 +11,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from raydist.closest import closest
+from raydist.lookup import closest
 from raydist.network.topology import check_connected, title
 
 Array = NDArray[np.float64]

@@ -17,14 +17,14 @@ import ray
 from mute import mute
 from serve import AGENTS, DEGREE, serve
 
-from raydist.config import validate
+from raydist.config.experiment import validate
+from raydist.engine.cluster.layout import layout
+from raydist.engine.cluster.session import cluster_resources, ray_session
 from raydist.engine.driver import train
-from raydist.engine.group import Group
-from raydist.engine.layout import layout
 from raydist.engine.plan import Plan, make_plan
-from raydist.engine.pool import Pool
-from raydist.engine.ray_pool import RayPool
-from raydist.engine.ray_session import cluster_resources, ray_session
+from raydist.engine.pool.group import Group
+from raydist.engine.pool.pool import Pool
+from raydist.engine.pool.ray_pool import RayPool
 
 WARM, SMALL = 3, 100  # rounds that are not timed; parameters while others are measured
 

@@ -1,0 +1,80 @@
+"""The table [search] of a study: how points are chosen, and which trials are ended early."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from raydist.config.experiment import Experiment, InputError
+from raydist.config.fields import Span, Table
+
+# What every trial reports whenever its state is measured. Test images are not among it: whoever
+# chooses trials by them has no unseen ones left.
+METRICS = {
+    "quadratic": ("excess_risk", "loss", "grad_norm", "disagreement", "distance"),
+    "images": (
+        *("val_pgd10_acc", "val_clean_acc", "val_fgsm_acc", "val_loss"),
+        *("val_fosc", "val_fosc_box", "val_fosc_relative"),
+        *("loss", "fosc", "grad_norm", "disagreement", "distance"),
+    ),
+}
+
+
+class Search(Table):
+    """Which points run, how many at a time, and which of them are not worth finishing."""
+
+    # Lists in full and spaces drawn, unless a name says otherwise; "random" and "optuna" choose
+    # from lists too, all but the seeds: a point always runs with each of them.
+    algorithm: Literal["grid", "random", "optuna"] | None = None
+    samples: PositiveInt = 10  # points that are drawn
+    max_concurrent: PositiveInt | None = None
+    seed: int = Field(default=0, ge=0)
+    metric: str = "val_pgd10_acc"  # that optuna and the scheduler judge by
+    mode: Literal["max", "min"] | None = None  # default: max for accuracies, else min
+    scheduler: Literal["asha", "median"] | None = None  # ends trials early
+    grace: Span = 0.1  # that every trial gets
+    reduction: Annotated[float, Field(gt=1)] = 4.0  # of asha: 1 in so many
+
+    @property
+    def better(self) -> Literal["max", "min"]:
+        """Which end of the metric is the good one."""
+        return self.mode or ("max" if self.metric.endswith("_acc") else "min")
+
+    @property
+    def judges(self) -> bool:
+        """Whether trials are compared while the study runs."""
+        return self.algorithm == "optuna" or self.scheduler is not None
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Self:
+        names = sorted({name for names in METRICS.values() for name in names})
+        if self.metric not in names:
+            raise ValueError(
+                f'metric is "{self.metric}", expected one that trials report while they train: '
+                f"{', '.join(names)}"
+            )
+        if not self.judges and {"metric", "mode"} & self.model_fields_set:
+            raise ValueError(
+                'metric and mode belong to algorithm = "optuna" or to a scheduler: '
+                'write scheduler = "asha"'
+            )
+        owners = {"grace": ("a scheduler", ["asha", "median"]), "reduction": ('"asha"', ["asha"])}
+        for key, (owner, schedulers) in owners.items():
+            if key in self.model_fields_set and self.scheduler not in schedulers:
+                raise ValueError(f'{key} belongs to {owner}: remove it or write scheduler = "asha"')
+        return self
+
+    def check_metric(self, config: Experiment) -> None:
+        """What trials are compared by is something that they report.
+
+        Args:
+            config: the experiment of one of them.
+
+        Raises:
+            InputError: if it is not.
+        """
+        known = METRICS["quadratic" if config.data.set == "quadratic" else "images"]
+        if self.judges and self.metric not in known:
+            raise InputError(
+                f'search.metric is "{self.metric}", which data.set = "{config.data.set}" does not '
+                f"report: write one of {', '.join(known)}"
+            )

@@ -1,0 +1,1 @@
+"""What an agent does by itself: its step and its measurements, without Ray."""

@@ -1,0 +1,123 @@
+"""What is measured of a model in training, in parts that agents share out.
+
+Each agent measures a part of the images and returns plain sums; `add` puts the parts together, so
+that the numbers do not depend on who measured what. `raydist.engine.agent.verdicts` does the same
+at the end of training, image by image.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raydist.adversary.attack import fgsm, frozen, input_gradient, pgd
+from raydist.adversary.fosc import first_order_gap, relative_gap
+from raydist.adversary.loss import cross_entropies
+from raydist.adversary.threat import ThreatModel
+from raydist.config.experiment import Experiment
+from raydist.learning.data import to_tensor
+from raydist.seeding import Purpose, torch_generator
+
+Sums = dict[str, float]
+FOSC_STEPS = 10  # FOSC is taken at the last point of PGD-10 (arXiv:2410.07675)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a split.
+
+    Attributes:
+        index: their positions in the split.
+        x: all images of the split, (N, C, H, W), in units of `scale`.
+        y: all labels, (N,).
+        scale: what brings pixels to [0, 1].
+        device: where to compute.
+        seen: images in [0, 1] -> the same as their agent sees them; None: as they are.
+    """
+
+    index: NDArray[np.int64]
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+    scale: float
+    device: torch.device
+    seen: Callable[[Tensor], Tensor] | None = None
+
+    def tensors(self, index: NDArray[np.int64], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1] and labels at positions of the split."""
+        x = to_tensor(self.x[index], self.scale, dtype, self.device)
+        images = x if self.seen is None else self.seen(x)
+        return images, torch.tensor(self.y[index], device=self.device)
+
+
+def stationarity(
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, draw: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The last PGD-10 point and FOSC there in its three forms.
+
+    Args:
+        model: gives logits.
+        x: images, (N, ...).
+        y: labels, (N,).
+        threat: the set of allowed points.
+        draw: source of the random start.
+
+    Returns:
+        x' and, each (N,): `fosc` as published, `fosc_box` on ball ∩ box, `fosc_relative` free of
+        the scale of the loss.
+    """
+    alpha = threat.eps / 4
+    x_adv = pgd(model, x, y, threat, steps=FOSC_STEPS, alpha=alpha, generator=draw)
+    g = input_gradient(model, x_adv, y)
+    return x_adv, {
+        "fosc": first_order_gap(x, x_adv, g, threat),
+        "fosc_box": first_order_gap(x, x_adv, g, threat, box=True),
+        "fosc_relative": relative_gap(x, x_adv, g, threat),
+    }
+
+
+def validate(model: nn.Module, part: Part, threat: ThreatModel, config: Experiment, n: int) -> Sums:
+    """Sums over some validation images; `add` makes means of them.
+
+    Args:
+        model: gives logits.
+        part: the images.
+        threat: the set of allowed points.
+        config: the experiment.
+        n: the round, for the draws.
+
+    Returns:
+        `count` and the sums of `val_loss` (clean cross-entropy), `val_clean_acc`, `val_pgd10_acc`,
+        `val_fgsm_acc`, `val_fosc`, `val_fosc_box`, `val_fosc_relative`.
+    """
+    total: Sums = {"count": float(len(part.index))}
+    agent = int(part.index[0]) if len(part.index) else 0
+    draw = torch_generator(Purpose.EVALUATE, config.seed, agent, n, part.device)
+    dtype = next(model.parameters()).dtype
+    for first in range(0, len(part.index), config.evaluate.batch):
+        x, y = part.tensors(part.index[first : first + config.evaluate.batch], dtype)
+        x_adv, gaps = stationarity(model, x, y, threat, draw)
+        x_fgsm = fgsm(model, x, y, threat)
+        with frozen(model), torch.no_grad():
+            logits, attacked, stepped = model(x), model(x_adv), model(x_fgsm)
+        right = logits.argmax(1) == y
+        sums = {
+            "val_loss": cross_entropies(logits, y),
+            "val_clean_acc": right,
+            "val_pgd10_acc": right & (attacked.argmax(1) == y),
+            "val_fgsm_acc": right & (stepped.argmax(1) == y),
+            **{f"val_{name}": gap for name, gap in gaps.items()},
+        }
+        for name, values in sums.items():
+            total[name] = total.get(name, 0.0) + float(values.sum())
+    return total
+
+
+def add(parts: Sequence[Sums]) -> Sums:
+    """Means over all images, from the sums over parts of them."""
+    count = sum(part.get("count", 0.0) for part in parts)
+    names = dict.fromkeys(name for part in parts for name in part if name != "count")
+    return {name: sum(part.get(name, 0.0) for part in parts) / count for name in names}

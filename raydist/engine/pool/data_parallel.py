@@ -1,0 +1,122 @@
+"""Data parallel: one worker's part of a centralized run, all agents of a worker on one model.
+
+Every worker runs the same driver. Worker w plays the agents {k : k mod W = w}, each on its own
+batch; the mean gradient over all K agents is one all-reduce, and every worker makes the same step.
+Plain `torch.distributed`; `raydist.engine.ray_train` starts the workers.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from raydist.engine.agent.agent import Info, Message
+from raydist.engine.agent.spec import agent_file
+from raydist.engine.agent.validation import Sums
+from raydist.engine.agent.verdicts import Masks
+from raydist.engine.plan import Plan
+from raydist.engine.pool.group import Group
+from raydist.engine.pool.pool import LocalPool, centroid_files
+
+T = TypeVar("T")
+
+
+class ParallelPool(LocalPool):
+    """The agents of this worker. The workers call its methods together, in the same order.
+
+    They give all workers the same values, so that the drivers decide alike.
+    """
+
+    def __init__(self, plan: Plan, threads: int = 1, cuda: bool = False) -> None:
+        """Build this worker's agents; the process group exists.
+
+        Args:
+            plan: the run; its strategy is centralized.
+            threads: CPU threads of this worker.
+            cuda: whether it computes on a GPU.
+        """
+        self._threads_each, self._cuda = threads, cuda
+        super().__init__(plan)
+
+    def reset(self, plan: Plan) -> None:
+        """As `Pool.reset`."""
+        self._plan = plan
+        specs = plan.specs(self._threads_each, self._cuda)[dist.get_rank() :: _workers()]
+        shares = [plan.share(spec.agent) for spec in specs]
+        alone = [replace(spec, neighbours=(spec.agent,), weights=(1.0,)) for spec in specs]
+        self._group = Group(alone, shares, plan.held(), one_model=True)
+
+    def step(self, n: int, noisy: Sequence[bool] = (False,)) -> list[list[Info]]:
+        """As `Pool.step`; the rounds are done, and closed, when it returns."""
+        return [self._round(m, noise) for m, noise in enumerate(noisy, n)]
+
+    def _round(self, n: int, noisy: bool) -> list[Info]:
+        first, infos = self.agents[0], []
+        statistics = first.flat.statistics.clone()
+        total = torch.zeros_like(first.sent)
+        for agent in self.agents:
+            agent.flat.statistics.copy_(statistics)  # every agent begins with these
+            sent, tell = agent.adapt(n, noisy)
+            info = tell()
+            del info["bytes_sent"]  # what an all-reduce sends is its library's affair
+            total += sent
+            infos.append(info)
+        began = time.perf_counter()
+        torch.div(self._sum(total), self._plan.agents, out=first.sent)
+        first.combine(n)  # alone with the mean gradient: it steps with that
+        taken = time.perf_counter() - began
+        for agent in self.agents:
+            agent.open, agent.seconds_combine = False, None
+        for info in infos:
+            info["seconds_combine"] = taken
+        return self._gather(infos)
+
+    def close(self, n: int) -> None:
+        """As `Pool.close`: a round ends with its step."""
+
+    def learn_sensitivity(self, n: int) -> None:
+        """As `Pool.learn_sensitivity`."""
+        own = torch.from_numpy(self._group.add_powers(self._group.powers(n)))
+        self._group.learn_sensitivity(self._sum(own.to(self.agents[0].device)).cpu().numpy())
+
+    def measure(self, n: int) -> list[tuple[Info, Sums]]:
+        """As `Pool.measure`."""
+        return self._gather(super().measure(n))
+
+    def evaluate(self, *which: str) -> list[Masks]:
+        """As `Pool.evaluate`."""
+        return self._gather(super().evaluate(*which))
+
+    def save(self, folder: str, n: int) -> None:
+        """As `Pool.save`; this worker writes all of them, since all are one model."""
+        first = self.agents[0]
+        for k in range(self._plan.agents):
+            first.save(folder, agent_file(k))
+        for name, which in centroid_files(first.spec, n).items():
+            self._group.save_centroid(folder, name, self._centroid(which))
+
+    def states(self) -> list[Message]:
+        """As `Pool.states`."""
+        return self._group.states()[:1] * self._plan.agents
+
+    def _centroid(self, which: str = "now") -> Message:
+        """What every agent holds."""
+        return self.agents[0].state(which)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        dist.all_reduce(tensor)
+        return tensor
+
+    def _gather(self, own: list[T]) -> list[T]:
+        """What all agents have, in order, from the parts of all workers."""
+        parts: list[Any] = [None] * _workers()
+        dist.all_gather_object(parts, own)
+        return [parts[k % len(parts)][k // len(parts)] for k in range(self._plan.agents)]
+
+
+def _workers() -> int:
+    return dist.get_world_size()

@@ -1,0 +1,103 @@
+"""The consistent state of all agents after a closed round, on disk.
+
+One folder for each snapshot, `round-000120/`: of each agent `agent-003.safetensors` (weights,
+buffers, optimiser, averages) with a receipt `agent-003.json`, written by the agent itself;
+`rounds.parquet`, what was measured until then and stands in no closed part of the trial's rounds;
+and last of all `manifest.json` with the checksum of each file. A snapshot counts if and only if its
+manifest does. What is not here is a function of (seed, agent, round). Nothing that is read back is
+a pickle.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from raydist.storage import Store
+
+MANIFEST, HISTORY = "manifest.json", "rounds.parquet"
+
+
+class SnapshotError(ValueError):
+    """A snapshot or a part of it cannot be used: one line that says why."""
+
+
+def read_checked(store: Store, folder: str, name: str, sha256: str) -> bytes:
+    """A file of a snapshot.
+
+    Args:
+        store: the store.
+        folder: of the snapshot.
+        name: the file.
+        sha256: what the manifest says of it.
+
+    Returns:
+        Its content.
+
+    Raises:
+        SnapshotError: if it is not what was written.
+    """
+    try:
+        data = store.read(f"{folder}/{name}")
+    except OSError as error:
+        raise SnapshotError(f"{name} cannot be read ({type(error).__name__})") from error
+    if checksum(data) != sha256:
+        raise SnapshotError(f"{name} is not what was written: its checksum differs")
+    return data
+
+
+def write_manifest(store: Store, folder: str, body: Mapping[str, Any]) -> None:
+    """Make a snapshot count.
+
+    Args:
+        store: the store.
+        folder: of the snapshot.
+        body: what it holds; `files` are their checksums, `config` the hash of the experiment.
+    """
+    text = json.dumps(body)
+    whole = {"sha256": checksum(text.encode()), "body": text}
+    store.write(f"{folder}/{MANIFEST}", json.dumps(whole, indent=1).encode())
+
+
+def read_manifest(store: Store, folder: str, config: str) -> dict[str, Any]:
+    """What `write_manifest` wrote.
+
+    Args:
+        store: the store.
+        folder: of the snapshot.
+        config: the hash of the experiment.
+
+    Returns:
+        The body.
+
+    Raises:
+        SnapshotError: if there is none, or not a whole one, or one of another experiment.
+    """
+    try:
+        whole = json.loads(store.read(f"{folder}/{MANIFEST}"))
+        text, sha256 = whole["body"], whole["sha256"]
+    except FileNotFoundError:
+        raise SnapshotError("it was not completed: it has no manifest") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SnapshotError(f"its manifest is damaged ({type(error).__name__})") from error
+    if not isinstance(text, str) or checksum(text.encode()) != sha256:
+        raise SnapshotError("its manifest is damaged: its checksum differs")
+    body: dict[str, Any] = json.loads(text)
+    if body["config"] != config:
+        raise SnapshotError(f"it is of the experiment {body['config']}, this is {config}")
+    return body
+
+
+def checksum(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def folder_of(n: int) -> str:
+    """The folder of the snapshot after round n."""
+    return f"round-{n:06d}"
+
+
+def receipt_of(name: str) -> str:
+    """The file that tells the checksum of an agent's shard."""
+    return name.removesuffix(".safetensors") + ".json"

@@ -1,0 +1,182 @@
+"""One agent's part of a snapshot: all of its state that is no function of (seed, agent, round)."""
+
+import json
+import struct
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from raydist.engine.agent.agent import Agent
+from raydist.engine.agent.spec import agent_file
+from raydist.engine.snapshot.manifest import (
+    SnapshotError,
+    checksum,
+    folder_of,
+    read_checked,
+    receipt_of,
+)
+from raydist.storage import Store
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One agent's part of a snapshot.
+
+    Attributes:
+        tensors: by name, on the CPU, shared with nobody.
+        numbers: what else is part of the state, as JSON has it.
+    """
+
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+def capture(agent: Agent) -> Shard:
+    """The state of an agent after its last round, which is closed: a copy."""
+    optimiser = agent.local.optimiser.state_dict()["state"].get(0, {})
+    found = {"w": agent.flat.w.detach()}
+    found |= {f"buffer.{name}": value for name, value in agent.flat.module.named_buffers()}
+    found |= {f"optim.{name}": v for name, v in optimiser.items() if isinstance(v, Tensor)}
+    found |= {f"period.{i}": state for i, state in enumerate(agent.snapshots)}
+    numbers: dict[str, Any] = {
+        "round": agent.round,
+        "agent": agent.spec.agent,
+        "upsilon": agent.local.distributional.upsilon,
+        "periods": len(agent.snapshots),
+        # in their order, which is that in which they are combined
+        "optim": [(name, None if isinstance(v, Tensor) else v) for name, v in optimiser.items()],
+    }
+    if agent.average is not None:
+        found["average"], numbers["averaged"] = agent.average.value, agent.average.count
+    return Shard({name: value.to("cpu", copy=True) for name, value in found.items()}, numbers)
+
+
+def apply(agent: Agent, shard: Shard) -> None:
+    """Give an agent a state that `capture` took, of it or of its predecessor.
+
+    Args:
+        agent: in whatever state.
+        shard: the state; left as it is.
+
+    Raises:
+        SnapshotError: if it belongs to another agent; the manifest says of which experiment it is.
+    """
+    numbers, tensors = shard.numbers, shard.tensors
+    if numbers["agent"] != agent.spec.agent:
+        raise SnapshotError(f"it is of agent {numbers['agent']}")
+    here = {name: tensor.to(agent.device, copy=True) for name, tensor in tensors.items()}
+    with torch.no_grad():
+        agent.flat.w.copy_(here["w"])
+        for name, buffer in agent.flat.module.named_buffers():
+            buffer.copy_(here[f"buffer.{name}"])
+    state = {
+        name: tensors[f"optim.{name}"].clone() if f"optim.{name}" in tensors else value
+        for name, value in numbers["optim"]
+    }
+    groups = agent.local.optimiser.state_dict()["param_groups"]
+    agent.local.optimiser.load_state_dict(
+        {"state": {0: state} if state else {}, "param_groups": groups}
+    )
+    agent.local.distributional.upsilon = numbers["upsilon"]
+    agent.snapshots = [here[f"period.{i}"] for i in range(numbers["periods"])]
+    if agent.average is not None:
+        agent.average.value, agent.average.count = here["average"], numbers["averaged"]
+    agent.round, agent.open, agent.seconds_combine = numbers["round"], False, None
+
+
+def pack(shard: Shard) -> bytes:
+    """A shard as the bytes of a safetensors file."""
+    # NaN and infinities stay what they are: Python reads back what it wrote
+    return save_tensors(shard.tensors, {"numbers": json.dumps(shard.numbers)})
+
+
+def unpack(data: bytes) -> Shard:
+    """The shard that `pack` packed.
+
+    Args:
+        data: the bytes.
+
+    Returns:
+        The shard.
+
+    Raises:
+        SnapshotError: if they are not those of a shard.
+    """
+    try:
+        (size,) = struct.unpack_from("<Q", data)
+        numbers = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["numbers"])
+        return Shard(load_tensors(data), numbers)
+    except (SafetensorError, struct.error, ValueError, KeyError) as error:
+        raise SnapshotError(f"not a shard: {error}") from error
+
+
+class Shards:
+    """An agent's parts of the snapshots: written in the background, read back."""
+
+    def __init__(self, agent: Agent) -> None:
+        """Nothing is read or written yet."""
+        self._agent, self._file = agent, agent_file(agent.spec.agent)
+        self._writer: Thread | None = None
+        self._trouble = ""
+
+    def write(self, n: int, url: str) -> None:
+        """Begin to write the state after round n; the agent goes on as soon as it is copied.
+
+        Args:
+            n: the round, finished.
+            url: the store of the run's snapshots.
+
+        Raises:
+            RuntimeError: if round n is not finished.
+        """
+        if self._agent.open or n != self._agent.round:
+            raise RuntimeError(f"{self._file} cannot be written: round {n} is not just finished")
+        self.settle()
+        args = capture(self._agent), url, f"{folder_of(n)}/{self._file}"
+        self._writer = Thread(target=self._write, args=args, daemon=True)
+        self._writer.start()
+
+    def settle(self) -> str:
+        """Wait until nothing is being written.
+
+        Returns:
+            Why the last part could not be written, or "".
+        """
+        if self._writer is not None:
+            self._writer.join()
+        return self._trouble
+
+    def _write(self, shard: Shard, url: str, name: str) -> None:
+        """Write a shard, and then the receipt which says that it is there."""
+        self._trouble = ""
+        try:
+            data, store = pack(shard), Store(url)
+            store.write(name, data)
+            receipt = json.dumps({"sha256": checksum(data)}).encode()
+            store.write(receipt_of(name), receipt, durable=False)  # the manifest is what counts
+        except Exception as error:  # nobody waits for this thread: `settle` tells
+            self._trouble = f"{self._file}: {type(error).__name__}: {error}"
+
+    def restore(self, n: int, url: str, sha256: str) -> str:
+        """Go back, or forward, to the state after round n.
+
+        Args:
+            n: the round of the snapshot.
+            url: the store of the run's snapshots.
+            sha256: of this agent's part.
+
+        Returns:
+            "", or why it cannot be used: then the agent is at no round at all.
+        """
+        self.settle()
+        try:
+            apply(self._agent, unpack(read_checked(Store(url), folder_of(n), self._file, sha256)))
+        except (SnapshotError, KeyError, RuntimeError) as error:  # of another shape, too
+            return str(error)
+        return ""

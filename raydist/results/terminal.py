@@ -1,0 +1,294 @@
+"""What the commands print: tables and lines for people."""
+
+import math
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from raydist import signals
+from raydist.config.experiment import printable
+
+if TYPE_CHECKING:  # --help and a wrong setting need no table
+    import pandas as pd
+
+for _size in ("COLUMNS", "LINES"):  # 0 and "²" say nothing
+    if not (os.environ.get(_size, "80").isdecimal() and int(os.environ.get(_size, "80"))):
+        del os.environ[_size]
+
+
+class _Plain(Console):
+    """A console that prints text as it is: it finds no markup in it and lets no escape through."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(markup=False, highlight=False, emoji=False, **how)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(printable(text), **how)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), (sys.stderr if self.stderr else sys.stdout).fileno()
+        )
+        if not self.stderr:
+            signals.end(signal.SIGPIPE)
+
+
+console = _Plain() if Console().is_terminal else _Plain(width=120)
+errors = _Plain(stderr=True, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """A line on stderr, if somebody reads that."""
+    with suppress(OSError):  # a terminal that is gone
+        errors.print(line)
+
+
+class Words(TextColumn):
+    """A column of a progress bar, whose text is printed as it is."""
+
+    def render(self, task: Task) -> Text:
+        """As `TextColumn.render`."""
+        return Text(printable(self.text_format.format(task=task)))
+
+
+def progress(quiet: bool, *columns: str | ProgressColumn) -> Progress:
+    """Progress bars on a terminal.
+
+    Args:
+        quiet: show none.
+        *columns: as of `rich.progress.Progress`.
+
+    Returns:
+        The bars, a context manager.
+    """
+    off = quiet or not console.is_terminal
+    return Progress(*columns, console=console, transient=True, disable=off)
+
+
+# Final numbers that a table shows where a study has them: heading, and factor to its unit.
+COLUMNS = {
+    "clean_acc": ("clean %", 100.0),
+    "pgd20_acc": ("PGD-20 %", 100.0),
+    "autoattack_acc": ("AutoAttack %", 100.0),
+    "fosc": ("FOSC", 1.0),
+    "disagreement": ("disagr.", 1.0),
+    "excess_risk": ("excess risk", 1.0),
+    "excess_risk_theory": ("theory", 1.0),
+    "seconds": ("s", 1.0),
+    "status": ("status", 1.0),
+}
+
+
+def number(value: Any) -> str:
+    """A value in few characters: three significant digits."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)
+
+
+def numbers(values: Mapping[str, Any]) -> str:
+    """Names and values in one line."""
+    return "  ".join(f"{name} {number(value)}" for name, value in values.items())
+
+
+def results_table(frame: "pd.DataFrame", axes: Sequence[str]) -> Table:
+    """The final table of a study, narrow enough for a terminal of 80 characters.
+
+    Args:
+        frame: one row for each trial, as `raydist.load`.
+        axes: the columns that tell the trials apart.
+
+    Returns:
+        The table; accuracies in percent.
+    """
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=0)
+    columns = _axis_columns(frame, axes) or ["trial"]
+    short = [name.rpartition(".")[2] for name in columns]
+    for name, last in zip(columns, short, strict=True):
+        table.add_column(last if short.count(last) == 1 else name)
+    shown = [name for name in COLUMNS if name in frame and frame[name].notna().any()]
+    for name in shown:
+        table.add_column(heading(frame, name), justify="left" if name == "status" else "right")
+    for _, row in frame.sort_values(columns, key=_sortable).iterrows():
+        cells = [
+            row[name] if isinstance(row[name], str) else row[name] * COLUMNS[name][1]
+            for name in shown
+        ]
+        table.add_row(*(number(cell) for cell in [*(row[name] for name in columns), *cells]))
+    return table
+
+
+def heading(frame: "pd.DataFrame", name: str) -> str:
+    """A column's heading: where accuracies are of unlike images, of how many its own are."""
+    title = COLUMNS[name][0]
+    counts = {n: _images(frame, n) for n in COLUMNS if n.endswith("_acc") and n in frame}
+    alike = len({count for count in counts.values() if count}) < 2
+    return title if alike or not counts.get(name) else f"{title}\nof {counts[name]}"
+
+
+def _images(frame: "pd.DataFrame", name: str) -> str:
+    """Of how many images an accuracy is, in all rows that have it; "" if that is not known."""
+    counts = name.removesuffix("_acc") + "_images"
+    if counts not in frame:
+        return ""
+    return ", ".join(f"{n:.0f}" for n in sorted(frame[counts].dropna().unique()))
+
+
+def seeds_table(points: "pd.DataFrame", axes: Sequence[str]) -> Table:
+    """The final table of a study, mean ± standard deviation over the seeds of each point.
+
+    Args:
+        points: as `raydist.over_seeds`: of seeds that ended differently each kind has its row.
+        axes: the columns that tell the points apart.
+
+    Returns:
+        The table; accuracies in percent.
+    """
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    columns = _axis_columns(points, [axis for axis in axes if axis != "seed"])
+    shown = [name for name in COLUMNS if f"{name}_sd" in points and points[name].notna().any()]
+    for name in columns:
+        table.add_column(name.rpartition(".")[2])
+    for said in ("seeds", *(heading(points, name) for name in shown), "status"):
+        table.add_column(said, justify="left" if said == "status" else "right")
+    for _, row in points.iterrows():
+        cells = [_mean(row, name, COLUMNS[name][1]) for name in shown]
+        ended = str(row["status"])
+        if ended not in ("completed", "failed") and not math.isnan(row.get("rounds_run", math.nan)):
+            ended += f" at {row['rounds_run']:.0f}"  # the others ran to their end
+        table.add_row(*(number(row[c]) for c in [*columns, "seeds"]), *cells, ended)
+    return table
+
+
+def _mean(row: "pd.Series[Any]", name: str, factor: float) -> str:
+    """Mean ± deviation; in brackets over how many seeds, where that is not over all of the row."""
+    some = row.get(f"{name}_seeds", math.nan)
+    counted = "" if math.isnan(some) else f" ({some:.0f})"
+    return f"{number(row[name] * factor)} ± {number(row[f'{name}_sd'] * factor)}{counted}"
+
+
+def _axis_columns(frame: "pd.DataFrame", axes: Sequence[str]) -> list[str]:
+    """The columns that tell trials apart; of an axis of whole tables, its keys that vary."""
+    columns: list[str] = []
+    for axis in axes:
+        if axis in frame:
+            columns.append(axis)
+        else:
+            below = [str(name) for name in frame if str(name).startswith(f"{axis}.")]
+            columns += [name for name in below if frame[name].astype(str).nunique() > 1]
+    return columns
+
+
+def _sortable(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """A column as it is if it holds numbers, else as text: lists have no order."""
+    return column if column.dtype.kind in "biuf" else column.astype(str)
+
+
+def footnotes(frame: "pd.DataFrame") -> list[str]:
+    """What a reader of the table must know besides."""
+    notes = []
+    for name in ("clean_acc", "autoattack_acc"):
+        if _images(frame, name):
+            what = {"clean_acc": "accuracies", "autoattack_acc": "AutoAttack"}[name]
+            notes.append(f"{what} on {_images(frame, name)} test images")
+    if "autoattack_flags" in frame:
+        raised = sorted({flag for flag in frame["autoattack_flags"].dropna() if flag})
+        notes += [f"AutoAttack raised: {flag} (column autoattack_flags)" for flag in raised]
+    return notes
+
+
+WIDEST = 4  # trials and models side by side
+NOT_SHOWN = (  # above the columns, in a note, or beside their own number
+    *("trial", "model", "autoattack_flags", "masking_unchecked"),
+    *("hessian_trace_error", "clean_hessian_trace_error", "left_out", "error"),
+)
+
+
+def evaluation_table(frame: "pd.DataFrame") -> Table:
+    """The table of an evaluation: a row for each number, or of many trials a row for each of them.
+
+    Args:
+        frame: one row for each trial and model, as `raydist.evaluate_runs`.
+
+    Returns:
+        The table; accuracies in percent.
+    """
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    short = frame["trial"].map(lambda trial: trial.rpartition("-")[0] or trial)
+    columns = (str(name) for name in frame)
+    names = [n for n in columns if n not in NOT_SHOWN and not n.endswith(("_images", "_probes"))]
+    names = [name for name in names if frame[name].notna().any()]
+    if len(frame) > WIDEST:
+        names = [n for n in names if n in (*COLUMNS, "pgd10_acc", "masking", "hessian_trace")]
+        table.add_column("trial")
+        table.add_column("model")
+        for name in names:
+            table.add_column(_heading(frame, name), justify="right")
+        for position, (trial, model) in enumerate(zip(short, frame["model"], strict=True)):
+            table.add_row(trial, model, *(_cells(frame, name)[position] for name in names))
+        return table
+    table.add_column("")
+    for trial, model in zip(short, frame["model"], strict=True):
+        table.add_column(f"{trial}\n{model}", justify="right", overflow="fold")
+    for name in names:
+        table.add_row(_heading(frame, name), *_cells(frame, name))
+    return table
+
+
+def _percent(name: str) -> bool:
+    return name.endswith("_acc") or name in ("overestimation", "zero_gradient_share")
+
+
+def _heading(frame: "pd.DataFrame", name: str) -> str:
+    """A number's heading: of how many images it is, if not of those that were asked for."""
+    title = f"{name.removesuffix('_acc')} %" if _percent(name) else name
+    counts = _images(frame, name) if _percent(name) else ""
+    return title if counts in ("", _images(frame, "evaluation")) else f"{title} of {counts}"
+
+
+def _cells(frame: "pd.DataFrame", name: str) -> list[str]:
+    """A column as text, with its standard error if there is one."""
+    values = frame[name] * 100 if _percent(name) else frame[name]
+    cells = [number(value) for value in values]
+    if f"{name}_error" in frame:
+        errors_of = frame[f"{name}_error"]
+        cells = [f"{cell} ± {number(e)}" for cell, e in zip(cells, errors_of, strict=True)]
+    return cells
+
+
+def evaluation_notes(frame: "pd.DataFrame") -> list[str]:
+    """What a reader of the evaluation's table must know besides."""
+    notes = [f"accuracies on {_images(frame, 'evaluation')} test images"]
+    if "hessian_trace" in frame:
+        notes.append("hessian_...: of the loss at frozen adversarial points; clean_...: clean loss")
+    told = {"left_out": "left out", "autoattack_flags": "the attacks' own checks raised"}
+    for name, what in told.items():
+        if name in frame:
+            notes += [f"{what}: {text}" for text in sorted(set(frame[name].dropna())) if text]
+    return notes
+
+
+def print_failures(frame: "pd.DataFrame") -> None:
+    """One line on stderr for each failed trial: its error's last line and the path of its log."""
+    for _, row in frame[frame["status"] == "failed"].iterrows():
+        say(f"failed: {row['trial']}: {row['error']} (log: {row['log']})")
+
+
+def say_unmeasured(trial: str, what: str, folder: str) -> None:
+    """A line on stderr about what could not be measured of a run that is otherwise complete."""
+    say(
+        f"raydist: {trial} was trained and kept, but not measured in full: {what}; to measure it "
+        f"write python -m raydist.evaluate {folder}"
+    )

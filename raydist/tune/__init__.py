@@ -1,0 +1,1 @@
+"""A study as trials of Ray Tune."""
