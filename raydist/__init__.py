@@ -16,13 +16,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raydist.config.experiment import InputError, MachineError
+    from raydist.engine.run import run_experiment
+    from raydist.errors import InputError, MachineError
     from raydist.evaluation.request import Request
     from raydist.evaluation.run import evaluate_runs
     from raydist.results.load import load, load_events, load_rounds
     from raydist.results.seeds import over_seeds
-    from raydist.run import run_experiment
-    from raydist.sweep import run_sweep
+    from raydist.tune.sweep import run_sweep
 
 # Ray reads this when it is imported. Many agents on few cores start at once, and an agent that died
 # is told as the failure of its trial: Ray's own paragraphs about both would only hide the progress.
@@ -47,16 +47,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    "InputError": "config.experiment",
-    "MachineError": "config.experiment",
+    "InputError": "errors",
+    "MachineError": "errors",
     "Request": "evaluation.request",
     "evaluate_runs": "evaluation.run",
     "load": "results.load",
     "load_events": "results.load",
     "load_rounds": "results.load",
     "over_seeds": "results.seeds",
-    "run_experiment": "run",
-    "run_sweep": "sweep",
+    "run_experiment": "engine.run",
+    "run_sweep": "tune.sweep",
 }
 
 

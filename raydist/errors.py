@@ -1,11 +1,30 @@
-"""How a run ends that its agents could not go on with; without torch, for the commands."""
+"""Errors that end a run or a command, told in one line. Free of torch, for the commands.
 
-from raydist.config.experiment import one_line
+Whatever a message quotes, it is one printable line without passwords.
+"""
+
+import errno
+import re
 
 SMALLER = (
     "write a smaller data.batch or model.width, or a larger share of a device for each agent in "
     "agent.gpus or agent.cpus"
 )
+LONGEST = 800  # characters of a line
+SECRETS = (  # in a URL: the password before its host, a key among its parameters
+    r"(?<![\w+.-])([A-Za-z][\w+.-]*://[^/\s@:]*:)[^/\s]+(?=@)",
+    r"(?i)([?&][\w-]*(?:sig|token|secret|key|password)=)[^&\s]+",
+)
+REMEDIES = {  # what a user can do where the machine cannot
+    errno.ENOSPC: "make room (df shows bytes, df -i the number of files)",
+    errno.EDQUOT: "make room within your quota",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that can be written",
+    errno.EPERM: "choose a folder that can be written",
+    errno.EIO: "look after the disk",
+    errno.ESTALE: "look after the network's file system",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
 
 
 class AgentError(RuntimeError):
@@ -47,3 +66,90 @@ def raised(who: str, error: BaseException) -> AgentError:
     if short or "t allocate memory" in said:
         said = f"an agent ran out of memory: {SMALLER} ({said})"
     return AgentError(said)
+
+
+class MachineError(OSError):
+    """What the machine refuses, a full disk, say: one line with what, why and remedy."""
+
+    def __init__(self, line: str) -> None:
+        """Whatever the line quotes, it is one printable line."""
+        super().__init__(one_line(line))
+
+    @classmethod
+    def of(cls, what: str, error: BaseException) -> "MachineError":
+        """What could not be done, and what helps where the machine says why.
+
+        Args:
+            what: in words, such as "/runs/one cannot be written".
+            error: as the machine tells it.
+
+        Returns:
+            The error to raise.
+        """
+        number = getattr(error, "errno", None)
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        remedy = REMEDIES.get(number or 0, "")
+        return cls(f"{what}: {why}{remedy and f': {remedy}'}")
+
+
+def machine_error(error: BaseException) -> MachineError | None:
+    """What the machine refused, where that is the cause of an error, in whatever it is wrapped.
+
+    Args:
+        error: any; Ray and Tune wrap those of others.
+
+    Returns:
+        The error in one line; None if the machine has nothing to do with it.
+    """
+    chain: list[BaseException] = []
+    each: BaseException | None = None if isinstance(error, InputError) else error
+    while each is not None and each not in chain:
+        chain.append(each)
+        each = getattr(each, "cause", None) or each.__cause__ or each.__context__
+    for each in chain:
+        if isinstance(each, MachineError):
+            return each
+    for each in chain:
+        if isinstance(each, OSError) and each.errno in REMEDIES:
+            name = each.filename or "a file"
+            return MachineError.of(f"{name} cannot be written or read", each)
+    return None
+
+
+def printable(text: str) -> str:
+    r"""Text that is not ours, as it may be shown and stored: no escapes, no passwords in URLs.
+
+    Args:
+        text: any; its line breaks stay.
+
+    Returns:
+        The text with control characters spelled out and credentials as "***".
+
+    Example:
+        >>> printable("ftp://me:secret@host/runs \x1b[31m")
+        'ftp://me:***@host/runs \\x1b[31m'
+    """
+    shown = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in masked(text))
+    return "".join(shown)
+
+
+def masked(text: str) -> str:
+    """Text with "***" for each password in a URL; to be asked for before text is shortened."""
+    for secret in SECRETS:
+        text = re.sub(secret, r"\1***", text)
+    return text
+
+
+def one_line(text: str) -> str:
+    """Text as one line of printable characters, and no long one."""
+    text = masked(text)
+    line = printable(text[:LONGEST]).replace("\n", "\\n")
+    return line if len(text) <= LONGEST else f"{line[: LONGEST - 3]}..."
+
+
+class InputError(ValueError):
+    """Something that the user wrote is wrong: one line with value, expectation and remedy."""
+
+    def __init__(self, line: str) -> None:
+        """Whatever the line quotes, it is one printable line."""
+        super().__init__(one_line(line))

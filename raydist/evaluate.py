@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from raydist import cli
-from raydist.config.experiment import InputError
 from raydist.config.fields import parse_budget
+from raydist.errors import InputError
 from raydist.evaluation.names import PARTS, PRESETS
 from raydist.results.terminal import console, evaluation_notes, evaluation_table, say
 from raydist.storage import locate

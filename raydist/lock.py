@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from raydist.config.experiment import InputError, MachineError
+from raydist.errors import InputError, MachineError
 from raydist.storage import Store
 
 NAME = "lock"

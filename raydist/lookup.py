@@ -1,7 +1,11 @@
-"""The known name that a misspelt one was meant to be; a wrong guess is worse than none."""
+"""A name in a file: one of ours, the closest known one, or "package.module:function"."""
 
-from collections.abc import Iterable
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any
 
 ALIKE = 0.75  # "trade" and "trades" are, "epsilon" and "precision" are not
 # What other tools call it; not to be found by the spelling.
@@ -57,3 +61,61 @@ def same(written: str, name: str) -> bool:
 
 def _bare(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
+
+
+def nearest(name: str, known: Iterable[str], elsewhere: Iterable[str]) -> str:
+    """What to add to a message about an unknown key.
+
+    Args:
+        name: the key.
+        known: those of its table.
+        elsewhere: the dotted keys of all tables.
+
+    Returns:
+        The same one in other letters or in another table; else the closest one; else all of them.
+    """
+    known = list(known)
+    places = [key for key in known if same(name, key)]
+    places = places or [key for key in elsewhere if same(name, key.rpartition(".")[2])]
+    meant = " or ".join(places) if len(places) in (1, 2) else closest(name, known)
+    return f": did you mean {meant}?" if meant else f": known here are {', '.join(known)}"
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """The function that `name` names.
+
+    The current directory is importable, as it is under `python -m`.
+
+    Args:
+        name: "package.module:function".
+
+    Returns:
+        The function (or class, or other callable) itself.
+
+    Raises:
+        ValueError: `name` has no colon, its module does not import, or there is no such callable.
+
+    Example:
+        >>> resolve("math:gcd")(12, 18)
+        6
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not (colon and module_name and attribute):
+        raise ValueError(f'"{name}" names no function: write "package.module:function"')
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # whatever the user's module raises as it loads
+        cause = f"{type(error).__name__}: {error}"
+        raise ValueError(f'"{name}": module {module_name} does not import ({cause})') from error
+    if not hasattr(module, attribute):
+        raise ValueError(
+            f'"{name}": module {module_name} ({getattr(module, "__file__", "built in")}) '
+            f"has no {attribute}: check the spelling after the colon"
+        )
+    function: Callable[..., Any] = getattr(module, attribute)
+    if not callable(function):
+        kind = type(function).__name__
+        raise ValueError(f'"{name}" is not a function, it is of type {kind}: name a function')
+    return function

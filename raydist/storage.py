@@ -5,7 +5,7 @@ import re
 import uuid
 from pathlib import Path
 
-from raydist.config.experiment import InputError, MachineError
+from raydist.errors import InputError, MachineError
 
 LONGEST_NAME = 255  # bytes, on every file system in use
 
@@ -169,3 +169,8 @@ class Store:
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}".rstrip("/")
+
+
+def agent_file(k: int) -> str:
+    """The file name of agent k's weights, or of its part of a snapshot."""
+    return f"agent-{k:03d}.safetensors"

@@ -1,19 +1,22 @@
-"""A model as one flat vector: parameters as views of w (P,), running statistics behind them.
+"""A model as one flat vector, and ways to hold a model: frozen, untraced, elsewhere, restored.
 
-The optimiser then sees one parameter, and combining is one weighted sum. What a pass through the
-model has put beside the vector (`weight.data = ...`, `grad = None`) is brought back by `bind`.
+`FlatModel` keeps parameters as views of w (P,), with running statistics behind them.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from operator import attrgetter, is_, methodcaller
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 VALUES, GRAD = methodcaller("values"), attrgetter("grad")
+Parameters = Mapping[str, Tensor]
+Array = NDArray[np.float64]
 
 
 class _Place(NamedTuple):
@@ -197,3 +200,155 @@ def _check_alike(bound: _Bound) -> None:
             f'"{bound.name}" of the model became {now.dtype} {tuple(now.shape)} on {now.device} in '
             f"a pass, expected {view.dtype} {tuple(view.shape)} on {view.device}: keep it so"
         )
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Generator[None]:
+    """Hold the model in eval mode with no trainable parameter; restore both exactly."""
+    training = {module: module.training for module in model.modules()}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextmanager
+def untraced(model: nn.Module) -> Generator[None]:
+    """Undo what forward passes leave behind: changed buffers and draws of the global randomness.
+
+    The mode stays as it is: in train mode BatchNorm normalises by the batch, as in training, and
+    its running statistics are restored afterwards.
+    """
+    tables = [module._buffers for module in model.modules()]
+    kept = [(t, name, b, b.clone()) for t in tables for name, b in t.items() if b is not None]
+    cuda = {p.get_device() for p in model.parameters() if p.is_cuda}
+    with torch.random.fork_rng(devices=sorted(cuda)):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for table, name, buffer, value in kept:
+                    buffer.copy_(value)
+                    if table.get(name) is not buffer:  # a pass has put another one there
+                        table[name] = buffer
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    kept = model.state_dict().keys()
+    statistics = [b for n, b in model.named_buffers() if n in kept and b.is_floating_point()]
+    return [*trainable(model).values(), *statistics]
+
+
+def state(model: nn.Module) -> Tensor:
+    """Trainable parameters, then the floating-point buffers of the state dict: a new (S,)."""
+    return flat(_tensors(model))
+
+
+@contextmanager
+def holding(model: nn.Module, state: Tensor) -> Generator[nn.Module]:
+    """The model at another state (S,); afterwards it is as before, bit for bit."""
+    tensors = _tensors(model)
+    with restored([*tensors, *model.buffers()]):
+        write(tensors, state)
+        yield model
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters w.
+
+    Args:
+        model: any.
+
+    Returns:
+        The trainable ones by name, in the model's order.
+
+    Raises:
+        ValueError: there is none.
+    """
+    w: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not w:
+        raise ValueError("the model has no trainable parameter, and so no derivative")
+    return w
+
+
+@contextmanager
+def moved(model: nn.Module, v: Array) -> Generator[nn.Module]:
+    """Hold the model at w + v, v of shape (P,); afterwards its weights are w again, bit for bit."""
+    w = trainable(model)
+    own = {name: p.detach().clone() for name, p in w.items()}
+    try:
+        with torch.no_grad():
+            for name, step in as_tensors(v, w).items():
+                w[name].add_(step)
+        yield model
+    finally:
+        with torch.no_grad():
+            for name, value in own.items():
+                w[name].copy_(value)
+
+
+def as_vector(v: Array, w: Parameters) -> Tensor:
+    """In the dtype and on the device of the parameters."""
+    like = next(iter(w.values()))
+    return torch.as_tensor(v, dtype=like.dtype, device=like.device)
+
+
+def as_tensors(v: Array, w: Parameters) -> dict[str, Tensor]:
+    """A vector (P,) in the shapes of the parameters."""
+    parts = torch.split(as_vector(v, w), [p.numel() for p in w.values()])
+    return {name: part.view(p.shape) for part, (name, p) in zip(parts, w.items(), strict=True)}
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """The numbers of all tensors, in order: one new vector."""
+    return torch.cat([t.detach().reshape(-1) for t in tensors])
+
+
+def split(vector: Tensor, like: Iterable[Tensor]) -> list[Tensor]:
+    """The parts of a vector in the shapes of `like`, as views; the inverse of `flat`.
+
+    Args:
+        vector: (P,).
+        like: tensors of P numbers in all.
+
+    Returns:
+        The parts, in order.
+
+    Raises:
+        ValueError: the vector has another length.
+    """
+    like = list(like)
+    sizes = [t.numel() for t in like]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(
+            f"a vector has shape {tuple(vector.shape)}, expected ({sum(sizes)},), one number for"
+            " each of the model's"
+        )
+    return [part.view_as(t) for part, t in zip(torch.split(vector, sizes), like, strict=True)]
+
+
+def write(tensors: Iterable[Tensor], vector: Tensor) -> None:
+    """Set the tensors, in place, to the parts of a vector."""
+    tensors = list(tensors)
+    with torch.no_grad():
+        for tensor, part in zip(tensors, split(vector, tensors), strict=True):
+            tensor.copy_(part)
+
+
+@contextmanager
+def restored(tensors: Iterable[Tensor]) -> Generator[None]:
+    """Whatever happens inside: afterwards the tensors are as before, bit for bit."""
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)

@@ -6,7 +6,7 @@ import sys
 import torch.distributed as dist
 
 from raydist.config.experiment import validate
-from raydist.engine.complete import complete
+from raydist.engine.driver import complete
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.data_parallel import ParallelPool
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from raydist import run_experiment
-from raydist.config.experiment import Experiment, InputError
+from raydist.config.experiment import Experiment
 from raydist.config.fields import fields_in, tables_in
 from raydist.config.point import folder_name
 from raydist.config.study import Study, from_tree, parse_overrides, read
 from raydist.engine.plan import make_plan
+from raydist.errors import InputError
 
 EVALUATE = {"every": 1, "validation_images": 8, "test_images": 8, "pgd": [1], "autoattack": 0}
 SMALL = [

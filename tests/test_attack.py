@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from raydist.adversary.attack import ascend, fgsm, frozen, input_gradient, kl_pgd, pgd
-from raydist.adversary.loss import cross_entropies, quadratics
+from raydist.adversary.attack import ascend, fgsm, input_gradient, kl_pgd, pgd
+from raydist.adversary.objective import cross_entropies, quadratics
 from raydist.adversary.threat import ThreatModel, rows
+from raydist.vector import frozen
 
 UNBOUNDED = (-math.inf, math.inf)
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 1.0}

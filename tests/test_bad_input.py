@@ -9,12 +9,13 @@ import sys
 import pytest
 
 import raydist.engine.cluster.session
-import raydist.engine.complete
+import raydist.engine.driver
 import raydist.run
 import raydist.sweep
 from raydist import cli
-from raydist.config.experiment import Experiment, InputError, validate
+from raydist.config.experiment import Experiment, validate
 from raydist.engine.cluster.layout import layout
+from raydist.errors import InputError
 
 COMMANDS = {"sweep": raydist.sweep, "run": raydist.run}
 GOOD = {
@@ -114,7 +115,7 @@ def complaint(tmp_path, monkeypatch, capsys):
         raise AssertionError("the run was started")
 
     monkeypatch.setattr(raydist.engine.cluster.session, "ray_session", started)
-    monkeypatch.setattr(raydist.engine.complete, "train", started)
+    monkeypatch.setattr(raydist.engine.driver, "train", started)
 
     def run(name, *arguments):
         before = files_in(tmp_path)

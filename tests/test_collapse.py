@@ -22,7 +22,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from raydist.adversary.attack import fgsm
-from raydist.adversary.loss import cross_entropies, pgd_at
+from raydist.adversary.loss import pgd_at
+from raydist.adversary.objective import cross_entropies
 from raydist.adversary.threat import ThreatModel
 
 EVERYWHERE = (-math.inf, math.inf)

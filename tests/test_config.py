@@ -14,9 +14,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from raydist.config.experiment import Experiment, InputError, validate
+from raydist.config.experiment import Experiment, validate
 from raydist.config.fields import fields_in, parse_budget, tables_in
 from raydist.config.study import Study, from_tree
+from raydist.errors import InputError
 
 QUADRATIC = {
     "data": {"set": "quadratic", "centers": [[0.0], [1.0], [2.0]], "hessian": [1.0]},

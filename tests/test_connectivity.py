@@ -15,15 +15,13 @@ from raydist.measure.connectivity import (
     bezier,
     connect,
     curve_risk,
-    holding,
     interpolate,
     path_risk,
     recalibrate,
-    state,
 )
-from raydist.measure.landscape import flat, risk
+from raydist.measure.landscape import risk
 from raydist.seeding import Purpose, numpy_rng
-from raydist.vector import FlatModel
+from raydist.vector import FlatModel, flat, holding, state
 
 ATTACK = partial(pgd, threat=ThreatModel("linf", 0.1), steps=2, alpha=0.05)
 T = np.linspace(0, 1, 21)

@@ -27,8 +27,9 @@ from raydist.measure.curvature import (
     subspace,
     trace_samples,
 )
-from raydist.measure.derivatives import hessian, moved, trainable
+from raydist.measure.derivatives import hessian
 from raydist.measure.spectrum import density, lanczos, rademacher, top_pairs, unit_direction
+from raydist.vector import moved, trainable
 
 LINF = partial(pgd, threat=ThreatModel("linf", 0.1), steps=5, alpha=0.05)
 

@@ -12,13 +12,14 @@ import reference
 import torch
 
 from raydist import run_experiment
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.config.study import read
 from raydist.engine.agent import verdicts
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.engine.watch import Watch
+from raydist.errors import InputError
 from raydist.learning.data import load
 from raydist.network.strategy import STRATEGIES, update
 from raydist.network.theory import excess_risk
@@ -458,7 +459,9 @@ def test_what_a_combination_takes_stands_at_its_own_round(monkeypatch):
         now[0] += calls[0]
         update(*args)
 
-    monkeypatch.setattr("raydist.engine.clock.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(
+        "raydist.engine.agent.passes.time", SimpleNamespace(perf_counter=lambda: now[0])
+    )
     monkeypatch.setattr("raydist.network.strategy.update", slowly)
     tree = quadratic(agents=1, kind="complete", rounds=8, evaluate={"every": 3})
     assert values(run_experiment(tree), "seconds_combine") == {n: n for n in range(1, 9)}

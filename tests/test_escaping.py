@@ -14,11 +14,12 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from raydist import run_experiment
 from raydist.adversary.attack import pgd
-from raydist.adversary.loss import quadratics
+from raydist.adversary.objective import quadratics
 from raydist.adversary.threat import ThreatModel
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
+from raydist.errors import InputError
 from raydist.learning.small import Point
 from raydist.measure import escaping
 from raydist.measure.curvature import subspace

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import raydist
 from raydist.adversary.threat import ThreatModel
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.engine.plan import make_plan
+from raydist.errors import InputError
 from raydist.evaluation import run as evaluation
 from raydist.evaluation.ledger import Entry, Ledger
 from raydist.evaluation.request import Request

@@ -10,10 +10,11 @@ import torch
 from test_engine import digits
 
 from raydist import Request, evaluate_runs, run_experiment
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.engine.agent import verdicts
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
+from raydist.errors import InputError
 
 NOISY = {
     "model": {"name": "helpers_foreign:drawing_net"},

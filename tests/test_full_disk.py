@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from test_search import QUADRATIC
 
-from raydist import cli, load, run, run_sweep
-from raydist.config.experiment import InputError, MachineError
+from raydist import cli, errors, load, run, run_sweep
 from raydist.config.values import shown
+from raydist.engine import run as engine_run
 from raydist.engine.cluster import private
+from raydist.errors import InputError, MachineError
 from raydist.storage import locate
 
 TREE = QUADRATIC | {"snapshot": {"every": 4}, "rounds": 40}
@@ -125,10 +126,10 @@ def test_what_wraps_an_error_of_the_machine_is_seen_through():
         except OSError as error:
             raise RuntimeError("The trial failed") from error
     except RuntimeError as error:
-        found = cli.machine_error(error)
+        found = errors.machine_error(error)
     assert str(found).startswith("result.json cannot be written or read: No space left on device")
-    assert cli.machine_error(RuntimeError("ours")) is None
-    assert cli.machine_error(FileNotFoundError(errno.ENOENT, "no such file")) is None
+    assert errors.machine_error(RuntimeError("ours")) is None
+    assert errors.machine_error(FileNotFoundError(errno.ENOENT, "no such file")) is None
 
 
 @pytest.mark.parametrize("path", ["simplecache::s3://bucket/run", "a::b", "/runs/a::/b"])
@@ -199,10 +200,10 @@ def test_no_password_of_a_url_is_shown_or_stored(tmp_path):
         for error in (InputError(line), MachineError(line)):
             assert "hunter" not in str(error) and "ftp://me:***" in str(error)
     with pytest.raises(InputError, match=r"snapshot.path is .*, which holds a password") as caught:
-        run.run_experiment(TREE | {"snapshot": {"path": url}}, out=tmp_path / "run")
+        engine_run.run_experiment(TREE | {"snapshot": {"path": url}}, out=tmp_path / "run")
     assert "hunter2" not in str(caught.value) and not list(tmp_path.iterdir())
     with pytest.raises(InputError, match=r"me:\*\*\*@nowhere.invalid/runs cannot be reached"):
-        run.run_experiment(TREE, out=url)
+        engine_run.run_experiment(TREE, out=url)
     with pytest.raises(InputError, match=r"me:\*\*\*@nowhere.invalid/runs/a holds a password"):
         run_sweep({"base": TREE}, out=f"{url}/a")
 

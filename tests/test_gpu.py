@@ -8,11 +8,11 @@ import torch
 from test_engine import digits
 
 from raydist.config.experiment import validate
+from raydist.engine.agent.passes import Replay
 from raydist.engine.cluster.layout import layout
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
-from raydist.engine.replay import Replay
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BATCHNORM = {"name": "preact-resnet-18", "width": 0.25}

@@ -12,10 +12,11 @@ from test_engine import digits, quadratic
 from test_snapshot import run
 
 from raydist import load, load_events, load_rounds, run_experiment, run_sweep
-from raydist.config.experiment import Experiment, InputError, validate
+from raydist.config.experiment import Experiment, validate
 from raydist.config.fields import Table
 from raydist.config.study import from_tree
 from raydist.engine.plan import make_plan
+from raydist.errors import InputError
 from raydist.results import identity as identities
 from raydist.results.folder import Folder
 from raydist.results.identity import ANY_VERSION, check_versions

@@ -11,17 +11,13 @@ from raydist.adversary.threat import ThreatModel
 from raydist.learning.small import Point
 from raydist.measure.landscape import (
     filter_normalised,
-    flat,
     perturbation_curve,
     plane,
-    restored,
     risk,
     scan,
-    split,
     unit_rise,
-    write,
 )
-from raydist.vector import FlatModel
+from raydist.vector import FlatModel, flat, restored, split, write
 
 ATTACK = partial(pgd, threat=ThreatModel("linf", 0.1), steps=2, alpha=0.05)
 HESSIAN = torch.tensor([2.0, 0.5, 1.0], dtype=torch.float64)

@@ -14,7 +14,7 @@ from test_search import QUADRATIC
 
 import raydist.engine.cluster.session
 from raydist import lock, run_experiment, run_sweep
-from raydist.config.experiment import InputError, MachineError
+from raydist.errors import InputError, MachineError
 from raydist.lock import hold
 from raydist.storage import Store
 

@@ -7,17 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from raydist.adversary.attack import fgsm, kl_pgd
-from raydist.adversary.loss import (
-    cross_entropies,
-    kl_divergences,
-    mart,
-    pgd_at,
-    quadratic,
-    quadratics,
-    standard,
-    trades,
-    wasserstein,
-)
+from raydist.adversary.loss import mart, pgd_at, quadratic, standard, trades, wasserstein
+from raydist.adversary.objective import cross_entropies, kl_divergences, quadratics
 from raydist.adversary.threat import ThreatModel
 
 HESSIAN = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from raydist import load, load_rounds, run_experiment, run_sweep
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
+from raydist.errors import InputError
 
 
 def experiment(**tables):

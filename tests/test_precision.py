@@ -5,11 +5,12 @@ import pytest
 import torch
 from test_engine import digits, quadratic
 
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.engine.agent.passes import Passes, tf32
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
+from raydist.errors import InputError
 from raydist.learning.model import build
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -9,10 +9,11 @@ from test_engine import digits
 from test_foreign import scramble
 
 from raydist import run_experiment
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.engine.probe import probe
+from raydist.errors import InputError
 
 ONE = {"data": {"batch": 1}}
 NO_STATISTICS = {"model": {"params": {"statistics": False}}}

@@ -7,11 +7,10 @@ from test_engine import digits
 
 import raydist
 from raydist import run, run_experiment
-from raydist.config.experiment import InputError
 from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.pool.ray_errors import agent_error
-from raydist.errors import AgentError
-from raydist.sweep import run_sweep
+from raydist.errors import AgentError, InputError
+from raydist.tune.sweep import run_sweep
 
 RAISING = {"loss": {"name": "helpers_foreign:raises_later", "params": {"after": 5}}}
 

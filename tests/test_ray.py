@@ -15,14 +15,14 @@ import ray
 from helpers_for_ray import BAD_EPS
 
 from raydist import load, load_rounds, run_experiment, run_sweep
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.engine.cluster.layout import layout
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import ray_pool
 from raydist.engine.pool.pool import LocalPool
 from raydist.engine.pool.ray_pool import RayPool
-from raydist.errors import AgentError
+from raydist.errors import AgentError, InputError
 from raydist.network.strategy import STRATEGIES
 
 pytestmark = pytest.mark.ray

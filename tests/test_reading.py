@@ -11,7 +11,8 @@ import pytest
 from test_record import FIRST, LAST, START, begin
 
 from raydist import load, load_events, load_rounds
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
+from raydist.errors import InputError
 from raydist.results import load as reading
 from raydist.results.agents import agents
 from raydist.results.folder import Folder

@@ -11,9 +11,10 @@ from test_engine import digits, quadratic, robust_accuracy, values, weights_afte
 from raydist import run_experiment
 from raydist.adversary.attack import ascend
 from raydist.adversary.schedule import eps_at
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
+from raydist.errors import InputError
 from raydist.learning.optim import DEAT
 
 L2 = {"norm": "l2", "eps": 0.1}

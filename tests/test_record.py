@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 
 import raydist
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
+from raydist.engine.ending import images_frame
+from raydist.errors import InputError
 from raydist.measure.columns import Known
 from raydist.results.folder import Folder
 from raydist.results.load import load, load_rounds
-from raydist.results.record import Outcome, Record, frame_of, images_frame
+from raydist.results.record import Outcome, Record, frame_of
 
 A = np.array([[0.75, 0.25], [0.25, 0.75]])
 GRAPH = nx.path_graph(2)

@@ -18,7 +18,7 @@ from test_ray import EVERYTHING, experiment, free_resources, wait_for
 from test_snapshot import begun, same, timeless
 
 from raydist import load, load_events, load_rounds, run_experiment, run_sweep
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.engine.cluster.layout import layout
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
@@ -26,7 +26,7 @@ from raydist.engine.pool.pool import LocalPool
 from raydist.engine.pool.ray_errors import agent_error
 from raydist.engine.pool.ray_pool import RayPool
 from raydist.engine.recovery import Keeper
-from raydist.errors import AgentDied, AgentError
+from raydist.errors import AgentDied, AgentError, InputError
 from raydist.results.record import Event, events_frame
 
 pytestmark = pytest.mark.ray

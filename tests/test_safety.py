@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import raydist
 from raydist import run_experiment, run_sweep
-from raydist.config.experiment import InputError
 from raydist.config.point import folder_name
 from raydist.config.study import read
 from raydist.engine.plan import make_plan
+from raydist.errors import InputError
 
 PACKAGE = Path(raydist.__file__).parent
 FORBIDDEN = {
@@ -62,9 +62,9 @@ def test_torch_reads_weights_only():
 
 
 def test_functions_are_found_by_name_in_one_place_only():
-    """What a configuration names is imported by `raydist.plugin` alone."""
+    """What a configuration names is imported by `raydist.lookup` alone."""
     users = {f.name for f in PACKAGE.rglob("*.py") if "import_module" in f.read_text()}
-    assert users == {"plugin.py", "__init__.py"}
+    assert users == {"lookup.py", "__init__.py"}
     assert "_HOMES" in (PACKAGE / "__init__.py").read_text()  # a table of our own names
 
 

@@ -11,8 +11,8 @@ from test_search import QUADRATIC
 from raydist import load, load_rounds
 from raydist.config.study import from_tree
 from raydist.storage import Store
+from raydist.tune.points import points
 from raydist.tune.scheduler import DECISIONS, scheduler
-from raydist.tune.search import points
 from raydist.tune.trial import Job, Trial
 
 ROUNDS = 6

@@ -13,18 +13,19 @@ from ray.tune.search import Searcher
 from safetensors.numpy import load_file
 
 from raydist import load, load_rounds, over_seeds, run_experiment, run_sweep
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.config.search import METRICS
 from raydist.config.study import from_tree
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
+from raydist.errors import InputError
 from raydist.results.record import Outcome, Record
 from raydist.storage import Store
 from raydist.sweep import counted
 from raydist.tune.optuna import PROPOSALS, Proposals
+from raydist.tune.points import OBJECTIVE, points
 from raydist.tune.scheduler import scheduler
-from raydist.tune.search import OBJECTIVE, points
 
 QUADRATIC = {
     "topology": {"kind": "ring", "agents": 3},

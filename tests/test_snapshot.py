@@ -16,7 +16,7 @@ from test_engine import digits, quadratic
 from test_ray import EVERYTHING
 
 from raydist import cli, load, load_events, load_rounds
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.config.study import from_tree
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
@@ -25,7 +25,7 @@ from raydist.engine.recovery import Keeper
 from raydist.engine.snapshot.catalogue import Shelf
 from raydist.engine.snapshot.manifest import SnapshotError, checksum
 from raydist.engine.snapshot.shard import Shard, Shards, capture, pack, unpack
-from raydist.errors import AgentDied, AgentError
+from raydist.errors import AgentDied, AgentError, InputError
 from raydist.network.strategy import STRATEGIES
 from raydist.results.folder import Folder
 from raydist.run import main

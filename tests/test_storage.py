@@ -18,7 +18,7 @@ from raydist import (
     run_experiment,
     run_sweep,
 )
-from raydist.config.experiment import InputError
+from raydist.errors import InputError
 from raydist.storage import Store, locate
 
 TREE = QUADRATIC | {"snapshot": {"every": 4}}

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydist.config.axes import SPACES, check_axis, ends
-from raydist.config.experiment import InputError
 from raydist.config.point import folder_name, label
 from raydist.config.study import Study, from_tree, parse_overrides, read
 from raydist.engine.plan import make_plan
+from raydist.errors import InputError
 from raydist.network import topology, weights
 
 ROOT = Path(__file__).parents[1]

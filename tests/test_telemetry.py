@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from raydist.adversary.attack import frozen, input_gradient, pgd
+from raydist.adversary.attack import input_gradient, pgd
 from raydist.adversary.loss import pgd_at, standard, trades
 from raydist.adversary.telemetry import (
     accuracies,
@@ -17,7 +17,7 @@ from raydist.adversary.telemetry import (
     weight_gradient,
 )
 from raydist.adversary.threat import ThreatModel
-from raydist.vector import FlatModel
+from raydist.vector import FlatModel, frozen
 
 THREAT = ThreatModel("linf", 0.1)
 UNBOUNDED = (-math.inf, math.inf)

@@ -7,9 +7,9 @@ import networkx as nx
 import numpy as np
 import pytest
 
+from raydist.lookup import resolve
 from raydist.network import weights
 from raydist.network.topology import FIXED, RANDOM, build, check_connected, names, neighbours, title
-from raydist.plugin import resolve
 from raydist.seeding import Purpose, seed_for
 
 FILES = sorted((Path(__file__).parents[1] / "topologies").glob("*.toml"))

@@ -16,10 +16,9 @@ from raydist.config.study import from_tree
 from raydist.lock import Held
 from raydist.results.record import Event, Record
 from raydist.storage import Store
-from raydist.tune.monitor import Metrics
+from raydist.tune.monitor import Metrics, TrialLog
 from raydist.tune.progress import TuneProgress
 from raydist.tune.trial import Job, Trial
-from raydist.tune_log import TrialLog
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from test_engine import digits
 from torch import nn
 
 from raydist import cli, load, load_rounds, run_experiment
-from raydist.config.experiment import InputError
+from raydist.errors import InputError
 from raydist.measure.guard import square_misfit
 from raydist.run import main
 

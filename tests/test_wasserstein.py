@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from raydist.adversary.attack import pgd
-from raydist.adversary.loss import cross_entropies, kl_divergences
-from raydist.adversary.objective import dlr, redlr
+from raydist.adversary.objective import cross_entropies, dlr, kl_divergences, redlr
 from raydist.adversary.threat import ThreatModel, rows
 from raydist.adversary.wasserstein import (
     batch_budget,

@@ -11,12 +11,13 @@ from test_engine import digits, quadratic, values, weights_after
 from raydist import run_experiment
 from raydist.adversary.instability import add_gaussian
 from raydist.adversary.wasserstein import sensitivity
-from raydist.config.experiment import InputError, validate
+from raydist.config.experiment import validate
 from raydist.engine.agent.own import Own
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.engine.watch import Watch
+from raydist.errors import InputError
 from raydist.results.record import Record
 from raydist.seeding import Purpose, torch_generator
 

@@ -23,8 +23,7 @@ from growth import quadratic
 from targets import Row, row, tell
 
 from raydist.config.experiment import validate
-from raydist.engine.complete import FLUSH_SECONDS
-from raydist.engine.driver import train
+from raydist.engine.driver import FLUSH_SECONDS, train
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.engine.recovery import Keeper

@@ -7,23 +7,22 @@ All take `(model, x, y, threat)` and return the last iterate. None leaves a trac
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from raydist.adversary.loss import cross_entropies, kl_divergences
+from raydist.adversary.objective import cross_entropies, kl_divergences
 from raydist.adversary.threat import ThreatModel, rows
+from raydist.vector import frozen
 
 Start = Literal["uniform", "zero", "normal"]
 PerSample = Callable[[Tensor, Tensor], Tensor]
 AttackLoss = Literal["ce", "kl"] | PerSample
 Gradient = Callable[[nn.Module, PerSample, Tensor, Tensor], Tensor]
 _Run = tuple[Tensor, ...]  # x_adv, x_last, grad
-
 NORMAL_START = 0.001  # standard deviation of the "normal" start, as in the code of TRADES
 
 
@@ -39,23 +38,6 @@ class Ascent(NamedTuple):
     x_adv: Tensor
     x_last: Tensor
     grad: Tensor | None
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Generator[None]:
-    """Hold the model in eval mode with no trainable parameter; restore both exactly."""
-    training = {module: module.training for module in model.modules()}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, mode in training.items():
-            module.training = mode
 
 
 def input_gradient(

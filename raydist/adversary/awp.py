@@ -20,36 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from raydist.adversary.threat import ThreatModel
+from raydist.vector import untraced
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-
 unit = ThreatModel("l2", 1.0).steepest  # g / ‖g‖ of each row, 0 where g = 0
 
 
 def weights(model: nn.Module) -> list[nn.Parameter]:
     """The w_l that are perturbed: trainable, with more than one dimension, in the model's order."""
     return [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-
-
-@contextmanager
-def untraced(model: nn.Module) -> Generator[None]:
-    """Undo what forward passes leave behind: changed buffers and draws of the global randomness.
-
-    The mode stays as it is: in train mode BatchNorm normalises by the batch, as in training, and
-    its running statistics are restored afterwards.
-    """
-    tables = [module._buffers for module in model.modules()]
-    kept = [(t, name, b, b.clone()) for t in tables for name, b in t.items() if b is not None]
-    cuda = {p.get_device() for p in model.parameters() if p.is_cuda}
-    with torch.random.fork_rng(devices=sorted(cuda)):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for table, name, buffer, value in kept:
-                    buffer.copy_(value)
-                    if table.get(name) is not buffer:  # a pass has put another one there
-                        table[name] = buffer
 
 
 def perturbation(

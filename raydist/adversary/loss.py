@@ -1,28 +1,14 @@
-"""What is minimised in training, and the per-sample functions that attacks ascend.
+"""What is minimised in training.
 
 A training loss is `(model, x, x_adv, y, **params) -> scalar tensor`, the mean over the batch, with
-no side effect but the forward passes of the model. A per-sample function maps outputs to (N,).
+no side effect but the forward passes of the model.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def cross_entropies(outputs: Tensor, y: Tensor) -> Tensor:
-    """CE of each sample, −log p_y, of logits (N, C) and labels (N,): (N,)."""
-    return F.cross_entropy(outputs, y, reduction="none")
-
-
-def kl_divergences(clean: Tensor, outputs: Tensor) -> Tensor:
-    """KL(p ‖ q) of each sample, p = softmax(clean), q = softmax(outputs), logits (N, C): (N,)."""
-    log_p, log_q = F.log_softmax(clean, dim=1), F.log_softmax(outputs, dim=1)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
-
-
-def quadratics(outputs: Tensor, y: Tensor, hessian: Tensor) -> Tensor:
-    """½ rᵀ H r of each sample, r = outputs (N, M), H = diag(hessian) (M,), no use of y: (N,)."""
-    return (hessian * outputs.square()).sum(dim=1) / 2
+from raydist.adversary.objective import cross_entropies, kl_divergences, quadratics
 
 
 def standard(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:

@@ -1,7 +1,12 @@
-"""Losses of attacks that the scale of the logits does not blind: margins and their ratios."""
+"""What attacks ascend, sample by sample: cross-entropies, divergences, margins, ratios.
+
+A per-sample function maps outputs to (N,). Margins and their ratios are not blinded by the scale of
+the logits.
+"""
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def margin(outputs: Tensor, y: Tensor) -> Tensor:
@@ -67,3 +72,19 @@ def redlr(outputs: Tensor, y: Tensor) -> Tensor:
         ValueError: fewer than 3 classes.
     """
     return torch.where(outputs.argmax(1) == y, dlr(outputs, y), 0.0)
+
+
+def cross_entropies(outputs: Tensor, y: Tensor) -> Tensor:
+    """CE of each sample, −log p_y, of logits (N, C) and labels (N,): (N,)."""
+    return F.cross_entropy(outputs, y, reduction="none")
+
+
+def kl_divergences(clean: Tensor, outputs: Tensor) -> Tensor:
+    """KL(p ‖ q) of each sample, p = softmax(clean), q = softmax(outputs), logits (N, C): (N,)."""
+    log_p, log_q = F.log_softmax(clean, dim=1), F.log_softmax(outputs, dim=1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+
+
+def quadratics(outputs: Tensor, y: Tensor, hessian: Tensor) -> Tensor:
+    """½ rᵀ H r of each sample, r = outputs (N, M), H = diag(hessian) (M,), no use of y: (N,)."""
+    return (hessian * outputs.square()).sum(dim=1) / 2

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from raydist.adversary.attack import PerSample, frozen, input_gradient
-from raydist.adversary.awp import unit, untraced
-from raydist.adversary.loss import cross_entropies, kl_divergences
+from raydist.adversary.attack import PerSample, input_gradient
+from raydist.adversary.awp import unit
+from raydist.adversary.objective import cross_entropies, kl_divergences
 from raydist.adversary.threat import ThreatModel, rows
+from raydist.vector import frozen, untraced
 
 
 def weight_gradient(model: nn.Module, objective: Callable[[], Tensor]) -> Tensor:

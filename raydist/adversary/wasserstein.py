@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raydist.adversary.attack import PerSample, input_gradient
-from raydist.adversary.loss import cross_entropies
-from raydist.adversary.objective import dlr, redlr
+from raydist.adversary.objective import cross_entropies, dlr, redlr
 from raydist.adversary.threat import Norm, ThreatModel, rows
 
 Loss = Literal["ce", "dlr", "redlr"] | PerSample

@@ -1,11 +1,11 @@
-"""The tables of a training recipe: threat, attack, loss, optimiser, averages, early stopping.
+"""The tables of the adversary: threat, attack, loss.
 
 Each choice is independent of the others, of the strategy and of the graph.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from raydist.config.fields import (
     Budget,
@@ -15,7 +15,6 @@ from raydist.config.fields import (
     Table,
     check_budget,
     fill,
-    increasing,
     tables_in,
 )
 
@@ -229,156 +228,3 @@ class Awp(Table):
     """Adversarial weight perturbation (arXiv:2004.05884), on top of any loss."""
 
     gamma: NonNegative = 0.0  # its size relative to the weights; 0: none
-
-
-class ConstantRate(Table):
-    """The learning rate is optim.lr in every round."""
-
-    name: Literal["constant"]
-
-
-class Piecewise(Table):
-    """The learning rate is multiplied at milestones."""
-
-    name: Literal["piecewise"]
-    milestones: Annotated[
-        list[Annotated[float, Field(gt=0, lt=1)]],
-        Field(min_length=1, max_length=20),
-        AfterValidator(increasing),
-    ] = Field(examples=[[0.5, 0.75]])  # fractions of the run
-    factor: Annotated[float, Field(gt=0, le=10)] = 0.1
-
-
-class Cosine(Table):
-    """The learning rate falls along half a cosine."""
-
-    name: Literal["cosine"]
-    final: NonNegative = 0.0
-
-
-Schedule = Annotated[ConstantRate | Piecewise | Cosine, By("constant")]
-
-
-class AnyOptim(Table):
-    """The local step of an agent."""
-
-    name: str
-    lr: Annotated[float, Field(ge=0, le=10**6)] = 0.1
-    weight_decay: NonNegative = 0.0  # coupled in sgd and adam, decoupled in deat
-    combine: bool = False  # combine momentum and the like with the same A, as the weights are
-    schedule: Schedule = ConstantRate(name="constant")
-
-    def options(self) -> dict[str, Any]:
-        """The options of the optimiser, as `learning.optim.build` calls them."""
-        return self.model_dump(exclude={"combine", "schedule"})
-
-
-class Sgd(AnyOptim):
-    """Stochastic gradient descent."""
-
-    name: Literal["sgd"]
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    nesterov: bool = False
-
-    @model_validator(mode="after")
-    def _moves(self) -> Self:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("optim.nesterov needs optim.momentum above 0: write momentum = 0.9")
-        return self
-
-
-class Adam(AnyOptim):
-    """Adam, as torch has it."""
-
-    name: Literal["adam"]
-
-
-class Deat(AnyOptim):
-    """Diffusion-enhanced adversarial training (arXiv:2306.02618)."""
-
-    name: Literal["deat"]
-    k1: NonNegative = 1.0  # weight of the previous chain
-    k2: Annotated[float, Field(ge=0, lt=1)] = 0.81  # decay of the averages
-    normalise: bool = True  # step / sqrt((1 + k1)² + k1²)
-
-
-Optim = Annotated[Sgd | Adam | Deat, By("sgd")]
-
-
-class AnyAverage(Table):
-    """An average of the weights over the run, judged beside the last centroid."""
-
-    name: str
-    start: Annotated[float, Field(ge=0, lt=1)] = 0.0  # fraction of the run at which it begins
-
-
-class Ema(AnyAverage):
-    """Exponential moving average."""
-
-    name: Literal["ema"]
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # per round
-
-
-class Swa(AnyAverage):
-    """Plain mean."""
-
-    name: Literal["swa"]
-
-
-Average = Annotated[Ema | Swa, By("ema")]
-
-
-class Telemetry(Table):
-    """A closer look at gradients and accuracies in training (arXiv:2410.07675)."""
-
-    every: int = Field(default=0, ge=0)  # rounds; 0: never
-
-
-class FoscRule(Table):
-    """When training counts as unstable: FOSC too high for `patience` measurements in a row."""
-
-    threshold: PositiveFloat | None = None  # absolute
-    relative: Annotated[float, Field(gt=1)] | None = (
-        None  # multiple of the median of what was calm before
-    )
-    patience: PositiveInt = 3
-    warmup: Annotated[int, Field(ge=0)] = 0  # measurements that count as calm
-    on: Literal["validation", "train"] = "validation"
-    form: Literal["published", "box", "relative"] = "published"
-    adv_above_clean: bool = False  # a sign too: adversarial above clean training accuracy
-
-    @model_validator(mode="after")
-    def _some_bound(self) -> Self:
-        if self.threshold is None and self.relative is None:
-            raise ValueError("stop.fosc has no threshold and no relative: write threshold = 0.5")
-        if self.on == "train" and self.form != "published":
-            raise ValueError(
-                f'stop.fosc.form is "{self.form}", expected "published" with on = "train": '
-                'write on = "validation"'
-            )
-        return self
-
-
-class Remedy(Table):
-    """Gaussian noise on the inputs, before the attack, at the start of an epoch (2410.07675)."""
-
-    amount: NonNegative = 0.1  # of the paper's N(0, 0.1)
-    how: Literal["std", "variance"] = "std"  # what the 0.1 is: the paper does not say
-    batches: PositiveInt = 10  # rounds of the next epoch that get it
-
-
-class Stop(Table):
-    """When training counts as unstable, and whether it then stops, is healed, or only watched."""
-
-    fosc: FoscRule | None = None
-    on_instability: Literal["stop", "heal", "watch"] = "stop"
-    remedy: Remedy = Remedy()
-
-    @model_validator(mode="after")
-    def _rule(self) -> Self:
-        if self.fosc is None and self.on_instability != "stop":
-            raise ValueError(
-                f'stop.on_instability is "{self.on_instability}", but nothing tells instability: '
-                "write stop.fosc = { threshold = 0.5 }"
-            )
-        return self

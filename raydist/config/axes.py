@@ -5,10 +5,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from raydist.config.experiment import Experiment, InputError
+from raydist.config.experiment import Experiment
 from raydist.config.fields import fields_in
 from raydist.config.point import Point
 from raydist.config.values import shown
+from raydist.errors import InputError
 
 CORNERS = 512  # points of lists to draw from that are all checked; of more, one axis at a time
 GRID = 2048  # points of a grid that are all checked, because all of them will run

@@ -1,14 +1,13 @@
-"""The typed experiment, and how a wrong one is told to the user.
+"""The experiment: all tables, checked together and hashed.
 
 An `Experiment` is frozen, complete and comparable: its hash names its trial. `raydist.config.study`
 reads it from TOML; `validate` is the only door through which one enters.
 """
 
-import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
@@ -20,22 +19,16 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from raydist.config import values
 from raydist.config.adversary import (
     Attack,
-    Average,
     Awp,
     Loss,
     NoAttack,
-    Optim,
     Pgd,
     PgdAt,
-    Sgd,
     Stepped,
-    Stop,
-    Telemetry,
     Threat,
     Wasserstein,
     usual_attack,
@@ -48,107 +41,23 @@ from raydist.config.fields import (
     fields_in,
     fill,
     increasing,
-    tables_in,
 )
+from raydist.config.messages import explain
+from raydist.config.running import AgentResources, Evaluate, Snapshot, Stop, Telemetry
 from raydist.config.training import (
-    AgentResources,
+    Average,
     Data,
-    Evaluate,
     Images,
     KnownNetwork,
     Model,
+    Optim,
     Pictures,
     Point,
-    Snapshot,
+    Sgd,
     Topology,
 )
 from raydist.config.values import shown
-from raydist.lookup import closest, same
-
-LONGEST = 800  # characters of a line
-SECRETS = (  # in a URL: the password before its host, a key among its parameters
-    r"(?<![\w+.-])([A-Za-z][\w+.-]*://[^/\s@:]*:)[^/\s]+(?=@)",
-    r"(?i)([?&][\w-]*(?:sig|token|secret|key|password)=)[^&\s]+",
-)
-RENAMED = {  # what earlier releases called it -> its name, and what to write
-    "restarts": ("periods", "periods = [0.5, 0.75]"),
-    "loss.awp": ("awp.gamma", "awp = { gamma = 0.005 }"),
-    "evaluate.images": ("evaluate.validation_images", "evaluate.validation_images = 512"),
-    "evaluate.test": ("evaluate.test_images", "evaluate.test_images = 360"),
-}
-REMEDIES = {  # what a user can do where the machine cannot
-    errno.ENOSPC: "make room (df shows bytes, df -i the number of files)",
-    errno.EDQUOT: "make room within your quota",
-    errno.EROFS: "choose a folder that can be written",
-    errno.EACCES: "choose a folder that can be written",
-    errno.EPERM: "choose a folder that can be written",
-    errno.EIO: "look after the disk",
-    errno.ESTALE: "look after the network's file system",
-    errno.EMFILE: "allow more open files (ulimit -n)",
-}
-
-
-def printable(text: str) -> str:
-    r"""Text that is not ours, as it may be shown and stored: no escapes, no passwords in URLs.
-
-    Args:
-        text: any; its line breaks stay.
-
-    Returns:
-        The text with control characters spelled out and credentials as "***".
-
-    Example:
-        >>> printable("ftp://me:secret@host/runs \x1b[31m")
-        'ftp://me:***@host/runs \\x1b[31m'
-    """
-    shown = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in masked(text))
-    return "".join(shown)
-
-
-def masked(text: str) -> str:
-    """Text with "***" for each password in a URL; to be asked for before text is shortened."""
-    for secret in SECRETS:
-        text = re.sub(secret, r"\1***", text)
-    return text
-
-
-def one_line(text: str) -> str:
-    """Text as one line of printable characters, and no long one."""
-    text = masked(text)
-    line = printable(text[:LONGEST]).replace("\n", "\\n")
-    return line if len(text) <= LONGEST else f"{line[: LONGEST - 3]}..."
-
-
-class InputError(ValueError):
-    """Something that the user wrote is wrong: one line with value, expectation and remedy."""
-
-    def __init__(self, line: str) -> None:
-        """Whatever the line quotes, it is one printable line."""
-        super().__init__(one_line(line))
-
-
-class MachineError(OSError):
-    """What the machine refuses, a full disk, say: one line with what, why and remedy."""
-
-    def __init__(self, line: str) -> None:
-        """Whatever the line quotes, it is one printable line."""
-        super().__init__(one_line(line))
-
-    @classmethod
-    def of(cls, what: str, error: BaseException) -> "MachineError":
-        """What could not be done, and what helps where the machine says why.
-
-        Args:
-            what: in words, such as "/runs/one cannot be written".
-            error: as the machine tells it.
-
-        Returns:
-            The error to raise.
-        """
-        number = getattr(error, "errno", None)
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())
-        remedy = REMEDIES.get(number or 0, "")
-        return cls(f"{what}: {why}{remedy and f': {remedy}'}")
+from raydist.errors import SECRETS, InputError
 
 
 def _as_table(value: object, key: str) -> object:
@@ -428,166 +337,6 @@ def _check_free(config: Experiment) -> None:
             raise InputError(
                 f"{line}, expected a finite number: JSON keeps no other; write 1e30, or a string"
             )
-
-
-def explain(error: ValidationError, table: type[Table], experiment: type[Table]) -> str:
-    """The first problem in one line; further ones are counted.
-
-    Args:
-        error: what pydantic found.
-        table: the model that it was validating.
-        experiment: the model in which an unknown key is looked for too.
-
-    Returns:
-        Dotted key, value, what was expected.
-    """
-    problems = error.errors(include_url=False)
-    unknown = [p["loc"][:-1] for p in problems if p["type"] == "extra_forbidden"]
-    # A key that is missing beside one that is unknown was misspelt: that is one problem.
-    problems = [p for p in problems if p["type"] != "missing" or p["loc"][:-1] not in unknown]
-    line = _line(problems[0], table, experiment)
-    return line + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
-
-
-def _line(problem: ErrorDetails, table: type[Table], experiment: type[Table]) -> str:
-    """One problem: key, value, what was expected, what to write."""
-    (where, around, inner), kind = _place(problem["loc"], table), problem["type"]
-    last, message = str(problem["loc"][-1:] and problem["loc"][-1]), problem["msg"]
-    limits = problem.get("ctx", {})
-    if kind == "extra_forbidden":
-        return unknown_key(where, nearest(last, fields_in(around), dotted_keys(experiment)))
-    if kind == "missing":
-        (example,) = fields_in(around)[last].examples or [...]
-        return f"{where} is missing: write {last} = {shown(example)}"
-    if kind == "other_member":
-        takers, name = limits["takers"], shown(limits["name"])
-        belongs = f"belongs to {', '.join(takers)}, not to {name}"
-        if "any other" in takers:
-            belongs = f"does not belong to {name}"
-        return f"{where}.{limits['key']} {belongs}: remove it"
-    if kind == "unknown_name":
-        return (
-            f"{where}.{limits['key']} is {shown(limits['name'])}, "
-            f"expected {one_of(limits['known'], limits['name'])}"
-        )
-    if kind == "value_error":
-        message = message.removeprefix("Value error, ")
-        # About one value: to be completed. About several: names them itself.
-        alone = message.startswith("expected ")
-        return f"{where} is {shown(problem['input'])}, {message}" if alone else message
-    if kind == "model_type":
-        known = f"a table with keys such as {', '.join(fields_in(inner))}"
-        return f"{where} is {shown(problem['input'])}, expected {known}"
-    return f"{where} is {shown(problem['input'])}, expected {_expected(problem)}"
-
-
-def unknown_key(where: str, hint: str) -> str:
-    """The line about a key that there is not, or not any more.
-
-    Args:
-        where: the dotted key.
-        hint: as `nearest` gives it.
-
-    Returns:
-        The line.
-    """
-    if where in RENAMED:
-        name, example = RENAMED[where]
-        return f"{where} is called {name} now: write {example}"
-    return f"{where} is not a known key{hint}"
-
-
-def one_of(names: list[str], written: object) -> str:
-    """What was expected where only some names are known, and which of them was meant.
-
-    Args:
-        names: the names that there are.
-        written: what the user wrote.
-
-    Returns:
-        Such as 'one of sgd, adam, deat: write "adam"'.
-    """
-    own = [name for name in names if name.startswith('"')]
-    plain = [name for name in names if name not in own]
-    known = f"one of {', '.join(plain)}" if plain[1:] else f'"{plain[0]}"'
-    meant = closest(str(written), plain)
-    return " or ".join([known, *own]) + (f': write "{meant}"' if meant else "")
-
-
-def _expected(problem: ErrorDetails) -> str:
-    """What pydantic expected, in our words."""
-    kind, limits = problem["type"], problem.get("ctx", {})
-    if kind == "literal_error":
-        return one_of(re.findall(r"'(.*?)'", limits["expected"]), problem["input"])
-    if kind in ("too_short", "too_long"):
-        least, most = limits.get("min_length"), limits.get("max_length")
-        return f"{most} values at most" if least is None else f"{least} values or more"
-    bound = next((f"{limits[name]:g}" for name in ("gt", "ge", "lt", "le") if name in limits), "")
-    return {
-        "greater_than": f"a number above {bound}",
-        "greater_than_equal": f"{bound} or more",
-        "less_than": f"a number below {bound}",
-        "less_than_equal": f"{bound} or less",
-        "int": "a whole number",
-        "float": "a number",
-        "finite": "a finite number",
-        "bool": "true or false",
-        "string": "a string",
-        "list": "a list",
-        "dict": "a table",
-    }.get(kind if "than" in kind else kind.partition("_")[0], problem["msg"])
-
-
-def _place(location: tuple[int | str, ...], table: type[Table]) -> tuple[str, Any, Any]:
-    """The dotted key of a location, the table in which it stands, and what stands there.
-
-    Args:
-        location: as pydantic has it: below a union stands the name of the member's class.
-        table: the outermost table.
-
-    Returns:
-        The key; the table, or the annotation of what holds it; the annotation of what is there.
-    """
-    where = ""
-    around: Any = table
-    inner: Any = table
-    for part in location:
-        members = {member.__name__: member for member in tables_in(inner)}
-        if isinstance(part, int):  # a position in a list of tables
-            where += f"[{part}]"
-        elif len(members) > 1 and part in members:
-            inner = members[part]
-        else:
-            where += f".{part}"
-            around = inner
-            inner = fields_in(around)[part].annotation if part in fields_in(around) else None
-    return where.removeprefix(".") or "the experiment", around, inner
-
-
-def nearest(name: str, known: Iterable[str], elsewhere: Iterable[str]) -> str:
-    """What to add to a message about an unknown key.
-
-    Args:
-        name: the key.
-        known: those of its table.
-        elsewhere: the dotted keys of all tables.
-
-    Returns:
-        The same one in other letters or in another table; else the closest one; else all of them.
-    """
-    known = list(known)
-    places = [key for key in known if same(name, key)]
-    places = places or [key for key in elsewhere if same(name, key.rpartition(".")[2])]
-    meant = " or ".join(places) if len(places) in (1, 2) else closest(name, known)
-    return f": did you mean {meant}?" if meant else f": known here are {', '.join(known)}"
-
-
-def dotted_keys(annotation: Any, above: str = "") -> Iterator[str]:
-    """Yield the dotted keys of a table and of those in it."""
-    for name, field in fields_in(annotation).items():
-        yield f"{above}{name}"
-        if name not in ("agents", "transforms"):  # lists of tables
-            yield from dotted_keys(field.annotation, f"{above}{name}.")
 
 
 def short_form(key: str) -> str | None:

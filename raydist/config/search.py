@@ -4,8 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from raydist.config.experiment import Experiment, InputError
+from raydist.config.experiment import Experiment
 from raydist.config.fields import Span, Table
+from raydist.errors import InputError
 
 # What every trial reports whenever its state is measured. Test images are not among it: whoever
 # chooses trials by them has no unseen ones left.

@@ -19,20 +19,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from raydist.config.axes import check_axis, check_drawn, corners
-from raydist.config.experiment import (
-    Experiment,
-    InputError,
-    dotted_keys,
-    explain,
-    nearest,
-    plain,
-    short_form,
-    unknown_key,
-    validate,
-)
+from raydist.config.experiment import Experiment, plain, short_form, validate
+from raydist.config.messages import dotted_keys, explain, unknown_key
 from raydist.config.point import Point, value_label
 from raydist.config.search import Search
 from raydist.config.values import DEEPEST, shown
+from raydist.errors import InputError
+from raydist.lookup import nearest
 
 TABLES = ("base", "axes", "stop", "search")
 KEY = r"[\w-]+(\.[\w-]+)*"  # a dotted key

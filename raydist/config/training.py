@@ -1,25 +1,116 @@
-"""The tables of an experiment: every field, its default, its range.
+"""The tables of training: topology, data, model, optimiser, averages."""
 
-A message about one field is completed by `raydist.config.experiment` with the dotted key and the
-value; a message about several fields names them itself. Budgets are fractions of the pixel range.
-"""
+from typing import Annotated, Any, Literal, Self
 
-import os
-from typing import Annotated, Literal, Self
-
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from raydist.config.fields import (
     By,
-    Count,
     NonNegative,
     Own,
     Share,
-    Span,
     Table,
     check_rows,
     either,
+    increasing,
 )
+
+
+class ConstantRate(Table):
+    """The learning rate is optim.lr in every round."""
+
+    name: Literal["constant"]
+
+
+class Cosine(Table):
+    """The learning rate falls along half a cosine."""
+
+    name: Literal["cosine"]
+    final: NonNegative = 0.0
+
+
+class Piecewise(Table):
+    """The learning rate is multiplied at milestones."""
+
+    name: Literal["piecewise"]
+    milestones: Annotated[
+        list[Annotated[float, Field(gt=0, lt=1)]],
+        Field(min_length=1, max_length=20),
+        AfterValidator(increasing),
+    ] = Field(examples=[[0.5, 0.75]])  # fractions of the run
+    factor: Annotated[float, Field(gt=0, le=10)] = 0.1
+
+
+Schedule = Annotated[ConstantRate | Piecewise | Cosine, By("constant")]
+
+
+class AnyOptim(Table):
+    """The local step of an agent."""
+
+    name: str
+    lr: Annotated[float, Field(ge=0, le=10**6)] = 0.1
+    weight_decay: NonNegative = 0.0  # coupled in sgd and adam, decoupled in deat
+    combine: bool = False  # combine momentum and the like with the same A, as the weights are
+    schedule: Schedule = ConstantRate(name="constant")
+
+    def options(self) -> dict[str, Any]:
+        """The options of the optimiser, as `learning.optim.build` calls them."""
+        return self.model_dump(exclude={"combine", "schedule"})
+
+
+class Adam(AnyOptim):
+    """Adam, as torch has it."""
+
+    name: Literal["adam"]
+
+
+class Deat(AnyOptim):
+    """Diffusion-enhanced adversarial training (arXiv:2306.02618)."""
+
+    name: Literal["deat"]
+    k1: NonNegative = 1.0  # weight of the previous chain
+    k2: Annotated[float, Field(ge=0, lt=1)] = 0.81  # decay of the averages
+    normalise: bool = True  # step / sqrt((1 + k1)² + k1²)
+
+
+class Sgd(AnyOptim):
+    """Stochastic gradient descent."""
+
+    name: Literal["sgd"]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _moves(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("optim.nesterov needs optim.momentum above 0: write momentum = 0.9")
+        return self
+
+
+Optim = Annotated[Sgd | Adam | Deat, By("sgd")]
+
+
+class AnyAverage(Table):
+    """An average of the weights over the run, judged beside the last centroid."""
+
+    name: str
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0  # fraction of the run at which it begins
+
+
+class Ema(AnyAverage):
+    """Exponential moving average."""
+
+    name: Literal["ema"]
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # per round
+
+
+class Swa(AnyAverage):
+    """Plain mean."""
+
+    name: Literal["swa"]
+
+
+Average = Annotated[Ema | Swa, By("ema")]
 
 
 class Topology(Table):
@@ -167,51 +258,3 @@ class OwnNetwork(Network, Own):
 
 
 Model = Annotated[Point | OwnNetwork | KnownNetwork, By("small-cnn")]
-
-
-class Evaluate(Table):
-    """What is measured during training (on validation images) and at its end (on test images)."""
-
-    every: Span = 0.1  # between validations; of the quadratic task every round
-    validation_images: PositiveInt = 512  # at most
-    test_images: Count = "all"  # for clean and PGD accuracy, evenly over labels
-    pgd: list[PositiveInt] = Field(default=[10, 20])  # numbers of PGD steps
-    autoattack: Count = "all"  # test images; 0 switches AutoAttack off
-    # further attacks on the test images, by name: ["apgd-dlr", "square1000"]
-    attacks: list[str] = Field(default_factory=list)
-    hessian: int = Field(default=0, ge=0)  # training images for its trace; 0: not measured
-    agents: bool = False  # every agent too, not only the centroid
-    excess_risk: int = Field(default=0, ge=0)  # training images for J(w) − J(start)
-    subspace: int = Field(default=0, ge=0)  # dimensions of its prediction; 0: not predicted
-    batch: PositiveInt = 256
-
-
-class Snapshot(Table):
-    """How often the state of all agents is kept on disk, where, and how often it may be needed."""
-
-    # rounds between two snapshots; 0 switches them off; None: they are so many seconds apart
-    every: Annotated[int, Field(ge=0)] | None = None
-    seconds: PositiveFloat = 30.0
-    keep: PositiveInt = 2  # the last ones
-    path: str | None = None  # any fsspec URL; default: snapshots/ in the trial's folder
-    recoveries: Annotated[int, Field(ge=0)] = 3  # deaths of agents that a trial survives
-
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
-        usual = type(self).model_fields["seconds"].default
-        if self.every is not None and self.seconds != usual:
-            raise ValueError("snapshot.every and snapshot.seconds are both given: remove one")
-        if self.path is not None and "://" not in self.path and not os.path.isabs(self.path):
-            raise ValueError(
-                f'snapshot.path is "{self.path}", expected an absolute path or a URL that every '
-                'node sees: write path = "/shared/snapshots" or "s3://bucket/snapshots"'
-            )
-        return self
-
-
-class AgentResources(Table):
-    """What one agent reserves; the default divides the machine that is found."""
-
-    cpus: PositiveFloat | None = None
-    gpus: NonNegative | None = None
-    per_actor: PositiveInt = 1  # agents of one process, which take turns on their common share

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from raydist.config.experiment import Experiment, InputError
+from raydist.config.experiment import Experiment
 from raydist.config.fields import fields_in
 from raydist.config.training import Pictures, Point, Quadratic
 from raydist.engine.agent.own import Own
 from raydist.engine.agent.risk import unpredictable
 from raydist.engine.agent.task import quadratic_of
-from raydist.errors import AgentError
+from raydist.errors import AgentError, InputError
 from raydist.learning.data import Data
 from raydist.measure import attacks
 

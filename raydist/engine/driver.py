@@ -1,24 +1,24 @@
-"""The driver: rounds as a generator of records. It never touches a weight."""
+"""The driver: rounds as a generator of records, run to the end. It never touches a weight."""
 
-import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
-from raydist.engine.agent import validation, verdicts
-from raydist.engine.agent.agent import BEFORE, Info
-from raydist.engine.agent.spec import agent_file
-from raydist.engine.checks import one_line
+from raydist.engine.agent import validation
+from raydist.engine.agent.agent import BEFORE, Info, Message
+from raydist.engine.ending import last_record
 from raydist.engine.plan import Plan
-from raydist.engine.pool.pool import Pending, Pool
+from raydist.engine.pool.pool import Pending, Pool, parameters_of
 from raydist.engine.recovery import Keeper
 from raydist.engine.watch import Watch
 from raydist.errors import AgentDied
-from raydist.measure.columns import Known, base, over_agents
-from raydist.results.record import Outcome, Record, images_frame
+from raydist.results.folder import Folder, final_numbers
+from raydist.results.record import Outcome, Record, Result
+from raydist.results.rounds import Rounds
+
+FLUSH_SECONDS = 2.0
 
 
 class _TooFar(Exception):
@@ -237,104 +237,47 @@ def _measured(
     return Record(n, agents, centroid, predicted=predicted)
 
 
-def last_record(
-    pool: Pool,
-    plan: Plan,
-    record: Record,
-    outcome: Outcome,
-    watched: dict[str, float | str],
-    theory: dict[float, float],
-    test: bool = True,
-) -> Record:
-    """The record that ends a run: its final numbers and the verdict on each test image.
+def complete(
+    plan: Plan, pool: Pool, folder: Folder | None, tell: Callable[[Record], None] = lambda _: None
+) -> Result:
+    """Run a plan on a pool and give the pool back.
 
     Args:
-        pool: the agents; the round of the record is closed and nothing is on its way.
         plan: the run.
-        record: of the last round.
-        outcome: how the run ended.
-        watched: what `Watch.summary` tells.
-        theory: as `Plan.theory`.
-        test: whether to look at the test images.
+        pool: its agents at round 0.
+        folder: where the run is left; None: nothing is written.
+        tell: called with each record.
 
     Returns:
-        The record.
+        The result.
     """
-    known, models = record.numbers, dict[str, Known]()
-    kept = ("disagreement", "distance", "excess_risk", *record.predicted, *record.centroid)
-    final: dict[str, float | str] = {"train_loss": known["loss"], **watched}
-    final |= {name: known[name] for name in kept if name in known}
-    held = [name for name in record.centroid if name.startswith("val_")]
-    final |= {f"{base(name)}_images": float(plan.validated) for name in held}
-    if plan.config.exchange == "auto":
-        final["exchange_chosen"] = pool.exchange
-    if math.inf in theory:
-        final["excess_risk_limit"] = theory[math.inf]
-    if plan.data is None and plan.theory_missing:  # the one task that has it unasked
-        final["excess_risk_theory_missing"] = plan.theory_missing
-    if test and plan.data is not None and outcome.status != "diverged":
-        failed: dict[str, str] = {}
-        for judged in _judged(pool, failed, "", "now"):
-            final |= verdicts.summary(judged)
-            models["centroid"] = judged.known
-        for model, (name, which) in _besides(plan, outcome).items():
-            for judged in _judged(pool, failed, f"{name} ", *which):
-                besides = verdicts.summary(judged)
-                final |= {f"{name}_{key}": value for key, value in besides.items()}
-                models[model] = judged.known
-        if plan.config.evaluate.agents:
-            own = [judged.known for judged in _judged(pool, failed, "agents' ")]
-            final |= over_agents(own) if own else {}
-            models |= {Path(agent_file(k)).stem: of for k, of in enumerate(own)}
-        if failed:
-            final["unmeasured"] = "; ".join(f"{name}: {why}" for name, why in failed.items())
-    images = images_frame(models, plan.data.test[1]) if models and plan.data is not None else None
-    return replace(record, outcome=outcome, final=final, images=images)
+    states: list[Message] = []
 
+    def ending(pool: Pool, n: int) -> None:
+        if folder is not None:
+            pool.save(f"{folder.url}/weights", n)
+        states[:] = pool.states()
 
-def _judged(pool: Pool, failed: dict[str, str], whose: str, *which: str) -> list[verdicts.Masks]:
-    """Verdicts on test images, as `Pool.evaluate`; the run is over, and none is worth losing it.
-
-    Args:
-        pool: the agents.
-        failed: name of a measurement -> why it failed; added to.
-        whose: what stands before such a name.
-        which: as in `Pool.evaluate`.
-
-    Returns:
-        The verdicts of all images together; without `which` those of each agent; none if there
-        are none.
-
-    Raises:
-        AgentDied: as everywhere; the run goes on from its last snapshot.
-    """
     try:
-        parts = pool.evaluate(*which)
-        found = [verdicts.merge(parts)] if which else parts
-    except AgentDied:
-        raise
-    except Exception as error:
-        failed[f"{whose}test images"] = one_line(error)
-        return []
-    for judged in found:
-        failed |= {f"{whose}{name}": why for name, why in judged.failed.items()}
-    return found
-
-
-def _besides(plan: Plan, outcome: Outcome) -> dict[str, tuple[str, list[str]]]:
-    """What is judged beside the last centroid: its average, the ensemble of its snapshots.
-
-    Args:
-        plan: the run.
-        outcome: how it ended.
-
-    Returns:
-        Model -> what its numbers begin with, and the states of the agents that it is made of.
-    """
-    found: dict[str, tuple[str, list[str]]] = {}
-    if plan.config.average is not None:
-        found["average"] = plan.config.average.name, ["average"]
-    periods = plan.times.ended(outcome.round)
-    if plan.config.periods and periods > 1:
-        found["ensemble"] = "ensemble", [f"snapshot-{i}" for i in range(periods)]
-    return found
+        if folder is not None:
+            folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate, plan.contents)
+        keeper = Keeper(plan, folder)
+        rounds = Rounds(None, keeper.seconds) if folder is None else folder.rounds
+        flushed = time.monotonic()
+        for record in train(pool, plan, keeper, ending):
+            rounds.add(record)
+            tell(record)
+            if folder is not None and time.monotonic() - flushed > FLUSH_SECONDS:
+                folder.flush()
+                flushed = time.monotonic()
+        last, seconds = record, keeper.seconds()
+        rounds.flush()
+        if folder is not None:
+            folder.finish(last, seconds)
+        parts = rounds.parts()
+    finally:
+        pool.shutdown()
+    name = folder.name if folder is not None else "run"
+    weights = parameters_of(states, plan.parameters)
+    final = final_numbers(last, seconds, keeper.events)
+    return Result(name, parts, final, weights, weights.mean(axis=0))

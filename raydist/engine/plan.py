@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from raydist.adversary.schedule import Timetable
 from raydist.config.adversary import Wasserstein
-from raydist.config.experiment import Experiment, InputError
+from raydist.config.experiment import Experiment
 from raydist.config.fields import in_rounds
 from raydist.config.training import Dirichlet, Images, OwnImages, Pictures, Quantity, Shards
 from raydist.engine.agent import risk
@@ -24,6 +24,7 @@ from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.task import Split
 from raydist.engine.checks import check_images, check_quadratic, checked, input_of
 from raydist.engine.probe import probe, probe_key
+from raydist.errors import InputError
 from raydist.learning import data as datasets
 from raydist.learning import partition
 from raydist.network import strategy, topology, weights

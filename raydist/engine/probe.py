@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from raydist.adversary.attack import frozen
 from raydist.adversary.schedule import Timetable
-from raydist.config.experiment import Experiment, InputError
+from raydist.config.experiment import Experiment
 from raydist.config.training import KnownNetwork, Network
 from raydist.engine.agent.foreign import is_foreign
 from raydist.engine.agent.passes import unsafe_in_channels_last
@@ -20,11 +19,12 @@ from raydist.engine.agent.step import LocalStep
 from raydist.engine.agent.task import DTYPES, build_model, image_task, loss_named
 from raydist.engine.checks import checked, input_of, one_line
 from raydist.engine.stray import stray
+from raydist.errors import InputError
 from raydist.learning import model as models
 from raydist.learning.data import Data, to_tensor
 from raydist.learning.model import parameter_count
 from raydist.seeding import Purpose, drawing
-from raydist.vector import FlatModel
+from raydist.vector import FlatModel, frozen
 
 COPIES = 3  # of a model's parameters that an agent holds at least
 LARGEST = 2**27  # numbers that a foreign model may give out here: half a gigabyte in float32

@@ -20,14 +20,14 @@ import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raydist.config.experiment import Experiment, InputError
-from raydist.config.training import Snapshot
+from raydist.config.experiment import Experiment
+from raydist.config.running import Snapshot
 from raydist.engine.checks import one_line
 from raydist.engine.cluster.layout import Resources, at_once, place
-from raydist.engine.complete import complete
+from raydist.engine.driver import complete
 from raydist.engine.plan import Plan
 from raydist.engine.pool.data_parallel import ParallelPool
-from raydist.errors import AgentError
+from raydist.errors import AgentError, InputError
 from raydist.results.folder import Folder
 from raydist.results.record import Result
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from raydist.adversary.attack import pgd
 from raydist.adversary.threat import Norm, ThreatModel
-from raydist.config.experiment import Experiment, InputError
+from raydist.config.experiment import Experiment
 from raydist.config.fields import check_budget
+from raydist.errors import InputError
 from raydist.evaluation.names import PARTS
 from raydist.measure import attacks
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from raydist.config.experiment import InputError
+from raydist.errors import InputError
 from raydist.evaluation import pictures
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
+from raydist import vector
 from raydist.engine.agent.task import DTYPES
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request
@@ -121,8 +122,8 @@ def path(
     """The loss on the line between two models, and its barrier."""
     risks = connectivity.path_risk(
         model_of(unit),
-        connectivity.state(subject.model(first)),
-        connectivity.state(subject.model(last)),
+        vector.state(subject.model(first)),
+        vector.state(subject.model(last)),
         PATH,
         subject.batches("train", images, request.batch),
         cross_entropy,
@@ -148,8 +149,8 @@ def bezier(
     batches = subject.batches("train", images, request.batch)
     bends = connectivity.connect(
         model,
-        connectivity.state(subject.model(first)),
-        connectivity.state(subject.model(last)),
+        vector.state(subject.model(first)),
+        vector.state(subject.model(last)),
         subject.batches("train", BEZIER_IMAGES * images, min(BEZIER_BATCH, request.batch), images),
         attack=attack,
         steps=BEZIER_STEPS,

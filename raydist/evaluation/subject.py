@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raydist.config.experiment import Experiment, InputError, validate
+from raydist.config.experiment import Experiment, validate
 from raydist.engine.agent.own import Own
 from raydist.engine.agent.task import DTYPES, build_model
 from raydist.engine.checks import checked
 from raydist.engine.plan import forget_data, load_data, shares_of
+from raydist.errors import InputError
 from raydist.learning import checkpoint
 from raydist.learning.average import Ensemble
 from raydist.learning.data import Data, to_tensor

@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raydist.engine.agent import validation
 from raydist.engine.agent.foreign import drawn
 from raydist.evaluation import scans
 from raydist.evaluation.ledger import Entry
@@ -19,6 +18,7 @@ from raydist.evaluation.request import Request
 from raydist.evaluation.subject import START, Subject, open_subject
 from raydist.evaluation.units import GAPS, Ask, Unit, budget, model_of, outstanding
 from raydist.measure import accuracy, attacks, curvature, masking, similarity, wasserstein
+from raydist.measure import stationarity as measure_stationarity
 from raydist.measure.cascade import Mask
 from raydist.measure.columns import CLEAN
 from raydist.measure.guard import guarded
@@ -112,7 +112,7 @@ def stationarity(
     draw = torch_generator(Purpose.EVALUATE, seed, device=subject.device)
     classes, flags = subject.data.classes, set[str]()
     with guarded(model_of(unit), x, y, threat, (), classes, request.batch, seed, flags) as model:
-        gaps = validation.stationarity(model, x, y, threat, draw)[1]
+        gaps = measure_stationarity.stationarity(model, x, y, threat, draw)[1]
     zero = masking.zero_gradients(model_of(unit), x, y, request.batch)
     found = {name: gaps[name].double().tolist() for name in ("fosc", "fosc_relative")}
     found["zero_gradient"] = zero.astype(float).tolist()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from raydist.learning import own_data, readers
 from raydist.learning.images import Data as Data
@@ -20,7 +21,6 @@ from raydist.lookup import closest
 from raydist.seeding import Purpose, numpy_rng
 
 AUGMENTATION = {"cifar10": "crop-flip", "cifar100": "crop-flip", "svhn": "crop"}  # others: none
-
 # name: (reader, number of classes, factor to [0, 1])
 SETS: dict[str, tuple[Callable[[Path, bool], Splits], int, float]] = {
     "digits": (readers.digits, 10, 1 / 16),
@@ -187,3 +187,26 @@ def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     order = numpy_rng(Purpose.SPLIT, seed).permutation(len(y))
     held[order[: round(fraction * len(y))]] = True
     return (x[~held], y[~held]), (x[held], y[held])
+
+
+def transformed(x: Tensor, rotate: float = 0.0, brightness: float = 1.0) -> Tensor:
+    """Images as this agent's camera sees them.
+
+    Args:
+        x: images in [0, 1], (N, C, H, W).
+        rotate: degrees, anticlockwise about the middle; what comes from outside is black.
+        brightness: factor ≥ 0 on all pixels, clipped at 1.
+
+    Returns:
+        A tensor like x; x itself if nothing changes.
+
+    Example:
+        >>> import torch
+        >>> transformed(torch.full((1, 1, 2, 2), 0.4), brightness=0.5).unique()
+        tensor([0.2000])
+    """
+    if rotate:
+        from torchvision.transforms.v2 import functional  # not for agents that do not rotate
+
+        x = functional.rotate(x, rotate)
+    return x if brightness == 1 else (x * brightness).clamp(max=1.0)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from raydist.learning import resnet, small, vgg
+from raydist.learning import resnet, small
 from raydist.learning.wideresnet import wide_resnet
 from raydist.lookup import closest
 from raydist.seeding import Purpose, drawing
@@ -26,7 +26,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "wrn-16-4": partial(wide_resnet, 16, 4),
     "wrn-28-10": partial(wide_resnet, 28, 10),
     "wrn-34-10": partial(wide_resnet, 34, 10),
-    "vgg-16": vgg.vgg_16,
+    "vgg-16": small.vgg_16,
     "point": small.point,
 }
 
@@ -186,7 +186,7 @@ def parameter_count(model: nn.Module) -> int:
 
 def _find(name: str) -> Callable[..., Any]:
     if ":" in name:
-        from raydist.plugin import resolve
+        from raydist.lookup import resolve
 
         return resolve(name)
     if name not in MODELS:

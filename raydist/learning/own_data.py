@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from raydist.learning.images import SPLITS, Data, check_alike, check_arrays, check_scales
 from raydist.learning.readers import Split
-from raydist.lookup import closest
-from raydist.plugin import resolve
+from raydist.lookup import closest, resolve
 
 KEYS = (*SPLITS, "classes", "scale")
 

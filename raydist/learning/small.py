@@ -1,4 +1,4 @@
-"""Small models for images of 4x4 and more, and the point of the quadratic task."""
+"""Small models for images of 4x4 and more, VGG-16, and the point of the quadratic task."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from raydist.learning.resnet import Shape
+from raydist.learning.resnet import Shape, pool_and_classify
+
+VGG_16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # (channels, convolutions) of a stage
 
 
 def linear(shape: Shape, classes: int) -> nn.Module:
@@ -89,3 +91,16 @@ def _quarter(shape: Shape) -> int:
     if pixels == 0:
         raise ValueError(f'images have {height}x{width} pixels, expected 4x4 or more: use "linear"')
     return pixels
+
+
+def vgg_16(shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
+    """VGG-16, whose max-pools round up, so that images smaller than 32x32 work too."""
+    layers: list[nn.Module] = []
+    inputs = shape[0]
+    for channels, convolutions in VGG_16:
+        outputs = max(1, round(width * channels))
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+            inputs = outputs
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))
+    return nn.Sequential(*layers, *pool_and_classify(inputs, classes))

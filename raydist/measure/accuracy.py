@@ -11,10 +11,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from raydist.adversary.attack import AttackLoss, Start, frozen, pgd
+from raydist.adversary.attack import AttackLoss, Start, pgd
 from raydist.adversary.threat import ThreatModel
 from raydist.measure.cascade import Mask
 from raydist.seeding import Purpose, torch_generator
+from raydist.vector import frozen
 
 
 def correct(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> Mask:

@@ -7,8 +7,6 @@ agents average them. On a Bezier curve they are measured anew at each point, as 
 `recalibrate` says how. A line with measured statistics is a curve of two control points.
 """
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from math import comb
 
 import numpy as np
@@ -19,33 +17,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from raydist.adversary.attack import frozen
 from raydist.measure.curvature import Attack, attacked
-from raydist.measure.derivatives import Batches, Loss, trainable
-from raydist.measure.landscape import flat, restored, risk, split, write
+from raydist.measure.derivatives import Batches, Loss
+from raydist.measure.landscape import risk
 from raydist.seeding import Purpose, numpy_rng, seed_for
+from raydist.vector import frozen, holding, restored, split, trainable, write
 
 MOMENTUM = 0.9  # of the curve's SGD, as in the code of arXiv:2006.08403
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    kept = model.state_dict().keys()
-    statistics = [b for n, b in model.named_buffers() if n in kept and b.is_floating_point()]
-    return [*trainable(model).values(), *statistics]
-
-
-def state(model: nn.Module) -> Tensor:
-    """Trainable parameters, then the floating-point buffers of the state dict: a new (S,)."""
-    return flat(_tensors(model))
-
-
-@contextmanager
-def holding(model: nn.Module, state: Tensor) -> Generator[nn.Module]:
-    """The model at another state (S,); afterwards it is as before, bit for bit."""
-    tensors = _tensors(model)
-    with restored([*tensors, *model.buffers()]):
-        write(tensors, state)
-        yield model
 
 
 def interpolate(first: Tensor, second: Tensor, t: float) -> Tensor:

@@ -14,19 +14,17 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from raydist.adversary.attack import frozen
 from raydist.measure.derivatives import (
     Batches,
     Loss,
     gradient,
     hessian,
-    moved,
     projected_gradients,
     rows_of,
-    trainable,
 )
-from raydist.measure.spectrum import Array, density, rademacher, top_pairs, unit_direction
+from raydist.measure.spectrum import density, rademacher, top_pairs, unit_direction
 from raydist.seeding import Purpose, torch_generator
+from raydist.vector import Array, frozen, moved, trainable
 
 __all__ = [
     "FROZEN_NOTE",

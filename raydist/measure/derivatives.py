@@ -9,7 +9,7 @@ found. A derivative that is not finite is a FloatingPointError.
 """
 
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,8 +19,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
-from raydist.adversary.attack import frozen
-from raydist.measure.spectrum import Array
+from raydist.vector import Array, Parameters, as_tensors, as_vector, frozen, trainable
 
 with warnings.catch_warnings():  # a package below curvlinops still scripts its functions, and ...
     warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is")
@@ -28,10 +27,8 @@ with warnings.catch_warnings():  # a package below curvlinops still scripts its 
 
     # ... so does torch, at the first forward-mode derivative of a process
     jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
-
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batches = Sequence[tuple[Tensor, Tensor]]
-Parameters = Mapping[str, Tensor]
 
 
 class _Mean(nn.Module):
@@ -132,52 +129,6 @@ def projected_gradients(
                 slopes = jvp(losses, (w,), (as_tensors(v, w),))[1]
                 columns[part, j] = _finite(slopes, "the gradient")
     return columns
-
-
-def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters w.
-
-    Args:
-        model: any.
-
-    Returns:
-        The trainable ones by name, in the model's order.
-
-    Raises:
-        ValueError: there is none.
-    """
-    w: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if not w:
-        raise ValueError("the model has no trainable parameter, and so no derivative")
-    return w
-
-
-@contextmanager
-def moved(model: nn.Module, v: Array) -> Generator[nn.Module]:
-    """Hold the model at w + v, v of shape (P,); afterwards its weights are w again, bit for bit."""
-    w = trainable(model)
-    own = {name: p.detach().clone() for name, p in w.items()}
-    try:
-        with torch.no_grad():
-            for name, step in as_tensors(v, w).items():
-                w[name].add_(step)
-        yield model
-    finally:
-        with torch.no_grad():
-            for name, value in own.items():
-                w[name].copy_(value)
-
-
-def as_vector(v: Array, w: Parameters) -> Tensor:
-    """In the dtype and on the device of the parameters."""
-    like = next(iter(w.values()))
-    return torch.as_tensor(v, dtype=like.dtype, device=like.device)
-
-
-def as_tensors(v: Array, w: Parameters) -> dict[str, Tensor]:
-    """A vector (P,) in the shapes of the parameters."""
-    parts = torch.split(as_vector(v, w), [p.numel() for p in w.values()])
-    return {name: part.view(p.shape) for part, (name, p) in zip(parts, w.items(), strict=True)}
 
 
 def _finite(t: Tensor, what: str) -> Array:

@@ -20,10 +20,10 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from raydist.measure.curvature import Attack, attacked, hessian_pairs, projected_gradients, subspace
-from raydist.measure.derivatives import Batches, Loss, gradient, moved, trainable
-from raydist.measure.spectrum import Array
+from raydist.measure.derivatives import Batches, Loss, gradient
 from raydist.network import theory
 from raydist.seeding import Purpose, seed_for
+from raydist.vector import Array, moved, trainable
 
 STEP = 0.01  # of a finite difference, as a fraction of ‖w*‖
 

@@ -15,8 +15,8 @@ import torch
 from pyautoattack import checks
 from torch import Tensor, nn
 
-from raydist.adversary.attack import frozen
 from raydist.adversary.threat import ThreatModel
+from raydist.vector import frozen
 
 Logits = Callable[[Tensor], Tensor]
 

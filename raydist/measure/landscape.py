@@ -8,8 +8,7 @@ afterwards it is as before, bit for bit. Every value is a function of its own po
 alone, so that points can be divided among processes.
 """
 
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,61 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raydist.adversary.attack import frozen
 from raydist.measure.curvature import Attack, attacked
-from raydist.measure.derivatives import Batches, Loss, trainable
+from raydist.measure.derivatives import Batches, Loss
 from raydist.seeding import Purpose, torch_generator
+from raydist.vector import flat, frozen, restored, trainable, write
 
 Directions = Tensor | NDArray[np.float64]
 Small = Literal["normalise", "zero"]
-
-
-def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """The numbers of all tensors, in order: one new vector."""
-    return torch.cat([t.detach().reshape(-1) for t in tensors])
-
-
-def split(vector: Tensor, like: Iterable[Tensor]) -> list[Tensor]:
-    """The parts of a vector in the shapes of `like`, as views; the inverse of `flat`.
-
-    Args:
-        vector: (P,).
-        like: tensors of P numbers in all.
-
-    Returns:
-        The parts, in order.
-
-    Raises:
-        ValueError: the vector has another length.
-    """
-    like = list(like)
-    sizes = [t.numel() for t in like]
-    if vector.shape != (sum(sizes),):
-        raise ValueError(
-            f"a vector has shape {tuple(vector.shape)}, expected ({sum(sizes)},), one number for"
-            " each of the model's"
-        )
-    return [part.view_as(t) for part, t in zip(torch.split(vector, sizes), like, strict=True)]
-
-
-def write(tensors: Iterable[Tensor], vector: Tensor) -> None:
-    """Set the tensors, in place, to the parts of a vector."""
-    tensors = list(tensors)
-    with torch.no_grad():
-        for tensor, part in zip(tensors, split(vector, tensors), strict=True):
-            tensor.copy_(part)
-
-
-@contextmanager
-def restored(tensors: Iterable[Tensor]) -> Generator[None]:
-    """Whatever happens inside: afterwards the tensors are as before, bit for bit."""
-    kept = [(tensor, tensor.detach().clone()) for tensor in tensors]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in kept:
-                tensor.copy_(value)
 
 
 def filter_normalised(

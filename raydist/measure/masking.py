@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raydist.adversary.attack import frozen
-from raydist.adversary.loss import cross_entropies
+from raydist.adversary.objective import cross_entropies
 from raydist.measure.cascade import FLAGS, Mask
+from raydist.vector import frozen
 
 PLAIN = 0.2  # a gap that a check must be able to see: masked models have tens of points
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from raydist.adversary.threat import ThreatModel, rows
 from raydist.measure.curvature import Attack, attacked, gradient
 from raydist.measure.derivatives import Batches, Loss
-from raydist.measure.landscape import flat
+from raydist.vector import flat
 
 _unit = ThreatModel("l2", 1.0).steepest  # δ / ‖δ‖ of each row, 0 where δ = 0
 

@@ -4,7 +4,6 @@ All numbers are float64, the starts are functions of a seed, and nothing here kn
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse.linalg import (
     ArpackNoConvergence,
     LinearOperator,
@@ -12,8 +11,7 @@ from scipy.sparse.linalg import (
 )
 
 from raydist.seeding import Purpose, numpy_rng
-
-Array = NDArray[np.float64]
+from raydist.vector import Array
 
 RESTARTS = 100  # of the Lanczos iteration for top eigenvalues, before it is called off
 BLUR = 0.01  # standard deviation of a drawn eigenvalue, as a fraction of the spectrum's width

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from raydist.adversary.attack import frozen
-from raydist.adversary.loss import cross_entropies
+from raydist.adversary.objective import cross_entropies
 from raydist.adversary.threat import Norm
 from raydist.adversary.wasserstein import Loss, first_order_risk, sensitivity, w_pgd
 from raydist.measure.accuracy import correct, w2_accuracy
 from raydist.measure.cascade import fraction
+from raydist.vector import frozen
 
 
 def w_pgd_accuracy(

@@ -14,8 +14,7 @@ from typing import Any
 
 import networkx as nx
 
-from raydist.lookup import closest
-from raydist.plugin import resolve
+from raydist.lookup import closest, resolve
 from raydist.seeding import Purpose, seed_for
 
 SHOWN = 12  # agents that a message names

@@ -18,8 +18,8 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from raydist.config.experiment import Experiment, InputError, MachineError, printable
-from raydist.errors import whole
+from raydist.config.experiment import Experiment
+from raydist.errors import InputError, MachineError, printable, whole
 from raydist.network.topology import names
 from raydist.results.identity import check_same, description, named_files
 from raydist.results.record import ROUNDS, Event, Record, events_frame, survived

@@ -15,9 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from raydist.config.experiment import Experiment, InputError, validate
+from raydist.config.experiment import Experiment, validate
 from raydist.config.training import Network
 from raydist.config.values import shown
+from raydist.errors import InputError
 
 PACKAGES = ("raydist", "torch", "ray")
 ANY_VERSION = "RAYDIST_ANY_VERSION"  # set to 1: go on with whatever version there is

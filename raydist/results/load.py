@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from raydist.config.experiment import InputError, printable
 from raydist.config.study import Study
+from raydist.errors import InputError, printable
 from raydist.results.cells import cells, check_config
 from raydist.results.record import evaluated, events_frame, frame_of, part_names, read_part
 from raydist.storage import Store

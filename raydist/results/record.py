@@ -11,7 +11,7 @@ Nothing that is read back is a pickle.
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raydist.measure.columns import CLEAN, ENSEMBLE, Known, base, joined
+from raydist.measure.columns import base, joined
 from raydist.results.agents import AgentDtype
 from raydist.storage import Store
 
@@ -160,43 +160,6 @@ def survived(events: Sequence[Event]) -> dict[str, float]:
     """How often a run went on after a death, and the seconds that it cost."""
     found = [event.seconds_lost for event in events if event.replayed_from is not None]
     return {"recoveries": len(found), "seconds_lost": float(sum(found))}
-
-
-def images_frame(models: Mapping[str, Known], labels: NDArray[np.int64]) -> pd.DataFrame:
-    """One row for each model and test image.
-
-    Args:
-        models: name of a model -> verdicts on the images.
-        labels: of the whole test split.
-
-    Returns:
-        Columns `model`, `image`, `label`, `clean`, `pgd10`, ... (True: still right; missing: not
-        tried), and `broken_by`: "clean" if it was wrong without attack, the member of AutoAttack
-        that broke it, "none", or missing if the ensemble was not tried; `fosc` and other values;
-        `flags`, what the attacks warned of in the model.
-    """
-    frames = [_images_of(model, known, labels) for model, known in models.items()]
-    return pd.concat(frames, ignore_index=True)
-
-
-def _images_of(model: str, known: Known, labels: NDArray[np.int64]) -> pd.DataFrame:
-    tables = {name: pd.Series(of, dtype="boolean") for name, of in known.right.items()}
-    tables |= {name: pd.Series(of, dtype="float64") for name, of in known.values.items()}
-    frame = pd.DataFrame(tables).sort_index()
-    frame.insert(0, "model", model)
-    frame.insert(1, "image", frame.index)
-    frame.insert(2, "label", labels[frame.index])
-    if ENSEMBLE in known.right:
-        frame["broken_by"] = pd.Series(
-            {i: _broken_by(i, known) for i in known.right[ENSEMBLE]}, dtype="string"
-        )
-    return frame.assign(flags=", ".join(sorted(known.flags)))
-
-
-def _broken_by(image: int, known: Known) -> str:
-    """The first that broke an image, of clean and the members of the ensemble."""
-    tried = ((name, known.right[name].get(image)) for name in (CLEAN, *known.members))
-    return next((name for name, right in tried if right is False), "none")
 
 
 def frame_of(trial: str, rows: Sequence[Row]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raydist import signals
-from raydist.config.experiment import printable
+from raydist.errors import printable
 
 if TYPE_CHECKING:  # --help and a wrong setting need no table
     import pandas as pd

@@ -1,15 +1,18 @@
-"""What Prometheus sees of running trials, through Ray's own metrics.
+"""What can be seen of a running trial: Prometheus' metrics and the folder's `log.txt`.
 
-Every node of a cluster whose Ray has its dashboard (`ray[default]`) shows them with the prefix
-`ray_`. Means over the agents: their number multiplies no series.
+Every node of a cluster whose Ray has its dashboard (`ray[default]`) shows the metrics with the
+prefix `ray_`. Means over the agents: their number multiplies no series.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 
 from ray.util.metrics import Counter, Gauge
 
+from raydist.errors import printable
 from raydist.results.record import Event, Record, survived
+from raydist.storage import Store
 
 PHASES = ("attack", "adapt", "combine")
 GAUGES = {
@@ -17,6 +20,7 @@ GAUGES = {
     "val_fosc": "First-order stationary condition at PGD-10 on validation images, of the centroid.",
     "disagreement": "Mean squared distance of the agents' weights from their centroid.",
 }
+FILE = "log.txt"
 
 
 class Metrics:
@@ -65,3 +69,26 @@ class Metrics:
             if math.isfinite(known.get(name, math.nan)):
                 gauge.set(known[name], tags)
         self._recoveries.set(survived(events)["recoveries"], tags)
+
+
+class TrialLog(logging.Handler):
+    """Keeps what the logger "raydist" says, after what an earlier try has said."""
+
+    def __init__(self, folder: Store) -> None:
+        """Write nothing yet.
+
+        Args:
+            folder: of the trial.
+        """
+        super().__init__(logging.INFO)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._folder = folder
+        self._text = (folder.find(FILE) or b"").decode()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As `logging.Handler.emit`; messages are few, so each writes the file anew, whole."""
+        try:
+            self._text += printable(self.format(record)) + "\n"
+            self._folder.write(FILE, self._text.encode(), durable=False)
+        except Exception:  # as every handler: what cannot be logged must not end the run
+            self.handleError(record)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydist.config.experiment import InputError
 from raydist.engine.cluster.layout import Resources, at_once
 from raydist.engine.plan import BASE_BYTES, Plan
+from raydist.errors import InputError
 
 WINDOW = 1  # rounds in flight beyond the one that is read (`engine.driver.train`)
 LEAST_BYTES = 150e6  # of a process with torch; the estimate itself has BASE_BYTES, to be safe

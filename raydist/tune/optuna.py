@@ -12,7 +12,7 @@ from ray.tune.search.optuna import OptunaSearch
 from raydist.config.point import Point
 from raydist.config.study import Study
 from raydist.storage import Store
-from raydist.tune.search import OBJECTIVE, REPEATS, domain, value, with_seeds
+from raydist.tune.points import OBJECTIVE, REPEATS, domain, value, with_seeds
 
 PROPOSALS = "proposals.json"
 

@@ -7,7 +7,7 @@ from ray import tune
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
 from rich.text import Text
 
-from raydist.config.experiment import printable
+from raydist.errors import printable
 from raydist.lock import Held
 from raydist.results.terminal import Words, console, numbers, progress
 

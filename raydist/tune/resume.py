@@ -3,8 +3,8 @@
 import json
 from typing import TYPE_CHECKING, Any
 
-from raydist.config.experiment import InputError
 from raydist.config.study import Study
+from raydist.errors import InputError
 from raydist.results.identity import check_versions
 from raydist.storage import Store
 

@@ -16,7 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 from raydist.config.fields import in_rounds
 from raydist.config.study import Study
 from raydist.storage import Store
-from raydist.tune.search import OBJECTIVE
+from raydist.tune.points import OBJECTIVE
 
 DECISIONS = "decisions.json"
 

@@ -18,7 +18,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from raydist.config.experiment import Experiment, InputError
+from raydist.config.experiment import Experiment
 from raydist.config.point import Point, folder_name
 from raydist.config.search import Search
 from raydist.config.study import Study
@@ -28,12 +28,11 @@ from raydist.engine.plan import Plan, images_of, load_data, make_plan
 from raydist.engine.pool.pool import LocalPool, Pool
 from raydist.engine.pool.ray_pool import RayPool
 from raydist.engine.recovery import Keeper
-from raydist.errors import AgentError
+from raydist.errors import AgentError, InputError
 from raydist.results.folder import Folder
 from raydist.results.record import Record
-from raydist.tune.monitor import Metrics
-from raydist.tune.search import OBJECTIVE, WORST
-from raydist.tune_log import TrialLog
+from raydist.tune.monitor import Metrics, TrialLog
+from raydist.tune.points import OBJECTIVE, WORST
 
 REPORT_SECONDS = 2.0  # at most this long between two reports
 PAUSE_SECONDS = 0.25  # and no more often, where nobody compares trials: a report costs as much as

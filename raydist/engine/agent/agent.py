@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from raydist.config.adversary import Ema
+from raydist.config.training import Ema
 from raydist.engine.agent import validation, verdicts
 from raydist.engine.agent.measuring import Measurer
+from raydist.engine.agent.passes import Clock
 from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.step import LocalStep
 from raydist.engine.agent.task import Split, build_model, image_task, quadratic_task
-from raydist.engine.clock import Clock
 from raydist.learning.average import Ensemble, RunningAverage
 from raydist.network import strategy
 from raydist.seeding import Purpose

@@ -19,7 +19,7 @@ from raydist.adversary.threat import ThreatModel
 from raydist.config.adversary import MovingEps, Stepped, Wasserstein
 from raydist.config.experiment import Experiment
 from raydist.config.training import Pictures
-from raydist.learning.transform import transformed
+from raydist.learning.data import transformed
 
 BOX, NO_BOX = (0.0, 1.0), (-math.inf, math.inf)
 

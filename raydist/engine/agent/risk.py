@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raydist.adversary.attack import frozen
-from raydist.config.adversary import Fgsm, Pgd, Sgd
+from raydist.config.adversary import Fgsm, Pgd
 from raydist.config.experiment import Experiment
-from raydist.config.training import Point, Quadratic
+from raydist.config.training import Point, Quadratic, Sgd
 from raydist.engine.agent.own import Own
 from raydist.engine.agent.task import (
     DTYPES,
@@ -33,6 +32,7 @@ from raydist.engine.agent.task import (
 from raydist.learning.data import to_tensor
 from raydist.network import theory
 from raydist.seeding import Purpose, torch_generator
+from raydist.vector import frozen
 
 
 def risk(

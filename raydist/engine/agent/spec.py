@@ -42,8 +42,3 @@ class AgentSpec:
     def others(self) -> tuple[int, ...]:
         """The neighbours but k itself."""
         return tuple(l for l in self.neighbours if l != self.agent)
-
-
-def agent_file(k: int) -> str:
-    """The file name of agent k's weights, or of its part of a snapshot."""
-    return f"agent-{k:03d}.safetensors"

@@ -20,10 +20,9 @@ from raydist.adversary.schedule import Timetable, lr_at
 from raydist.adversary.threat import ThreatModel
 from raydist.config.experiment import Experiment
 from raydist.engine.agent.foreign import Border
-from raydist.engine.agent.passes import computed, tf32
+from raydist.engine.agent.passes import Replay, computed, tf32
 from raydist.engine.agent.task import Task
 from raydist.engine.agent.wasserstein import Distributional
-from raydist.engine.replay import Replay
 from raydist.learning import optim
 from raydist.seeding import Purpose, torch_generator
 from raydist.vector import FlatModel

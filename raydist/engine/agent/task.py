@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydist.adversary import loss as losses
+from raydist.adversary import objective
 from raydist.adversary.attack import Ascent, AttackLoss, Gradient, ascend, by_autograd
 from raydist.adversary.threat import ThreatModel
 from raydist.config.adversary import Fgsm, KlPgd, OwnLoss, Pgd
@@ -25,7 +26,7 @@ from raydist.learning import checkpoint
 from raydist.learning import data as datasets
 from raydist.learning import model as models
 from raydist.learning.quadratic import Quadratic
-from raydist.plugin import resolve
+from raydist.lookup import resolve
 from raydist.seeding import Purpose, drawing, numpy_rng, torch_generator
 
 Attack = Callable[..., Ascent]
@@ -232,6 +233,6 @@ def quadratic_task(config: Experiment, agent: int, device: torch.device) -> Task
         x = torch.tensor(risk.sample(agent, config.data.batch, rng), dtype=dtype, device=device)
         return x, torch.zeros(len(x), dtype=torch.int64, device=device)
 
-    own, each = Own(config, agent), partial(losses.quadratics, hessian=hessian)
+    own, each = Own(config, agent), partial(objective.quadratics, hessian=hessian)
     function = partial(loss_named(config), hessian=hessian)
     return Task(batch, attack_named(config, own, each), function, own)

@@ -19,11 +19,12 @@ from torch.nn.functional import cross_entropy
 from raydist.adversary.attack import pgd
 from raydist.adversary.threat import ThreatModel
 from raydist.config.experiment import Experiment
-from raydist.engine.agent.validation import FOSC_STEPS, Part, stationarity
+from raydist.engine.agent.validation import Part
 from raydist.measure import accuracy, attacks, masking
 from raydist.measure.autoattack import autoattack
 from raydist.measure.cascade import FEW_CLASSES, STANDARD, Verdict
 from raydist.measure.columns import CLEAN, ENSEMBLE, Known, Numbers, alone, columns
+from raydist.measure.stationarity import FOSC_STEPS, stationarity
 from raydist.seeding import Purpose, seed_for, torch_generator
 
 PROBES = 50  # of the Hessian's trace

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from raydist.config.experiment import Experiment, InputError
+from raydist.config.experiment import Experiment
+from raydist.errors import InputError
 
 Resources = Mapping[str, float]  # by Ray's names: "CPU", "GPU", "memory" (bytes), ...
 SLACK = 1e-6  # shares such as 1/3 are rounded

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from raydist import signals
-from raydist.config.experiment import InputError, MachineError
+from raydist.errors import InputError, MachineError
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 # Nobody looks into a private Ray: what it would tell of each task costs a fifth of a small round.

@@ -13,8 +13,8 @@ import torch
 from ray.exceptions import AuthenticationError
 
 from raydist import signals
-from raydist.config.experiment import InputError
 from raydist.engine.cluster.private import QUIET, start
+from raydist.errors import InputError
 
 CONNECT_SECONDS = 5.0
 TRIES = "RAY_gcs_server_port_wait_time_s"  # Ray's own: of joining a cluster, a second apart

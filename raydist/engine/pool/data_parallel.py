@@ -15,12 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raydist.engine.agent.agent import Info, Message
-from raydist.engine.agent.spec import agent_file
 from raydist.engine.agent.validation import Sums
 from raydist.engine.agent.verdicts import Masks
 from raydist.engine.plan import Plan
 from raydist.engine.pool.group import Group
 from raydist.engine.pool.pool import LocalPool, centroid_files
+from raydist.storage import agent_file
 
 T = TypeVar("T")
 

@@ -6,12 +6,13 @@ import numpy as np
 from torch import Tensor
 
 from raydist.engine.agent.agent import Agent, Info, Message
-from raydist.engine.agent.spec import AgentSpec, agent_file
+from raydist.engine.agent.passes import Lanes
+from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.task import Split
 from raydist.engine.agent.validation import Sums
 from raydist.engine.agent.verdicts import Masks
-from raydist.engine.lanes import Lanes
 from raydist.engine.snapshot.shard import Shards
+from raydist.storage import agent_file
 
 
 class Group:

@@ -17,9 +17,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from raydist.config.experiment import one_line
 from raydist.engine.pool.board import Aborted
-from raydist.errors import SMALLER, AgentDied, AgentError, raised
+from raydist.errors import SMALLER, AgentDied, AgentError, one_line, raised
 
 DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
 REPR = r"repr=(agents? \d+(?: to \d+| \([^()]*\))?)\)"  # of an actor, as its class has it

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Any
 
-from raydist.engine.agent.spec import agent_file
 from raydist.engine.snapshot.manifest import (
     HISTORY,
     MANIFEST,
@@ -20,7 +19,7 @@ from raydist.engine.snapshot.manifest import (
     receipt_of,
     write_manifest,
 )
-from raydist.storage import Store
+from raydist.storage import Store, agent_file
 
 Tell = Callable[[int, str], None]  # round of a snapshot that cannot be used, and why
 LOOKING = 0.05  # share of the time, at most, that goes into looking for the agents' parts,

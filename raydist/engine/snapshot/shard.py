@@ -13,7 +13,6 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from raydist.engine.agent.agent import Agent
-from raydist.engine.agent.spec import agent_file
 from raydist.engine.snapshot.manifest import (
     SnapshotError,
     checksum,
@@ -21,7 +20,7 @@ from raydist.engine.snapshot.manifest import (
     read_checked,
     receipt_of,
 )
-from raydist.storage import Store
+from raydist.storage import Store, agent_file
 
 
 @dataclass(frozen=True)
