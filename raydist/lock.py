@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from raydist.errors import InputError, MachineError
-from raydist.storage import Store
+from raydist.storage import Storage
 
 NAME = "lock"
 RENEW, EXPIRE = 5.0, 30.0  # seconds
@@ -66,7 +66,7 @@ class Held:
 
 
 @contextmanager
-def hold(folder: Store | None) -> Generator[Held]:
+def hold(folder: Storage | None) -> Generator[Held]:
     """Have a folder to oneself; it is made if it is not there, and taken away if it stays empty.
 
     What a killed process has left half-written in it is removed.
@@ -97,7 +97,7 @@ def hold(folder: Store | None) -> Generator[Held]:
         lock.release()
 
 
-def _take(folder: Store) -> _Lock:
+def _take(folder: Storage) -> _Lock:
     if folder.local:
         try:
             return _Flock(Path(folder.root), folder.url)
@@ -185,7 +185,7 @@ class _Flock:
 class _Lease:
     """An object that is written anew again and again."""
 
-    def __init__(self, folder: Store) -> None:
+    def __init__(self, folder: Storage) -> None:
         self._folder, self._token = folder, uuid.uuid4().hex
         self._ended, self._lost, self._count = threading.Event(), False, 0
         while not self._create():

@@ -14,7 +14,7 @@ from raydist.config.study import read
 from raydist.engine.run import experiment_in, run_experiment, show_plan
 from raydist.errors import AgentError, InputError
 from raydist.results.terminal import console, number, say, say_unmeasured
-from raydist.storage import Store
+from raydist.storage import Storage
 
 
 def main(
@@ -37,7 +37,7 @@ def main(
         study = read(file or "", settings or [])
         experiment, folder = study.only(), f"runs/{study.name}" if out is None else out
     else:
-        experiment, folder = experiment_in(Store(resume)), resume
+        experiment, folder = experiment_in(Storage(resume)), resume
     if dry_run:
         from raydist.engine.plan import make_plan
 

@@ -68,7 +68,7 @@ def _write_whole(path: str, data: bytes, durable: bool) -> None:
         raise
 
 
-class Store:
+class Storage:
     """A folder of small trees of files, named by paths with "/"."""
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -96,9 +96,9 @@ class Store:
 
         return isinstance(self.files, LocalFileSystem)
 
-    def under(self, name: str) -> "Store":
+    def under(self, name: str) -> "Storage":
         """A folder below this one."""
-        return Store(f"{self.url}/{name}")
+        return Storage(f"{self.url}/{name}")
 
     def write(self, name: str, data: bytes, durable: bool = True) -> None:
         """Write a file.

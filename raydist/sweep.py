@@ -22,7 +22,7 @@ from raydist.results.terminal import (
     say_unmeasured,
     seeds_table,
 )
-from raydist.storage import Store
+from raydist.storage import Storage
 from raydist.tune.resume import STUDY_FILE, study_in
 from raydist.tune.sweep import check_cluster, corner_experiments, needed, run_sweep
 
@@ -81,7 +81,7 @@ def main(
 
 def _how_to_resume(out: str) -> str:
     """The command that goes on; "" where nothing has begun."""
-    there = Store(out).find(STUDY_FILE) is not None
+    there = Storage(out).find(STUDY_FILE) is not None
     return f"python -m raydist.sweep --resume {out}" if there else ""
 
 

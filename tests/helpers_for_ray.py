@@ -11,7 +11,7 @@ import raydist.engine.agent.agent
 import raydist.engine.pool.board
 from raydist.adversary.loss import pgd_at
 from raydist.learning.data import load
-from raydist.storage import Store
+from raydist.storage import Storage
 
 BAD_EPS = 0.07
 
@@ -60,7 +60,7 @@ def trap(actor, moment, n):
         "weights": (raydist.engine.agent.agent, "save_tensors"),
         "snapshot": (actor.shards[0], "write"),
         "waiting": (raydist.engine.pool.board.Board, "_wait"),
-        "writing": (Store, "write"),
+        "writing": (Storage, "write"),
     }[moment]
     original = getattr(owner, name)
 

@@ -17,7 +17,7 @@ from torch import nn
 from raydist.adversary.threat import ThreatModel
 from raydist.measure import autoattack as module
 from raydist.measure.autoattack import autoattack
-from raydist.measure.cascade import FEW_CLASSES, FLAGS, STANDARD, Verdict, concatenate
+from raydist.measure.cascade import FEW_CLASSES, FLAGS, STANDARD, Cascade, concatenate
 from raydist.measure.guard import Guarded
 
 LINF = ThreatModel("linf", 0.08)
@@ -146,7 +146,7 @@ def test_parameters_are_those_of_the_packages_standard_version(norm):
 
 def test_masks_and_accuracies_of_a_verdict():
     broken_by = np.array([-1, 0, 1, 2, -1, 3, 4, 4], dtype=np.int8)
-    verdict = Verdict(STANDARD, broken_by, (0.0,) * 4, frozenset())
+    verdict = Cascade(STANDARD, broken_by, (0.0,) * 4, frozenset())
     assert verdict.robust.tolist() == [True, False, False, False, True, False, False, False]
     assert verdict.left_by["apgd-t"].tolist() == [True, False, False, False, True, True, True, True]
     assert verdict.accuracies == {
@@ -165,7 +165,7 @@ def test_one_image_in_a_thousand_left_to_square_is_no_flag_whatever_the_shards()
     broken_by = np.full(1000, -1, dtype=np.int8)
     broken_by[7] = 4
     shards = [
-        Verdict(STANDARD, part, (1.0, 2.0, 3.0, 4.0), frozenset())
+        Cascade(STANDARD, part, (1.0, 2.0, 3.0, 4.0), frozenset())
         for part in np.split(broken_by, 10)
     ]
     assert shards[0].flags == ("square-stronger",)
@@ -177,11 +177,11 @@ def test_one_image_in_a_thousand_left_to_square_is_no_flag_whatever_the_shards()
 
 def test_square_alone_is_stronger_than_nothing():
     broken_by = np.array([-1, 1, 1], dtype=np.int8)
-    assert Verdict(("square",), broken_by, (0.0,), frozenset()).flags == ()
+    assert Cascade(("square",), broken_by, (0.0,), frozenset()).flags == ()
 
 
 def test_shards_of_other_attacks_are_refused():
-    one = Verdict(STANDARD, np.zeros(1, np.int8), (0.0,) * 4, frozenset())
+    one = Cascade(STANDARD, np.zeros(1, np.int8), (0.0,) * 4, frozenset())
     with pytest.raises(ValueError, match="expected the same attacks"):
         concatenate([one, dataclasses.replace(one, attacks=FEW_CLASSES)])
     with pytest.raises(ValueError, match="expected the same attacks"):

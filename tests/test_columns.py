@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from raydist.engine.agent.verdicts import Masks, merge, of_ensemble
-from raydist.measure.cascade import FEW_CLASSES, STANDARD, Verdict
+from raydist.engine.agent.verdicts import Verdicts, merge, of_ensemble
+from raydist.measure.cascade import FEW_CLASSES, STANDARD, Cascade
 from raydist.measure.columns import Known, alone, base, columns, joined, over_agents
 
 
@@ -16,7 +16,7 @@ def verdicts(text, first=0):
 def ensemble(attacks, *broken_by, images=None):
     codes = np.array(broken_by, dtype=np.int8)
     index = np.arange(len(codes)) if images is None else np.array(images)
-    return of_ensemble(Verdict(attacks, codes, (0.0,) * len(attacks), frozenset()), index)
+    return of_ensemble(Cascade(attacks, codes, (0.0,) * len(attacks), frozenset()), index)
 
 
 def test_each_accuracy_is_of_the_images_that_its_attack_saw():
@@ -225,7 +225,7 @@ def test_parts_that_agents_judged_are_put_together():
                 name: {i: v for i, v in of.items() if i in images} for name, of in tables.items()
             }
 
-        return Masks(Known(mine(right), mine(values)), n, np.full(2, float(n)))
+        return Verdicts(Known(mine(right), mine(values)), n, np.full(2, float(n)))
 
     whole = merge([part({4, 1}, 3), part({0, 3}, 1), part({2}, 0)])
     assert columns(whole.known) == columns(Known(right, values))

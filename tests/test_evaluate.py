@@ -22,7 +22,7 @@ from raydist.evaluation.subject import Subject, loaded, open_subject, trials
 from raydist.evaluation.units import Ask, outstanding
 from raydist.learning.data import load
 from raydist.lock import hold
-from raydist.storage import Store
+from raydist.storage import Storage
 
 EPS = 0.08
 TRIAL = {
@@ -595,7 +595,7 @@ def test_a_trial_without_weights_is_told(copy):
 
 
 def test_only_one_process_evaluates_a_trial(copy):
-    with hold(Store(copy)), pytest.raises(InputError, match="run is in use by process"):
+    with hold(Storage(copy)), pytest.raises(InputError, match="run is in use by process"):
         raydist.evaluate_runs(copy, Request(parts=("robustness",), images=4))
     assert not (copy / "evaluation.json").exists()
 

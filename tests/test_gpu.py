@@ -8,7 +8,7 @@ import torch
 from test_engine import digits
 
 from raydist.config.experiment import validate
-from raydist.engine.agent.passes import Replay
+from raydist.engine.agent.passes import CudaGraph
 from raydist.engine.cluster.layout import layout
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
@@ -86,7 +86,7 @@ def test_replayed_rounds_are_the_launched_ones_bit_for_bit(recipe, exact):
 @needs_gpu
 def test_recording_changes_no_statistics():
     x, norm = torch.rand(8, 3, device="cuda"), torch.nn.BatchNorm1d(3).cuda()
-    replay = Replay(norm, norm.buffers)
+    replay = CudaGraph(norm, norm.buffers)
     found, own = replay(x), torch.nn.BatchNorm1d(3).cuda()
     assert torch.equal(found, own(x))
     assert all(starmap(torch.equal, zip(norm.buffers(), own.buffers(), strict=True)))

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FOUNDATIONS = "errors lookup seeding signals storage lock vector"
-FLOORS = [  # a module imports from its own room, its own floor and those below, and never in circles
+# a module imports from its own room, its own floor and those below, and never in circles
+FLOORS = [
     {f"raydist.{name}" for name in FOUNDATIONS.split()},
     {"raydist.network", "raydist.adversary", "raydist.learning", "raydist.config"},
     {"raydist.measure"},

@@ -20,7 +20,7 @@ from raydist.errors import InputError
 from raydist.results import identity as identities
 from raydist.results.folder import Folder
 from raydist.results.identity import ANY_VERSION, check_versions
-from raydist.storage import Store
+from raydist.storage import Storage
 from raydist.tune.resume import check_resumed
 
 TREE = quadratic(rounds=8, snapshot={"every": 2})
@@ -309,13 +309,13 @@ def test_another_study_is_not_mixed_into_the_one_that_is_there(tmp_path, change,
     with pytest.raises(InputError, match=line):
         run_sweep(STUDY | change, out=tmp_path / "s", resume=True, pool="local")
     assert files(tmp_path) == before
-    check_resumed(Store(tmp_path / "s"), from_tree(STUDY | {"search": {"max_concurrent": 1}}))
+    check_resumed(Storage(tmp_path / "s"), from_tree(STUDY | {"search": {"max_concurrent": 1}}))
 
 
 def test_a_study_whose_trials_are_other_experiments_is_refused_before_anything_starts(tmp_path):
     """A base default changed with a release: finished and unfinished trials would be done anew."""
     a_study(tmp_path / "s", from_tree(STUDY))
-    check_resumed(Store(tmp_path / "s"), from_tree(STUDY))
+    check_resumed(Storage(tmp_path / "s"), from_tree(STUDY))
     (trial,) = tmp_path.glob("s/seed=0*")
     known = json.loads((trial / "experiment.json").read_text())
     known["config"]["optim"]["weight_decay"] = 5e-4

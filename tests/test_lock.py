@@ -16,13 +16,13 @@ import raydist.engine.cluster.session
 from raydist import lock, run_experiment, run_sweep
 from raydist.errors import InputError, MachineError
 from raydist.lock import hold
-from raydist.storage import Store
+from raydist.storage import Storage
 
 HOLDER = """
 import sys, time
 from raydist.lock import hold
-from raydist.storage import Store
-with hold(Store(sys.argv[1])):
+from raydist.storage import Storage
+with hold(Storage(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -46,7 +46,7 @@ def place(request, tmp_path, monkeypatch, quick):
 
     if request.param == "without flock":
         monkeypatch.setattr(fcntl, "flock", refuse)
-    return Store("memory://bucket/run" if request.param == "memory" else tmp_path / "new" / "run")
+    return Storage("memory://bucket/run" if request.param == "memory" else tmp_path / "new" / "run")
 
 
 def test_a_second_one_is_refused_in_one_line_until_the_first_has_ended(place):
@@ -62,7 +62,7 @@ def test_a_second_one_is_refused_in_one_line_until_the_first_has_ended(place):
 
 
 def test_a_folder_that_stays_empty_is_taken_away_again(tmp_path):
-    with pytest.raises(ZeroDivisionError), hold(Store(tmp_path / "a" / "b")):
+    with pytest.raises(ZeroDivisionError), hold(Storage(tmp_path / "a" / "b")):
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
 
@@ -73,22 +73,22 @@ def test_the_lock_dies_with_its_process(tmp_path):
     ) as holder:
         assert holder.stdout.readline() == "held\n"
         for part in ("x.json.0.part", "weights/y.part"):
-            Store(tmp_path / "run").write(part, b"half")
+            Storage(tmp_path / "run").write(part, b"half")
         with pytest.raises(InputError, match=f"in use by process {holder.pid} on"):
-            with hold(Store(tmp_path / "run")):
+            with hold(Storage(tmp_path / "run")):
                 pass
         holder.kill()
         holder.wait()
-    with hold(Store(tmp_path / "run")):
-        assert Store(tmp_path / "run").names() == ["lock", "weights"]
-        assert Store(tmp_path / "run").names("weights") == []
+    with hold(Storage(tmp_path / "run")):
+        assert Storage(tmp_path / "run").names() == ["lock", "weights"]
+        assert Storage(tmp_path / "run").names("weights") == []
 
 
 def test_what_a_process_left_that_died_before_it_wrote_is_no_run(tmp_path):
-    Store(tmp_path).write("lock", b"{}")
-    Store(tmp_path).write("experiment.json.1.part", b"{")
+    Storage(tmp_path).write("lock", b"{}")
+    Storage(tmp_path).write("experiment.json.1.part", b"{")
     run_experiment(QUADRATIC, out=tmp_path)
-    assert not {"lock", "experiment.json.1.part"} & {*Store(tmp_path).names()}
+    assert not {"lock", "experiment.json.1.part"} & {*Storage(tmp_path).names()}
 
 
 def test_of_many_at_once_one_has_it(tmp_path):
@@ -98,7 +98,7 @@ def test_of_many_at_once_one_has_it(tmp_path):
     def again_and_again():
         for _ in range(150):
             try:
-                with hold(Store(tmp_path / "run")):
+                with hold(Storage(tmp_path / "run")):
                     inside[0] += 1
                     most[0] = max(most[0], inside[0])
                     times[0] += 1
@@ -112,15 +112,15 @@ def test_of_many_at_once_one_has_it(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1] and times[0] > 10 and not Store(tmp_path / "run").names()
+    assert most == [1] and times[0] > 10 and not Storage(tmp_path / "run").names()
 
 
 @pytest.mark.parametrize("how", ["moved", "removed", "replaced"])
 def test_a_folder_that_is_no_longer_there_is_told(tmp_path, how):
     folder = tmp_path / "run"
-    with hold(Store(folder)) as held:
+    with hold(Storage(folder)) as held:
         held.check(now=True)
-        Store(folder).remove("lock") if how == "removed" else folder.rename(tmp_path / "other")
+        Storage(folder).remove("lock") if how == "removed" else folder.rename(tmp_path / "other")
         if how == "replaced":
             folder.mkdir()
         with pytest.raises(MachineError, match=r"run was moved, removed or taken over"):
@@ -128,7 +128,7 @@ def test_a_folder_that_is_no_longer_there_is_told(tmp_path, how):
 
 
 def test_a_lease_that_is_not_renewed_is_taken_over_and_its_owner_told(quick, caplog):
-    store = Store("memory://bucket/run")
+    store = Storage("memory://bucket/run")
     with hold(store) as held:
         held._lock._ended.set()  # as a process that hangs
         held._lock._thread.join()
@@ -149,19 +149,19 @@ def test_commands_are_refused_at_the_door(tmp_path, monkeypatch):
     monkeypatch.setattr(raydist.engine.cluster.session, "ray_session", None)  # nobody gets so far
     tree = QUADRATIC | {"snapshot": {"every": 4}}
     run_experiment(tree, out=tmp_path / "run")
-    ended = Store(tmp_path / "run").names()
-    Store(tmp_path / "run").remove("final.json")
+    ended = Storage(tmp_path / "run").names()
+    Storage(tmp_path / "run").remove("final.json")
     for busy, start in {
         "new": lambda: run_experiment(tree, out=tmp_path / "new"),
         "study": lambda: run_sweep({"base": tree}, out=tmp_path / "study", pool="local"),
         "run": lambda: run_experiment(tree, out=tmp_path / "run", resume=True),
     }.items():
-        with hold(Store(tmp_path / busy)):
+        with hold(Storage(tmp_path / busy)):
             with pytest.raises(InputError, match=f"{busy} is in use by process"):
                 start()
-            assert len(Store(tmp_path / busy).names()) == (len(ended) if busy == "run" else 1)
+            assert len(Storage(tmp_path / busy).names()) == (len(ended) if busy == "run" else 1)
     assert run_experiment(tree, out=tmp_path / "run", resume=True).final["status"] == "completed"
-    assert {*Store(tmp_path / "run").names()} == {*ended, "events.parquet"}
+    assert {*Storage(tmp_path / "run").names()} == {*ended, "events.parquet"}
 
 
 def test_a_run_whose_folder_is_moved_ends_with_an_error(tmp_path, monkeypatch):
@@ -178,11 +178,11 @@ def test_a_run_whose_folder_is_moved_ends_with_an_error(tmp_path, monkeypatch):
     with pytest.raises(MachineError, match="was moved"):
         run_experiment(tree, out=tmp_path / "run")
     mover.join()
-    assert "final.json" not in Store(tmp_path / "elsewhere").names()
+    assert "final.json" not in Storage(tmp_path / "elsewhere").names()
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 def test_a_place_without_room_for_folders_is_told_as_it_is():
     with pytest.raises(MachineError, match="/proc/x/y cannot be written: No such file"):
-        with hold(Store("/proc/x/y")):
+        with hold(Storage("/proc/x/y")):
             raise AssertionError("it was made")

@@ -25,7 +25,7 @@ from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.engine.pool.ray_errors import agent_error
 from raydist.engine.pool.ray_pool import RayPool
-from raydist.engine.recovery import Keeper
+from raydist.engine.recovery import Recovery
 from raydist.errors import AgentDied, AgentError, InputError
 from raydist.results.record import Event, events_frame
 
@@ -44,7 +44,7 @@ TREE = experiment(
 def finished(plan, pool, path):
     """What a run leaves, and how it went."""
     folder, states = begun(plan, path), []
-    keeper = Keeper(plan, folder)
+    keeper = Recovery(plan, folder)
 
     def ending(pool, n):
         pool.save(f"{path}/weights", n)

@@ -9,7 +9,7 @@ from raydist import load_rounds
 from raydist.results import rounds
 from raydist.results.record import Record, frame_of, read_part
 from raydist.results.rounds import Rounds, reached
-from raydist.storage import Store
+from raydist.storage import Storage
 
 ALL = 60
 
@@ -34,7 +34,7 @@ def frame_in(store):
 )
 def test_however_it_is_cut_all_rows_come_back(tmp_path, monkeypatch, place, size, died, kept):
     """Written in parts, cut by a kill behind a snapshot, continued from it."""
-    store = Store(place if "://" in place else tmp_path / "run")
+    store = Storage(place if "://" in place else tmp_path / "run")
     monkeypatch.setattr(rounds, "ROWS", size)
     first = Rounds(store, lambda: 1.5)
     for n in range(died + 1):
@@ -59,18 +59,18 @@ def test_a_flush_and_a_snapshot_cost_the_same_at_any_round(tmp_path, monkeypatch
     """In bytes: what is written, read and held does not grow with the rounds behind it."""
     monkeypatch.setattr(rounds, "ROWS", 100)
     written, read = [], []
-    write, read_one = Store.write, Store.read
+    write, read_one = Storage.write, Storage.read
     monkeypatch.setattr(
-        Store,
+        Storage,
         "write",
         lambda self, name, data, **how: (written.append(len(data)), write(self, name, data, **how))[
             1
         ],
     )
     monkeypatch.setattr(
-        Store, "read", lambda self, name: (read.append(name), read_one(self, name))[1]
+        Storage, "read", lambda self, name: (read.append(name), read_one(self, name))[1]
     )
-    kept, costs = Rounds(Store(tmp_path / "run"), lambda: 0.0), []
+    kept, costs = Rounds(Storage(tmp_path / "run"), lambda: 0.0), []
     for n in range(600):
         kept.add(record(n))
         kept.flush()
@@ -82,7 +82,7 @@ def test_a_flush_and_a_snapshot_cost_the_same_at_any_round(tmp_path, monkeypatch
 
 
 def test_a_folder_without_rounds_has_reached_none(tmp_path):
-    assert reached(Store(tmp_path)) == (0, 0.0)
+    assert reached(Storage(tmp_path)) == (0, 0.0)
 
 
 def test_what_runs_without_a_folder_is_all_there():

@@ -10,7 +10,7 @@ from test_search import QUADRATIC
 
 from raydist import load, load_rounds
 from raydist.config.study import from_tree
-from raydist.storage import Store
+from raydist.storage import Storage
 from raydist.tune.points import points
 from raydist.tune.scheduler import DECISIONS, scheduler
 from raydist.tune.trial import Job, Trial
@@ -61,7 +61,7 @@ def play(study, out, kill=0, heard=False):
     out.mkdir(exist_ok=True)
     (out / "lock").touch()  # what lies beside the trials
     job = Job(study, str(out), "local", [], os.getcwd())
-    judge, actor, reports = scheduler(study, ROUNDS, Store(out)), Trial.__new__(Trial), 0
+    judge, actor, reports = scheduler(study, ROUNDS, Storage(out)), Trial.__new__(Trial), 0
     for point in points(study):
         actor.setup(point, job)
         live = Live(actor.folder.name, actor)

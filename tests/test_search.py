@@ -21,7 +21,7 @@ from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.errors import InputError
 from raydist.results.record import Outcome, Record
-from raydist.storage import Store
+from raydist.storage import Storage
 from raydist.sweep import counted
 from raydist.tune.optuna import PROPOSALS, Proposals
 from raydist.tune.points import OBJECTIVE, points
@@ -189,7 +189,7 @@ def valley(point):
 
 
 def test_optuna_is_told_the_mean_over_seeds_and_learns(tmp_path):
-    proposals = Proposals(optuna_study(40), Store(tmp_path / "p"))
+    proposals = Proposals(optuna_study(40), Storage(tmp_path / "p"))
     assert proposals.trials_left == 80
     found = converse(proposals, valley, 80)
     assert [point["seed"] for point in found] == [0, 1] * 40
@@ -199,12 +199,12 @@ def test_optuna_is_told_the_mean_over_seeds_and_learns(tmp_path):
         assert proposal["value"] == pytest.approx(valley(point) + 0.005)
     early, late = (sum(valley(p) for p in part) for part in (found[:20], found[-20:]))
     assert late - 0.1 < (early - 0.1) / 2  # without what the seeds add
-    again = converse(Proposals(optuna_study(40), Store(tmp_path / "q")), valley, 80)
+    again = converse(Proposals(optuna_study(40), Storage(tmp_path / "q")), valley, 80)
     assert again == found
 
 
 def test_a_resumed_search_keeps_what_is_known_and_repeats_what_had_not_ended(tmp_path):
-    folder = Store(tmp_path)
+    folder = Storage(tmp_path)
     before = Proposals(optuna_study(), folder)
     done = converse(before, valley, 6)
     begun = [before.suggest("lost"), before.suggest("lost too")]
@@ -220,7 +220,7 @@ def test_a_resumed_search_keeps_what_is_known_and_repeats_what_had_not_ended(tmp
 
 def test_a_space_that_has_no_more_points_ends_the_search(tmp_path):
     one = optuna_study(50, {"optim.lr": [0.1, 0.2], "strategy": ["local", "consensus"]})
-    proposals = Proposals(one, Store(tmp_path / "p"))
+    proposals = Proposals(one, Storage(tmp_path / "p"))
     found = converse(proposals, lambda point: point["optim.lr"], 50)
     assert len(found) == 4 and proposals.exhausted
 
@@ -229,11 +229,11 @@ def test_failed_trials_do_not_count_and_are_proposed_again_when_resumed(tmp_path
     def half(point):
         return None if point["seed"] == 0 else valley(point)
 
-    converse(Proposals(optuna_study(4), Store(tmp_path / "p")), half, 8)
+    converse(Proposals(optuna_study(4), Storage(tmp_path / "p")), half, 8)
     kept = json.loads((tmp_path / "p" / PROPOSALS).read_text())
     assert all(proposal["value"] is not None for proposal in kept)  # of the seed that ran
-    converse(Proposals(optuna_study(4), Store(tmp_path / "q")), lambda point: None, 8)
-    assert Proposals(optuna_study(4), Store(tmp_path / "q")).trials_left == 8
+    converse(Proposals(optuna_study(4), Storage(tmp_path / "q")), lambda point: None, 8)
+    assert Proposals(optuna_study(4), Storage(tmp_path / "q")).trials_left == 8
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_failed_trials_do_not_count_and_are_proposed_again_when_resumed(tmp_path
 )
 def test_a_scheduler_tells_the_trial_to_end_itself(name, reason, tmp_path):
     one = study(LR, scheduler=name, metric="excess_risk", grace=2)
-    chosen = scheduler(one, 12, Store(tmp_path))
+    chosen = scheduler(one, 12, Storage(tmp_path))
     told = []
     for i in range(6):
         actor = SimpleNamespace(end_early=SimpleNamespace(remote=told.append))

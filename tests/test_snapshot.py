@@ -21,15 +21,15 @@ from raydist.config.study import from_tree
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
-from raydist.engine.recovery import Keeper
-from raydist.engine.snapshot.catalogue import Shelf
+from raydist.engine.recovery import Recovery
+from raydist.engine.snapshot.catalogue import Catalogue
 from raydist.engine.snapshot.manifest import SnapshotError, checksum
 from raydist.engine.snapshot.shard import Shard, Shards, capture, pack, unpack
 from raydist.errors import AgentDied, AgentError, InputError
 from raydist.network.strategy import STRATEGIES
 from raydist.results.folder import Folder
 from raydist.run import main
-from raydist.storage import Store
+from raydist.storage import Storage
 
 ROUNDS = 12
 EVERY = {"evaluate": {"every": 4}, "rounds": ROUNDS}
@@ -98,7 +98,7 @@ def begun(plan, path):
 def run(plan, path, pool=None, until=None):
     """The run in a folder, cut short after round `until` as by the end of its process."""
     folder, pool = begun(plan, path), pool or LocalPool(plan)
-    keeper, states = Keeper(plan, folder), []
+    keeper, states = Recovery(plan, folder), []
 
     def ending(pool, n):  # again, if somebody dies behind it
         states[:] = pool.states()
@@ -199,7 +199,7 @@ def test_agents_may_die_at_any_call(tmp_path_factory, straight, when, every):
 
 def test_without_a_folder_a_death_costs_all_rounds_but_the_run_is_the_same(straight):
     plan = plan_of(LINEAR)
-    keeper, pool = Keeper(plan), Dying(plan, {9})
+    keeper, pool = Recovery(plan), Dying(plan, {9})
     records = list(train(pool, plan, keeper))
     np.testing.assert_array_equal(np.stack(pool.states()), straight[0])
     assert [record.round for record in records] == [*range(ROUNDS + 1)]
@@ -398,21 +398,21 @@ def test_snapshots_lie_at_any_url(tmp_path, straight):
     same(run(plan, tmp_path / "run"), straight)
     assert load_events(tmp_path / "run")["replayed_from"].tolist() == [6]
     name = json.loads((tmp_path / "run" / "experiment.json").read_text())["hash"]
-    store = Store(f"memory://somewhere/snapshots/run-{name}")
+    store = Storage(f"memory://somewhere/snapshots/run-{name}")
     assert store.names() == ["round-000010"]
 
 
 def test_a_snapshot_that_cannot_be_written_is_told_and_the_run_goes_on(
     tmp_path, straight, monkeypatch
 ):
-    write = Store.write
+    write = Storage.write
 
     def full(self, name, data, **how):
         if name == "round-000006/agent-001.safetensors":
             raise OSError(28, "No space left on device")
         write(self, name, data, **how)
 
-    monkeypatch.setattr(Store, "write", full)
+    monkeypatch.setattr(Storage, "write", full)
     same(run(plan_of(LINEAR), tmp_path / "run"), straight)
     (event,) = load_events(tmp_path / "run").to_dict("records")
     assert event["what"] == "snapshot unusable" and event["round"] == 6
@@ -424,13 +424,13 @@ def test_an_agent_does_not_wait_for_its_disk(tmp_path, monkeypatch):
     """The next round is done while the last state is still being written."""
     from threading import Event
 
-    go_on, write = Event(), Store.write
+    go_on, write = Event(), Storage.write
 
     def slow(self, name, data, **how):
         assert go_on.wait(20)
         write(self, name, data, **how)
 
-    monkeypatch.setattr(Store, "write", slow)
+    monkeypatch.setattr(Storage, "write", slow)
     pool = LocalPool(plan_of(LINEAR))
     pool.step(1)
     pool.close(1)
@@ -453,7 +453,7 @@ def test_a_snapshot_counts_as_soon_as_its_last_part_is_there(tmp_path):
     pool = LocalPool(plan_of(LINEAR))
     pool.step(1)
     pool.close(1)
-    shelf = Shelf(str(tmp_path), "hash", 4, 2, pytest.fail)
+    shelf = Catalogue(str(tmp_path), "hash", 4, 2, pytest.fail)
     manifest = tmp_path / "round-000001" / "manifest.json"
     shelf.begin(1, {})
     shelf.publish(([], b"rows"))
@@ -472,7 +472,7 @@ def test_a_snapshot_counts_as_soon_as_its_last_part_is_there(tmp_path):
 def test_a_disk_slower_than_the_cadence_stretches_it(tmp_path):
     """The run waits for a snapshot only when that took twice the time between two."""
     plan = plan_of(LINEAR, every=None, seconds=100.0)
-    keeper, due = Keeper(plan, begun(plan, tmp_path)), []
+    keeper, due = Recovery(plan, begun(plan, tmp_path)), []
     for writing in (False, True):
         if writing:
             keeper._shelf.begin(1, {})
@@ -488,14 +488,14 @@ def test_a_disk_slower_than_the_cadence_stretches_it(tmp_path):
 )
 def test_the_next_round_that_is_kept(tmp_path, every, expected):
     plan = plan_of(LINEAR, every=every)
-    keeper = Keeper(plan, begun(plan, tmp_path))
+    keeper = Recovery(plan, begun(plan, tmp_path))
     assert [keeper.next(n) for n in (1, 4, 5, 9)] == expected
     keeper.close()
 
 
 def test_of_several_deaths_the_last_one_has_cost_the_time(tmp_path):
     plan = plan_of(LINEAR)
-    keeper = Keeper(plan, begun(plan, tmp_path))
+    keeper = Recovery(plan, begun(plan, tmp_path))
     keeper._began = time.monotonic() - 5
     keeper._open = [(AgentDied("gone", k), float(k)) for k in range(3)]
     keeper._made_good(4)
@@ -567,7 +567,7 @@ def test_a_wrong_table_is_told(table, said):
 def test_records_are_told_once(tmp_path):
     plan = plan_of(LINEAR, recoveries=9)
     pool = Dying(plan, {4, 9, 14, 19})
-    keeper = Keeper(plan, begun(plan, tmp_path))
+    keeper = Recovery(plan, begun(plan, tmp_path))
     told = [record.round for record in train(pool, plan, keeper)]
     assert told == [*range(ROUNDS + 1)] and pool.calls > 19
     pool.shutdown()
@@ -577,14 +577,14 @@ def test_a_run_whose_snapshots_fail_says_so_once_and_goes_on(
     tmp_path, straight, monkeypatch, caplog
 ):
     """Nothing can be written there: no part, no receipt, no manifest."""
-    write = Store.write
+    write = Storage.write
 
     def full(self, name, data, **how):
         if name.startswith("round-"):
             raise OSError(28, "No space left on device")
         write(self, name, data, **how)
 
-    monkeypatch.setattr(Store, "write", full)
+    monkeypatch.setattr(Storage, "write", full)
     same(run(plan_of(LINEAR), tmp_path / "run"), straight)
     (event,) = load_events(tmp_path / "run").to_dict("records")
     assert (event["what"], event["round"]) == ("snapshot unusable", 2)
@@ -593,7 +593,7 @@ def test_a_run_whose_snapshots_fail_says_so_once_and_goes_on(
 
 
 def test_what_does_not_count_is_removed(tmp_path):
-    shelf = Shelf(str(tmp_path), "hash", 4, 2, pytest.fail)
+    shelf = Catalogue(str(tmp_path), "hash", 4, 2, pytest.fail)
     for name in ("round-000002", "round-000004", "left"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "agent-000.safetensors").write_bytes(b"torn")

@@ -19,7 +19,7 @@ from raydist import (
     run_sweep,
 )
 from raydist.errors import InputError
-from raydist.storage import Store, locate
+from raydist.storage import Storage, locate
 
 TREE = QUADRATIC | {"snapshot": {"every": 4}}
 IN_MEMORY = QUADRATIC | {"snapshot": {"path": "memory://snaps"}}
@@ -37,11 +37,11 @@ def nothing_stored():
 def test_a_run_at_a_url_is_the_run_in_a_folder(tmp_path):
     run_experiment(TREE, out=URL)
     run_experiment(TREE, out=tmp_path / "one")
-    other = Store(tmp_path / "one")
-    assert Store(URL).names() == other.names()
-    assert Store(URL).names("weights") == [f"{name}.safetensors" for name in WEIGHTS]
+    other = Storage(tmp_path / "one")
+    assert Storage(URL).names() == other.names()
+    assert Storage(URL).names("weights") == [f"{name}.safetensors" for name in WEIGHTS]
     for name in [*(f"weights/{each}.safetensors" for each in WEIGHTS), "graph.json"]:
-        assert Store(URL).read(name) == other.read(name)
+        assert Storage(URL).read(name) == other.read(name)
     rows = [load(where).drop(columns="seconds") for where in (URL, tmp_path / "one")]
     pd.testing.assert_frame_equal(*rows)
     pd.testing.assert_frame_equal(load("memory://bucket/runs"), load(URL))  # as a study
@@ -51,7 +51,7 @@ def test_a_run_at_a_url_is_the_run_in_a_folder(tmp_path):
 
 def test_an_unfinished_run_at_a_url_goes_on_from_its_snapshot():
     plain = run_experiment(TREE, out=URL)
-    Store(URL).remove("final.json")
+    Storage(URL).remove("final.json")
     assert load(URL)["status"].tolist() == ["unfinished"]
     again = run_experiment(TREE, out=URL, resume=True)
     (event,) = load_events(URL).to_dict("records")
@@ -81,7 +81,7 @@ def test_what_cannot_be_written_is_refused_in_one_line(tmp_path, monkeypatch):
 def test_a_file_at_a_url_is_a_file_of_this_machine(tmp_path):
     for begin in ("", "file:", "file://", "file://localhost", "local://"):
         assert locate(f"{begin}{tmp_path}/a/") == str(tmp_path / "a")
-    Store(f"file://{tmp_path}/a").write("b/c.json", b"[1]")
+    Storage(f"file://{tmp_path}/a").write("b/c.json", b"[1]")
     assert json.loads((tmp_path / "a" / "b" / "c.json").read_text()) == [1]
 
 
@@ -114,8 +114,8 @@ def test_snapshots_at_no_place_are_refused_before_anything_is_written(tmp_path, 
     ],
 )
 def test_what_cannot_be_stored_or_read_is_one_line(what, line):
-    Store("memory://full").write("experiment.json", b"{}")
+    Storage("memory://full").write("experiment.json", b"{}")
     with pytest.raises(InputError, match=line) as caught:
         what()
     assert "\n" not in str(caught.value)
-    assert not Store(URL).names()
+    assert not Storage(URL).names()

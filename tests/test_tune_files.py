@@ -7,7 +7,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from raydist.storage import Store
+from raydist.storage import Storage
 from raydist.tune.files import HAS_LOGGERS, PROGRESS, RESULTS, Past, TuneFiles
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
@@ -105,7 +105,7 @@ def storage(tmp_path):
 
 def test_a_kill_loses_no_report(tmp_path, storage):
     """Nobody copies what lies in Tune's folder any more."""
-    process(tmp_path / "a", Store(storage), [report(n, i) for i, n in enumerate((0, 2, 4), 1)])
+    process(tmp_path / "a", Storage(storage), [report(n, i) for i, n in enumerate((0, 2, 4), 1)])
     assert [row["round"] for row in rows(storage)] == [0, 2, 4]
     assert pd.read_csv(storage / "t" / PROGRESS)["round"].tolist() == [0, 2, 4]
     assert json.loads((storage / "t" / "params.json").read_text()) == {"seed": 0}
@@ -114,7 +114,7 @@ def test_a_kill_loses_no_report(tmp_path, storage):
 
 
 def test_files_of_a_resumed_trial_go_on(tmp_path, storage):
-    folder = Store(storage)
+    folder = Storage(storage)
     process(tmp_path / "a", folder, [report(n, i) for i, n in enumerate((0, 2, 4, 6), 1)])
     (events,) = (storage / "t").glob("events*")
     for file, torn in ((storage / "t" / RESULTS, b'{"round": 8, "lo'), (events, b"\x09\0\0")):
@@ -141,14 +141,14 @@ def test_files_of_a_resumed_trial_go_on(tmp_path, storage):
 
 
 def test_a_failed_trial_that_is_started_again_goes_on(tmp_path, storage):
-    folder = Store(storage)
+    folder = Storage(storage)
     process(tmp_path / "a", folder, [report(0, 1), {"status": "failed", "done": True}], ends=True)
     process(tmp_path / "b", folder, [report(0, 1), report(1, 2), report(1, 3, **END)], ends=True)
     assert [row.get("round") for row in rows(storage)] == [0, None, 1, 1]
 
 
 def test_seconds_count_on_when_tune_starts_a_trials_process_again(tmp_path, storage):
-    trial, files = Trial(tmp_path), TuneFiles(Store(storage))
+    trial, files = Trial(tmp_path), TuneFiles(Storage(storage))
     for n in (0, 1):
         files.log_trial_start(trial)
         files.log_trial_result(1, trial, report(n, 1))
@@ -158,7 +158,7 @@ def test_seconds_count_on_when_tune_starts_a_trials_process_again(tmp_path, stor
 
 
 def test_at_a_url_the_files_are_there_when_a_trial_has_ended(tmp_path):
-    folder = Store("memory://tune-files/study")
+    folder = Storage("memory://tune-files/study")
     process(tmp_path / "a", folder, [report(0, 1), report(1, 2)], ends=True)
     process(tmp_path / "b", folder, [report(1, 1), report(2, 2, **END)], ends=True)
     for name in (RESULTS, PROGRESS, *(n for n in folder.names("t") if n.startswith("events"))):
@@ -172,13 +172,13 @@ def test_at_a_url_the_files_are_there_when_a_trial_has_ended(tmp_path):
 def test_a_study_that_was_moved_is_not_begun_anew(tmp_path, storage):
     storage.rename(tmp_path / "moved")
     with pytest.raises(FileNotFoundError):
-        TuneFiles(Store(storage)).log_trial_start(Trial(tmp_path))
+        TuneFiles(Storage(storage)).log_trial_start(Trial(tmp_path))
     assert not storage.exists()
 
 
 def test_studies_of_others_keep_tunes_own_loggers(storage, monkeypatch):
     monkeypatch.delenv(HAS_LOGGERS, raising=False)
-    with TuneFiles(Store(storage)):
+    with TuneFiles(Storage(storage)):
         assert os.environ[HAS_LOGGERS] == "1"
     assert HAS_LOGGERS not in os.environ
 

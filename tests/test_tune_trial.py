@@ -15,7 +15,7 @@ from raydist import load
 from raydist.config.study import from_tree
 from raydist.lock import Held
 from raydist.results.record import Event, Record
-from raydist.storage import Store
+from raydist.storage import Storage
 from raydist.tune.monitor import Metrics, TrialLog
 from raydist.tune.progress import TuneProgress
 from raydist.tune.trial import Job, Trial
@@ -80,7 +80,7 @@ def test_metrics_count_rounds_and_seconds_and_show_the_last_state(told):
 def test_a_log_goes_on_after_an_earlier_try(tmp_path, quiet_logger):
     quiet_logger.setLevel(logging.INFO)
     for line in ("agent 1 died", "100 % here"):
-        quiet_logger.handlers = [TrialLog(Store(tmp_path / "a"))]
+        quiet_logger.handlers = [TrialLog(Storage(tmp_path / "a"))]
         quiet_logger.warning("%s", line)
     lines = (tmp_path / "a" / "log.txt").read_text().splitlines()
     assert [line.partition(" WARNING ")[2] for line in lines] == ["agent 1 died", "100 % here"]

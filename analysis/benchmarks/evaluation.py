@@ -26,7 +26,7 @@ from raydist.engine.pool.pool import LocalPool
 from raydist.learning.data import load, to_tensor
 from raydist.learning.model import build
 from raydist.measure.autoattack import autoattack
-from raydist.measure.cascade import STANDARD, Verdict
+from raydist.measure.cascade import STANDARD, Cascade
 
 EPS, CLASSES, BATCH, SEED = 0.1, 10, 128, 0
 TINY = 1e-6  # a budget that breaks nothing
@@ -85,7 +85,7 @@ def ours(
     y: Tensor,
     attacks: Sequence[str] | None = None,
     eps: float = EPS,
-) -> Verdict:
+) -> Cascade:
     """AutoAttack as an agent runs it."""
     threat = ThreatModel("linf", eps)
     return autoattack(model, x, y, threat, classes=CLASSES, batch=BATCH, seed=SEED, attacks=attacks)

@@ -26,7 +26,7 @@ from raydist.config.experiment import validate
 from raydist.engine.driver import FLUSH_SECONDS, train
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool.pool import LocalPool
-from raydist.engine.recovery import Keeper
+from raydist.engine.recovery import Recovery
 from raydist.results.folder import Folder
 
 CADENCE = 2.0  # seconds between two snapshots
@@ -106,7 +106,7 @@ class LongRun:
         plan = make_plan(validate(tree | {"snapshot": {"seconds": CADENCE}}))
         self._pool, self._folder, self._path = Told(plan), Folder(path), path
         self._folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate, plan.contents)
-        self._keeper = Keeper(plan, self._folder)
+        self._keeper = Recovery(plan, self._folder)
         self._records = train(self._pool, plan, self._keeper)
         self.age, self.size, self.writing = 0.0, 0, dict[int, float]()
         self._done = array("d")  # when each round was

@@ -11,7 +11,7 @@ from raydist.engine.agent.agent import BEFORE, Info, Message
 from raydist.engine.ending import last_record
 from raydist.engine.plan import Plan
 from raydist.engine.pool.pool import Pending, Pool, parameters_of
-from raydist.engine.recovery import Keeper
+from raydist.engine.recovery import Recovery
 from raydist.engine.watch import Watch
 from raydist.errors import AgentDied
 from raydist.results.folder import Folder, final_numbers
@@ -32,7 +32,7 @@ class _TooFar(Exception):
 def train(
     pool: Pool,
     plan: Plan,
-    keeper: Keeper | None = None,
+    keeper: Recovery | None = None,
     ending: Callable[[Pool, int], None] | None = None,
     early: Callable[[], str] | None = None,
 ) -> Iterator[Record]:
@@ -57,7 +57,7 @@ def train(
         has left (with `early` from its own round on, which may be the one to end with); the last
         one holds the outcome.
     """
-    keeper, told, last = keeper or Keeper(plan), -1, plan.rounds
+    keeper, told, last = keeper or Recovery(plan), -1, plan.rounds
     latest: Record | None = None
 
     def leaves(n: int) -> str:
@@ -138,7 +138,7 @@ def _rounds(
     pool: Pool,
     plan: Plan,
     watch: Watch,
-    keeper: Keeper,
+    keeper: Recovery,
     start: int,
     last: int,
     leaves: Callable[[int], str],
@@ -261,7 +261,7 @@ def complete(
     try:
         if folder is not None:
             folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate, plan.contents)
-        keeper = Keeper(plan, folder)
+        keeper = Recovery(plan, folder)
         rounds = Rounds(None, keeper.seconds) if folder is None else folder.rounds
         flushed = time.monotonic()
         for record in train(pool, plan, keeper, ending):

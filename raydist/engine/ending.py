@@ -74,7 +74,7 @@ def last_record(
     return replace(record, outcome=outcome, final=final, images=images)
 
 
-def _judged(pool: Pool, failed: dict[str, str], whose: str, *which: str) -> list[verdicts.Masks]:
+def _judged(pool: Pool, failed: dict[str, str], whose: str, *which: str) -> list[verdicts.Verdicts]:
     """Verdicts on test images, as `Pool.evaluate`; the run is over, and none is worth losing it.
 
     Args:

@@ -30,7 +30,7 @@ from raydist.learning import partition
 from raydist.network import strategy, topology, weights
 from raydist.results.identity import checkpoint_of, named_files
 from raydist.seeding import Purpose, drawing, numpy_rng
-from raydist.storage import Store
+from raydist.storage import Storage
 
 BASE_BYTES = 350e6  # a process that has imported torch (its CUDA build), measured
 
@@ -233,7 +233,7 @@ def make_plan(
         InputError: one line that says what cannot work and what to write instead.
     """
     if config.snapshot.path is not None:
-        checked("snapshot.path", Store, config.snapshot.path)
+        checked("snapshot.path", Storage, config.snapshot.path)
     graph = checked("topology", _graph, config)
     A = checked("topology", weights.build, config.topology.weights, graph)
     checked("topology", weights.check, A, graph)

@@ -9,7 +9,7 @@ import time
 
 from raydist.engine.plan import Plan
 from raydist.engine.pool.pool import Pool
-from raydist.engine.snapshot.catalogue import Found, Shelf
+from raydist.engine.snapshot.catalogue import Catalogue, Found
 from raydist.engine.watch import Watch
 from raydist.errors import AgentDied, AgentError
 from raydist.results.folder import Folder, Stopwatch
@@ -19,7 +19,7 @@ PATIENCE = 2  # cadences for which a snapshot is written before the run waits fo
 log = logging.getLogger("raydist")
 
 
-class Keeper:
+class Recovery:
     """Keeps the state of one run, and knows what happened to it."""
 
     def __init__(self, plan: Plan, folder: Folder | None = None) -> None:
@@ -38,12 +38,12 @@ class Keeper:
         self._failed: int | None = None  # the last snapshot that could not be written
         self._deaths = 0
         self._open: list[tuple[AgentDied, int]] = []  # deaths, at which round: not yet made good
-        self._shelf: Shelf | None = None
+        self._shelf: Catalogue | None = None
         if folder is not None:
             url = f"{folder.url}/snapshots"
             if self._table.path is not None:
                 url = f"{self._table.path.rstrip('/')}/{folder.name}-{folder.hash}"
-            self._shelf = Shelf(url, folder.hash, plan.agents, self._table.keep, self._unusable)
+            self._shelf = Catalogue(url, folder.hash, plan.agents, self._table.keep, self._unusable)
 
     def seconds(self) -> float:
         """How long the run has taken, with what earlier tries took."""

@@ -18,7 +18,7 @@ from raydist.lock import Held, hold
 from raydist.results import door
 from raydist.results.identity import check_versions
 from raydist.results.terminal import Words, console, numbers, progress
-from raydist.storage import Store
+from raydist.storage import Storage
 
 if TYPE_CHECKING:
     from raydist.engine.plan import Plan
@@ -139,7 +139,7 @@ def _check_folder(folder: "Folder | None", experiment: Experiment, resume: bool)
         raise InputError(f"{folder.url} has run to its end: read it with raydist.load")
 
 
-def experiment_in(folder: Store) -> Experiment:
+def experiment_in(folder: Storage) -> Experiment:
     """The experiment whose run a folder holds.
 
     Args:

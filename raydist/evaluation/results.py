@@ -22,7 +22,7 @@ from raydist.evaluation.trial_end import from_trial
 from raydist.evaluation.units import Unit, missing
 from raydist.measure.columns import Numbers, joined, over_agents
 from raydist.results.folder import pack_frame, pack_json, plain
-from raydist.storage import Store
+from raydist.storage import Storage
 
 TOLD = 5  # bad lines that are told one by one
 
@@ -84,7 +84,7 @@ class Results:
             found = {"weights": self.subject.digest(model)} | joined(tagged, self._known(model))
             known[model] = {n: plain(value) for n, value in found.items()}
         known["agents"] = {n: plain(value) for n, value in self._over_agents().items()}
-        store = Store(self.subject.folder)
+        store = Storage(self.subject.folder)
         store.write("evaluation.json", pack_json(known))
         frame = images_frame(self.subject, self.models, self._ledger)
         store.write("evaluation/images.parquet", pack_frame(frame))

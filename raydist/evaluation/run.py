@@ -22,7 +22,7 @@ from raydist.evaluation.units import Unit
 from raydist.evaluation.work import perform
 from raydist.lock import hold
 from raydist.results.terminal import Words, console, progress, say
-from raydist.storage import Store, locate
+from raydist.storage import Storage, locate
 
 TELL_SECONDS = 20.0
 
@@ -67,7 +67,7 @@ def evaluate_runs(
     with ExitStack() as stack:
         subjects = _subjects(paths, request, quiet)
         for subject in subjects:  # before what is known is read: nobody adds to it
-            stack.enter_context(hold(Store(subject.folder)))
+            stack.enter_context(hold(Storage(subject.folder)))
         results = [Results(subject, request) for subject in subjects]
         for note in (note for each in results for note in each.notes):
             _warn(note, quiet)
@@ -182,7 +182,7 @@ def _shown(units: Sequence[Unit], done: Done, quiet: bool) -> Iterator[tuple[Uni
 def _leave(results: Sequence[Results], frame: pd.DataFrame, run: Path, quiet: bool) -> None:
     """The table and the pictures of all trials, in the folder of the first run."""
     folder = run.expanduser().absolute() / "evaluation"
-    Store(folder).write("evaluation.csv", frame.to_csv(index=False).encode())
+    Storage(folder).write("evaluation.csv", frame.to_csv(index=False).encode())
     scans = {
         each.subject.folder.name: each.scans("centroid")
         for each in results

@@ -26,7 +26,7 @@ from raydist.learning.subset import Index, evenly, in_turn
 from raydist.measure.cascade import FEW_CLASSES, STANDARD
 from raydist.results.folder import digest_of, digest_of_model
 from raydist.results.identity import checkpoint_of
-from raydist.storage import Store
+from raydist.storage import Storage
 
 START, ENSEMBLE, AGENTS = "start", "ensemble", "agents"
 Batches = list[tuple[Tensor, Tensor]]
@@ -99,7 +99,7 @@ class Subject:
             16 hexadecimal digits.
         """
         if name != START:
-            return digest_of_model(Store(self.folder), name, self.data.digest)
+            return digest_of_model(Storage(self.folder), name, self.data.digest)
         files = [name.encode(), self.config.digest().encode()]
         if begun := checkpoint_of(self.config):
             files.append(Path(begun).read_bytes())

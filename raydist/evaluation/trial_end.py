@@ -9,7 +9,7 @@ from raydist.evaluation.ledger import Entry
 from raydist.evaluation.subject import Subject
 from raydist.evaluation.units import budget
 from raydist.measure.columns import CLEAN
-from raydist.storage import Store
+from raydist.storage import Storage
 
 NO_VERDICTS = ("model", "image", "label", "weights", "broken_by", "flags")
 
@@ -26,7 +26,7 @@ def from_trial(subject: Subject) -> list[Entry]:
     Raises:
         ValueError: if the file cannot be read.
     """
-    store = Store(subject.folder)
+    store = Storage(subject.folder)
     data = store.find("images.parquet")
     if data is None:
         return []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydist.adversary.threat import ThreatModel
-from raydist.measure.cascade import FEW_CLASSES, STANDARD, Mask, Verdict
+from raydist.measure.cascade import FEW_CLASSES, STANDARD, Cascade, Mask
 from raydist.measure.guard import Guarded, flagger, guarded, logits_of
 
 Perturb = Callable[[Tensor, Tensor], Tensor]  # (x, y) -> points
@@ -36,7 +36,7 @@ def autoattack(
     seed: int = 0,
     attacks: Sequence[str] | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
-) -> Verdict:
+) -> Cascade:
     """Worst case over an ensemble of attacks, image by image (arXiv:2003.01690, section 5).
 
     Each attack runs on the images that all attacks before it left. Meanwhile the model is in eval
@@ -81,7 +81,7 @@ def autoattack(
             hit = broken(guard, ensemble[name], x, y, standing, batch, report)
             broken_by[standing[hit]] = position
             seconds[position] = time.perf_counter() - start
-    return Verdict(names, broken_by, tuple(seconds[1:]), frozenset(seen))
+    return Cascade(names, broken_by, tuple(seconds[1:]), frozenset(seen))
 
 
 def broken(

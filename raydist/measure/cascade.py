@@ -29,7 +29,7 @@ def fraction(mask: Mask) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Cascade:
     """What the ensemble did to each image.
 
     Attributes:
@@ -77,7 +77,7 @@ class Verdict:
         return tuple(name for name in FLAGS if name in raised)
 
 
-def concatenate(shards: Sequence[Verdict]) -> Verdict:
+def concatenate(shards: Sequence[Cascade]) -> Cascade:
     """One verdict on all images from those on disjoint shards of them.
 
     Args:
@@ -92,7 +92,7 @@ def concatenate(shards: Sequence[Verdict]) -> Verdict:
     orders = {shard.attacks for shard in shards}
     if len(orders) != 1:
         raise ValueError(f"shards ran {orders or 'nothing'}, expected the same attacks in all")
-    return Verdict(
+    return Cascade(
         attacks=shards[0].attacks,
         broken_by=np.concatenate([shard.broken_by for shard in shards]),
         seconds=tuple(map(sum, zip(*(shard.seconds for shard in shards), strict=True))),

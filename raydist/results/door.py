@@ -8,10 +8,10 @@ from pathlib import Path
 from raydist import lock
 from raydist.config.experiment import Experiment
 from raydist.errors import InputError, MachineError
-from raydist.storage import Store
+from raydist.storage import Storage
 
 
-def check_new_folder(folder: Store) -> None:
+def check_new_folder(folder: Storage) -> None:
     """A folder for new results can be made, or holds nothing but what a dead process left.
 
     Args:

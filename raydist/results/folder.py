@@ -24,7 +24,7 @@ from raydist.network.topology import names
 from raydist.results.identity import check_same, description, named_files
 from raydist.results.record import ROUNDS, Event, Record, events_frame, survived
 from raydist.results.rounds import Rounds, reached
-from raydist.storage import Store
+from raydist.storage import Storage
 
 log = logging.getLogger("raydist")
 
@@ -65,7 +65,7 @@ class Folder:
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         """Name the folder, by a path or an fsspec URL; nothing is written yet."""
-        self.store = Store(url)
+        self.store = Storage(url)
         self.url, self.name = self.store.url, self.store.name
         self.clock = Stopwatch()
         self.rounds = Rounds(self.store, self.clock.seconds)
@@ -278,7 +278,7 @@ def final_numbers(record: Record, seconds: float, events: Sequence[Event]) -> di
     }
 
 
-def digest_of_model(store: Store, name: str, data: str) -> str:
+def digest_of_model(store: Storage, name: str, data: str) -> str:
     """What identifies a model and the images on which it is measured.
 
     Args:

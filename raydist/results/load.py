@@ -19,7 +19,7 @@ from raydist.config.study import Study
 from raydist.errors import InputError, printable
 from raydist.results.cells import cells, check_config
 from raydist.results.record import evaluated, events_frame, frame_of, part_names, read_part
-from raydist.storage import Store
+from raydist.storage import Storage
 
 STARTED = ("experiment.json", "params.json")  # ours, and the one that Tune writes
 LEFT = ("final.json", "weights", "rounds.parquet")  # what a trial leaves later
@@ -92,8 +92,8 @@ def load_events(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def _each(
-    path: str | os.PathLike[str], read: Callable[[Store], Read]
-) -> Iterator[tuple[Store, Read]]:
+    path: str | os.PathLike[str], read: Callable[[Storage], Read]
+) -> Iterator[tuple[Storage, Read]]:
     """What is read of each trial; of those that cannot be read a warning tells.
 
     Args:
@@ -121,7 +121,7 @@ def _each(
         raise InputError(f"{bad[0]}: no trial is left")
 
 
-def _check_begun(folder: Store, names: set[str]) -> None:
+def _check_begun(folder: Storage, names: set[str]) -> None:
     """A trial with names has the file with its configuration.
 
     Args:
@@ -135,9 +135,9 @@ def _check_begun(folder: Store, names: set[str]) -> None:
         raise _Unreadable(f"{folder.url}/{STARTED[0]} is gone")
 
 
-def _trials(path: str | os.PathLike[str]) -> list[tuple[Store, set[str]]]:
+def _trials(path: str | os.PathLike[str]) -> list[tuple[Storage, set[str]]]:
     """The folders of trials, each with the names of what lies in it."""
-    root = Store(path)
+    root = Storage(path)
     names = root.names()
     if "experiment.json" in names or {*LEFT} & {*names}:
         return [(root, {*names})]
@@ -150,7 +150,7 @@ def _trials(path: str | os.PathLike[str]) -> list[tuple[Store, set[str]]]:
     return found
 
 
-def _read(folder: Store, name: str, parse: Callable[[bytes], Read]) -> Read | None:
+def _read(folder: Storage, name: str, parse: Callable[[bytes], Read]) -> Read | None:
     """A file, understood.
 
     Args:
@@ -214,7 +214,7 @@ def _mixing_rate(data: bytes) -> float:
     return float(rate)
 
 
-def _rounds(folder: Store) -> list[pd.DataFrame]:
+def _rounds(folder: Storage) -> list[pd.DataFrame]:
     """The parts of the long frame of a trial."""
     parse = partial(read_part, trial=folder.name)
     found = [_read(folder, name, parse) for name in part_names(folder)]
@@ -226,14 +226,14 @@ def _events(data: bytes) -> pd.DataFrame:
     return pd.read_parquet(io.BytesIO(data), columns=[*events_frame("", [])])
 
 
-def _named(frame: pd.DataFrame, folder: Store) -> pd.DataFrame:
+def _named(frame: pd.DataFrame, folder: Storage) -> pd.DataFrame:
     """The frame of a trial, whose name is that of its folder, whatever that was before."""
     frame = frame.drop(columns="trial", errors="ignore")
     frame.insert(0, "trial", folder.name)
     return frame
 
 
-def _trial_row(folder: Store) -> dict[str, Any]:
+def _trial_row(folder: Storage) -> dict[str, Any]:
     row = {"trial": folder.name} | _config(folder)
     mixing_rate = _read(folder, "graph.json", _mixing_rate)
     if mixing_rate is not None:
@@ -259,14 +259,14 @@ def _trial_row(folder: Store) -> dict[str, Any]:
     return row | {"status": "unfinished"}
 
 
-def _config(folder: Store) -> dict[str, Any]:
+def _config(folder: Storage) -> dict[str, Any]:
     """The configuration of a trial, flat; of one that failed before it began, from its study."""
     experiment = _read(folder, "experiment.json", _experiment)
     if experiment is not None:
         return _flatten(experiment)
     point = _read(folder, "params.json", _table()) or {}
     try:
-        above = Store(folder.url.rpartition("/")[0])
+        above = Storage(folder.url.rpartition("/")[0])
         study = Study.from_json(above.read("study.json").decode())
         return _flatten(study.experiment(point).model_dump(mode="json"))
     except (OSError, ValueError, TypeError):  # there is none, or it is this point that is invalid

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from raydist.measure.columns import base, joined
 from raydist.results.agents import AgentDtype
-from raydist.storage import Store
+from raydist.storage import Storage
 
 ROUNDS = "rounds.parquet"  # a folder of parts: see `raydist.results.rounds`
 COLUMNS = ["trial", "round", "agent", "metric", "value"]
@@ -169,7 +169,7 @@ def frame_of(trial: str, rows: Sequence[Row]) -> pd.DataFrame:
     return frame.astype(KINDS)
 
 
-def part_names(folder: Store) -> list[str]:
+def part_names(folder: Storage) -> list[str]:
     """The files of a trial that hold what was measured round by round, in the order of rounds."""
     names = folder.names(ROUNDS)
     parts = [f"{ROUNDS}/{name}" for name in names if name.startswith("part-")]
@@ -183,7 +183,7 @@ def read_part(data: bytes, trial: str) -> pd.DataFrame:
     return frame.astype(KINDS)
 
 
-def evaluated(folder: Store, final: dict[str, Any], average: str) -> dict[str, Any]:
+def evaluated(folder: Storage, final: dict[str, Any], average: str) -> dict[str, Any]:
     """The final numbers with those that `raydist.evaluate` added later.
 
     Where both have a number, that of the later evaluation stands as `joined` says. If the weights

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydist.results.record import ROUNDS, Record, Row, part_names
-from raydist.storage import Store
+from raydist.storage import Storage
 
 ROWS = 65_536  # of a part: a run of 10⁵ rounds of 16 agents has some hundred parts
 SECONDS = b"seconds"  # that the run had taken when a part was written, in the part's metadata
@@ -70,7 +70,7 @@ class Rounds:
         last: the last round that was added; -1 if there is none.
     """
 
-    def __init__(self, store: Store | None, seconds: Callable[[], float]) -> None:
+    def __init__(self, store: Storage | None, seconds: Callable[[], float]) -> None:
         """Begin with no round.
 
         Args:
@@ -178,7 +178,7 @@ class Rounds:
         return self._memory[name] if self._store is None else self._store.read(f"{ROUNDS}/{name}")
 
 
-def reached(store: Store) -> tuple[int, float]:
+def reached(store: Storage) -> tuple[int, float]:
     """How far an earlier try came.
 
     Args:

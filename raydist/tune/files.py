@@ -28,7 +28,7 @@ from ray.tune.logger import (
 )
 from ray.tune.utils import flatten_dict
 
-from raydist.storage import Store
+from raydist.storage import Storage
 
 RESULTS, PROGRESS, EVENTS = "result.json", "progress.csv", "events.out.tfevents"
 HAS_LOGGERS = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"
@@ -113,7 +113,7 @@ class _Place:
 class _Events(TBXLoggerCallback):
     """TensorBoard's events: a further file beside the earlier ones."""
 
-    def fill(self, place: Any, reports: list[Report], folder: Store) -> None:
+    def fill(self, place: Any, reports: list[Report], folder: Storage) -> None:
         """Write what its queue had not yet written when the earlier process was killed.
 
         Args:
@@ -141,7 +141,7 @@ class TuneFiles(LoggerCallback):
     A context manager: inside, Tune adds none of its own.
     """
 
-    def __init__(self, folder: Store) -> None:
+    def __init__(self, folder: Storage) -> None:
         """Nothing is read or written yet.
 
         Args:
@@ -226,7 +226,7 @@ class TuneFiles(LoggerCallback):
         """Put what was told before where the loggers append, and return it."""
         lines = past.read(self._folder.find(f"{place.name}/{RESULTS}") or b"")
         reports = [json.loads(line) for line in lines]
-        there = Store(place.local_path)
+        there = Storage(place.local_path)
         whole = {RESULTS: "".join(f"{line}\n" for line in lines), PROGRESS: _table(past, reports)}
         for name, text in whole.items():
             if (there.find(name) or b"") != text.encode():

@@ -12,7 +12,7 @@ from ray.util.metrics import Counter, Gauge
 
 from raydist.errors import printable
 from raydist.results.record import Event, Record, survived
-from raydist.storage import Store
+from raydist.storage import Storage
 
 PHASES = ("attack", "adapt", "combine")
 GAUGES = {
@@ -74,7 +74,7 @@ class Metrics:
 class TrialLog(logging.Handler):
     """Keeps what the logger "raydist" says, after what an earlier try has said."""
 
-    def __init__(self, folder: Store) -> None:
+    def __init__(self, folder: Storage) -> None:
         """Write nothing yet.
 
         Args:

@@ -11,7 +11,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raydist.config.point import Point
 from raydist.config.study import Study
-from raydist.storage import Store
+from raydist.storage import Storage
 from raydist.tune.points import OBJECTIVE, REPEATS, domain, value, with_seeds
 
 PROPOSALS = "proposals.json"
@@ -41,7 +41,7 @@ class Proposals(Searcher):
     first what had not ended; what follows is drawn anew, so it is not what would have followed.
     """
 
-    def __init__(self, study: Study, folder: Store) -> None:
+    def __init__(self, study: Study, folder: Storage) -> None:
         """Begin, or go on from what is kept.
 
         Args:

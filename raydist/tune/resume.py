@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from raydist.config.study import Study
 from raydist.errors import InputError
 from raydist.results.identity import check_versions
-from raydist.storage import Store
+from raydist.storage import Storage
 
 if TYPE_CHECKING:
     from raydist.config.experiment import Experiment
@@ -26,7 +26,7 @@ def study_in(path: str) -> Study:
     Raises:
         InputError: if there is none, or a damaged one.
     """
-    folder = Store(path)
+    folder = Storage(path)
     try:
         return Study.from_json(folder.read(STUDY_FILE).decode())
     except InputError as error:
@@ -36,7 +36,7 @@ def study_in(path: str) -> Study:
         raise InputError(line) from error
 
 
-def check_resumed(folder: Store, study: Study) -> None:
+def check_resumed(folder: Storage, study: Study) -> None:
     """A folder holds nothing, or this study, and every trial in it is what it was.
 
     Args:
@@ -64,7 +64,7 @@ def check_resumed(folder: Store, study: Study) -> None:
 
 
 def _versions(
-    trial: Store, study: Study, images: dict[str, dict[str, str]]
+    trial: Storage, study: Study, images: dict[str, dict[str, str]]
 ) -> dict[str, dict[str, str]]:
     """Check a trial; the versions with which it was begun if it is unfinished.
 
@@ -90,7 +90,7 @@ def _versions(
     return {json.dumps(versions, sort_keys=True): versions} if versions else {}
 
 
-def _point(trial: Store, study: Study) -> dict[str, Any] | None:
+def _point(trial: Storage, study: Study) -> dict[str, Any] | None:
     """Where on the axes a trial stands, from what Tune wrote of it; None if it is no trial."""
     try:
         known = json.loads(trial.read("params.json"))

@@ -15,7 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialSchedule
 
 from raydist.config.fields import in_rounds
 from raydist.config.study import Study
-from raydist.storage import Store
+from raydist.storage import Storage
 from raydist.tune.points import OBJECTIVE
 
 DECISIONS = "decisions.json"
@@ -58,10 +58,10 @@ class _EndsGently:
     """A scheduler that lets a trial end itself, so that it leaves a whole folder."""
 
     reason = ""
-    folder: Store
+    folder: Storage
     known: dict[str, _Known]
 
-    def recall(self, folder: Store) -> None:
+    def recall(self, folder: Storage) -> None:
         """Take in all that was decided in a study, in its order.
 
         Args:
@@ -140,7 +140,7 @@ class Median(_EndsGently, MedianStoppingRule):
     """The median stopping rule of Vizier."""
 
 
-def scheduler(study: Study, rounds: int, folder: Store) -> TrialScheduler | None:
+def scheduler(study: Study, rounds: int, folder: Storage) -> TrialScheduler | None:
     """What compares running trials and ends the worse ones early.
 
     Args:

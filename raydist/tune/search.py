@@ -15,7 +15,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from raydist.config.point import Point
 from raydist.config.study import Study
 from raydist.errors import InputError
-from raydist.storage import Store
+from raydist.storage import Storage
 from raydist.tune.points import points
 
 
@@ -58,7 +58,7 @@ class Source:
     exhausted: Callable[[], bool] = lambda: False
 
 
-def source(study: Study, folder: Store, max_concurrent: int | None, fit: int) -> Source:
+def source(study: Study, folder: Storage, max_concurrent: int | None, fit: int) -> Source:
     """What gives Tune the trials of a study.
 
     Args:

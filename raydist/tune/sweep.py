@@ -21,7 +21,7 @@ from raydist.lock import Held, hold
 from raydist.results import door
 from raydist.results.door import check_new_folder
 from raydist.results.terminal import console
-from raydist.storage import Store
+from raydist.storage import Storage
 from raydist.tune.resume import STUDY_FILE, check_resumed
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def run_sweep(
             f"{out} holds a password, which Ray hands to every process and Tune may keep: give it "
             "in the environment or in the files of that storage's own tools"
         )
-    folder = Store(f"runs/{study.name}" if out is None else out)
+    folder = Storage(f"runs/{study.name}" if out is None else out)
     _check_shared(folder, study.name)
     if not resume:
         check_new_folder(folder)
@@ -106,14 +106,14 @@ def run_sweep(
             raise KeyboardInterrupt from error  # before a trial had begun
 
 
-def _check_shared(folder: Store, name: str) -> None:
+def _check_shared(folder: Storage, name: str) -> None:
     """Results can be left there by many processes, side by side."""
     door.check_shared(folder.url)
     if not os.path.dirname(folder.root):
         raise InputError(f"{folder.url} is no folder: write --out {folder.url}/{name}")
 
 
-def _summarise(folder: Store, ended: bool) -> "pd.DataFrame":
+def _summarise(folder: Storage, ended: bool) -> "pd.DataFrame":
     """Write the table and the picture of a study, and return the table."""
     from raydist.results import load, plot
 
@@ -216,7 +216,7 @@ def _run(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose verbose = 0 still prints a box
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a failed trial has no objective
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths begin where the sweep was started
-    study, out = job.study, Store(job.out)
+    study, out = job.study, Storage(job.out)
     # a trial's own process may die as often as an agent may
     survivable = study.experiment(next(study.corners())).snapshot.recoveries
     trials = source(study, out, max_concurrent, fit)

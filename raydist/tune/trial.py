@@ -27,7 +27,7 @@ from raydist.engine.driver import train
 from raydist.engine.plan import Plan, images_of, load_data, make_plan
 from raydist.engine.pool.pool import LocalPool, Pool
 from raydist.engine.pool.ray_pool import RayPool
-from raydist.engine.recovery import Keeper
+from raydist.engine.recovery import Recovery
 from raydist.errors import AgentError, InputError
 from raydist.results.folder import Folder
 from raydist.results.record import Record
@@ -187,7 +187,7 @@ class Trial(tune.Trainable):
         plan = make_plan(experiment, images=ray.get(stored) if stored else None)
         self.folder.begin(experiment, plan.graph, plan.A, plan.mixing_rate, plan.contents)
         logging.getLogger("raydist").handlers = [TrialLog(self.folder.store)]
-        self.rounds, self.keeper = plan.rounds, Keeper(plan, self.folder)
+        self.rounds, self.keeper = plan.rounds, Recovery(plan, self.folder)
         weights = f"{self.folder.url}/weights"
         pool = self._pool_for(plan)
         self.records = train(

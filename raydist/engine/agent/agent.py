@@ -17,15 +17,15 @@ from torch import Tensor
 
 from raydist.config.training import Ema
 from raydist.engine.agent import validation, verdicts
-from raydist.engine.agent.measuring import Measurer
-from raydist.engine.agent.passes import Clock
+from raydist.engine.agent.measuring import AgentMeasures
+from raydist.engine.agent.passes import Timer
 from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.step import LocalStep
 from raydist.engine.agent.task import Split, build_model, image_task, quadratic_task
 from raydist.learning.average import Ensemble, RunningAverage
 from raydist.network import strategy
 from raydist.seeding import Purpose
-from raydist.storage import Store
+from raydist.storage import Storage
 from raydist.vector import FlatModel
 
 Message = NDArray[np.floating[Any]]
@@ -59,7 +59,7 @@ class Agent:
             build_model(self.config, spec.shape, spec.classes).to(self.device),
             self.config.channels_last,
         )
-        self.measurer = Measurer(
+        self.measurer = AgentMeasures(
             self.config, spec.agent, share, held, spec.scale, spec.classes, self.device
         )
         self.start = self.flat.w.detach().clone()
@@ -113,7 +113,7 @@ class Agent:
         """
         if self.open or n != self.round + 1:
             raise RuntimeError(f"agent {self.spec.agent} is at round {self.round}, not before {n}")
-        clock = Clock(self.device)
+        clock = Timer(self.device)
         batch = self.local.attack(n, noisy)
         clock.mark()
         sent = strategy.sent(self.config.strategy)
@@ -164,7 +164,7 @@ class Agent:
         """
         if not self.open or n != self.round or len(messages) != len(self.spec.others):
             raise RuntimeError(f"agent {self.spec.agent} cannot combine round {n}: out of order")
-        clock, weights = Clock(self.device), self.spec.weights
+        clock, weights = Timer(self.device), self.spec.weights
         theirs = iter(messages)
         received = [
             self.sent if l == self.spec.agent else next(theirs) for l in self.spec.neighbours
@@ -261,7 +261,7 @@ class Agent:
                 own["centroid_excess_risk"] = self.measurer.excess_risk(model, [self.spec.agent])
             return own, self.measurer.validate(model, n)
 
-    def evaluate(self, *centroids: Message) -> verdicts.Masks:
+    def evaluate(self, *centroids: Message) -> verdicts.Verdicts:
         """Per-image verdicts on test images.
 
         Args:
@@ -302,7 +302,7 @@ class Agent:
                 name: value.clone(memory_format=torch.contiguous_format)
                 for name, value in model.state_dict().items()
             }
-        Store(folder).write(name, save_tensors(tensors))
+        Storage(folder).write(name, save_tensors(tensors))
 
     def _remember(self, n: int) -> None:
         """The state after round n joins the average, and is kept at the end of a period."""

@@ -22,7 +22,7 @@ from raydist.seeding import Purpose
 SHARE = 32  # images that one agent measures at least: smaller parts cost more than they save
 
 
-class Measurer:
+class AgentMeasures:
     """Validation and test images, and this agent's part of them."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Measurer:
         with self._drawn(k):
             return risk.risk(model, self._config, self._held["risk"], k, self._scale, self._device)
 
-    def judge(self, model: nn.Module, shared: bool) -> verdicts.Masks:
+    def judge(self, model: nn.Module, shared: bool) -> verdicts.Verdicts:
         """Verdicts on test images.
 
         Args:

@@ -100,7 +100,7 @@ def tf32(allowed: bool) -> Generator[None]:
             product.allow_tf32 = value
 
 
-class Clock:
+class Timer:
     """Moments between pieces of work.
 
     A GPU works behind the Python code: its moments are marks in its queue, for which nothing
@@ -140,7 +140,7 @@ def _between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> 
     return end - start
 
 
-class Lanes:
+class Streams:
     """Queues for the agents of a process, which take turns; on a CPU, nothing."""
 
     def __init__(self, device: torch.device) -> None:
@@ -185,7 +185,7 @@ class _Recording(NamedTuple):
     result: Tensor
 
 
-class Replay:
+class CudaGraph:
     """A function of CUDA tensors, recorded at its first call for inputs of a shape.
 
     One that draws is called each time instead. Whatever else it reads or writes (weights,

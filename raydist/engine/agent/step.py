@@ -20,7 +20,7 @@ from raydist.adversary.schedule import Timetable, lr_at
 from raydist.adversary.threat import ThreatModel
 from raydist.config.experiment import Experiment
 from raydist.engine.agent.foreign import Border
-from raydist.engine.agent.passes import Replay, computed, tf32
+from raydist.engine.agent.passes import CudaGraph, computed, tf32
 from raydist.engine.agent.task import Task
 from raydist.engine.agent.wasserstein import Distributional
 from raydist.learning import optim
@@ -77,7 +77,7 @@ class LocalStep:
         self._descent: Callable[..., Tensor] | None = None
         if config.cuda_graphs and self._device.type == "cuda":
             self._ascent = self._replayed_ascent()
-            self._descent = Replay(self._backward, self._changed)
+            self._descent = CudaGraph(self._backward, self._changed)
 
     def attack(self, n: int, noisy: bool) -> Attacked:
         """The batch of round n, attacked.
@@ -228,7 +228,7 @@ class LocalStep:
             self.border.bind()
             return found
 
-        replay = cache(lambda model, loss: Replay(partial(gradient, model, loss), self._changed))
+        replay = cache(lambda model, loss: CudaGraph(partial(gradient, model, loss), self._changed))
         return lambda model, loss, x, target: replay(model, loss)(x, target)
 
     def _changed(self) -> list[Tensor]:

@@ -22,7 +22,7 @@ from raydist.config.experiment import Experiment
 from raydist.engine.agent.validation import Part
 from raydist.measure import accuracy, attacks, masking
 from raydist.measure.autoattack import autoattack
-from raydist.measure.cascade import FEW_CLASSES, STANDARD, Verdict
+from raydist.measure.cascade import FEW_CLASSES, STANDARD, Cascade
 from raydist.measure.columns import CLEAN, ENSEMBLE, Known, Numbers, alone, columns
 from raydist.measure.stationarity import FOSC_STEPS, stationarity
 from raydist.seeding import Purpose, seed_for, torch_generator
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Masks:
+class Verdicts:
     """Verdicts on some test images.
 
     Attributes:
@@ -57,7 +57,7 @@ def judge(
     curved: Part,
     config: Experiment,
     classes: int,
-) -> Masks:
+) -> Verdicts:
     """Per-image verdicts on some test images: clean, PGD, AutoAttack, further attacks, FOSC.
 
     Args:
@@ -99,7 +99,7 @@ def judge(
     values = _attempt(failed, "fosc", _values, model, part, images, threat, wanted.batch, seed)
     traces = _attempt(failed, "hessian", _traces, model, curved, threat, config)
     members = STANDARD if classes >= 4 else FEW_CLASSES
-    return Masks(
+    return Verdicts(
         Known(right, values or {}, frozenset(flags), members),
         0 if traces is None else len(curved.index),
         np.zeros(PROBES) if traces is None else traces,
@@ -119,7 +119,7 @@ def _attempt(
         return None
 
 
-def of_ensemble(verdict: Verdict, index: NDArray[np.int64]) -> Right:
+def of_ensemble(verdict: Cascade, index: NDArray[np.int64]) -> Right:
     """What an ensemble did, as `Known.right` has it.
 
     Args:
@@ -167,7 +167,7 @@ def _values(
 def _traces(
     model: nn.Module, part: Part, threat: ThreatModel, config: Experiment
 ) -> NDArray[np.float64]:
-    """As `Masks.traces`: the same probes for every part, so weighted means are the whole's."""
+    """As `Verdicts.traces`: the same probes for every part, so weighted means are the whole's."""
     if len(part.index) == 0:
         return np.zeros(PROBES)
     from raydist.measure import curvature  # what it needs takes time and memory in every agent
@@ -182,7 +182,7 @@ def _traces(
     return curvature.trace_samples(model, cross_entropy, points, PROBES, config.seed)
 
 
-def merge(parts: Sequence[Masks]) -> Masks:
+def merge(parts: Sequence[Verdicts]) -> Verdicts:
     """The verdicts on all images."""
 
     def joined(tables: Sequence[Mapping[str, Mapping[int, Any]]]) -> dict[str, dict[int, Any]]:
@@ -200,7 +200,7 @@ def merge(parts: Sequence[Masks]) -> Masks:
         right.pop(name, None)  # whole or not at all
     values = {} if "fosc" in failed else joined([each.values for each in known])
     flags = frozenset[str]().union(*(each.flags for each in known))
-    return Masks(
+    return Verdicts(
         Known(right, values, flags, known[0].members),
         sum(curved),
         np.array(curved) @ np.stack([part.traces for part in parts]) / max(sum(curved), 1),
@@ -208,7 +208,7 @@ def merge(parts: Sequence[Masks]) -> Masks:
     )
 
 
-def summary(masks: Masks) -> Numbers:
+def summary(masks: Verdicts) -> Numbers:
     """The named numbers of a model.
 
     Args:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raydist.engine.agent.agent import Info, Message
 from raydist.engine.agent.validation import Sums
-from raydist.engine.agent.verdicts import Masks
+from raydist.engine.agent.verdicts import Verdicts
 from raydist.engine.plan import Plan
 from raydist.engine.pool.group import Group
 from raydist.engine.pool.pool import LocalPool, centroid_files
@@ -87,7 +87,7 @@ class ParallelPool(LocalPool):
         """As `Pool.measure`."""
         return self._gather(super().measure(n))
 
-    def evaluate(self, *which: str) -> list[Masks]:
+    def evaluate(self, *which: str) -> list[Verdicts]:
         """As `Pool.evaluate`."""
         return self._gather(super().evaluate(*which))
 

@@ -6,11 +6,11 @@ import numpy as np
 from torch import Tensor
 
 from raydist.engine.agent.agent import Agent, Info, Message
-from raydist.engine.agent.passes import Lanes
+from raydist.engine.agent.passes import Streams
 from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.task import Split
 from raydist.engine.agent.validation import Sums
-from raydist.engine.agent.verdicts import Masks
+from raydist.engine.agent.verdicts import Verdicts
 from raydist.engine.snapshot.shard import Shards
 from raydist.storage import agent_file
 
@@ -47,7 +47,7 @@ class Group:
         self.shards = [Shards(agent) for agent in self.agents]
         self.busy = self.agents[0].spec.title
         self._sent: dict[int, Tensor] = {}
-        self._lanes = Lanes(self.agents[0].device)
+        self._lanes = Streams(self.agents[0].device)
 
     def _each(self) -> Iterator[Agent]:
         """The agents, each while it works."""
@@ -115,7 +115,7 @@ class Group:
         """As `Agent.measure`, of every agent."""
         return [agent.measure(n, centroid) for agent in self._each()]
 
-    def evaluate(self, *centroids: Message) -> list[Masks]:
+    def evaluate(self, *centroids: Message) -> list[Verdicts]:
         """As `Agent.evaluate`, of every agent."""
         return [agent.evaluate(*centroids) for agent in self._each()]
 

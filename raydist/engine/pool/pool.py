@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from raydist.engine.agent.agent import Agent, Info, Message
 from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.validation import Sums
-from raydist.engine.agent.verdicts import Masks
+from raydist.engine.agent.verdicts import Verdicts
 from raydist.engine.plan import Plan
 from raydist.engine.pool.group import Group
 from raydist.errors import AgentError, raised
@@ -57,7 +57,7 @@ class Pool(Protocol):
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """The state after the closed round n: of each agent, and its part of the validation."""
 
-    def evaluate(self, *which: str) -> list[Masks]:
+    def evaluate(self, *which: str) -> list[Verdicts]:
         """Verdicts on test images, of the centroid of the states `which` (as in `Agent.state`).
 
         Each agent judges one part. Several: their ensemble. None: each agent's own model on all.
@@ -168,7 +168,7 @@ class LocalPool:
         return self._group.measure(n, self._centroid())
 
     @_told
-    def evaluate(self, *which: str) -> list[Masks]:
+    def evaluate(self, *which: str) -> list[Verdicts]:
         """As `Pool.evaluate`."""
         return self._group.evaluate(*map(self._centroid, which))
 

@@ -21,7 +21,7 @@ from raydist.engine.agent.agent import Info, Message
 from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.task import Split
 from raydist.engine.agent.validation import Sums
-from raydist.engine.agent.verdicts import Masks
+from raydist.engine.agent.verdicts import Verdicts
 from raydist.engine.cluster.layout import Layout
 from raydist.engine.plan import Plan
 from raydist.engine.pool.edges import Edges, edges_between
@@ -129,7 +129,7 @@ class RayPool:
         centroid = self._centroid()
         return list(chain(*self._get([a.measure.remote(n, centroid) for a in self._actors])))
 
-    def evaluate(self, *which: str) -> list[Masks]:
+    def evaluate(self, *which: str) -> list[Verdicts]:
         """As `Pool.evaluate`."""
         centroids = [self._centroid(each) for each in which]
         return list(chain(*self._get([a.evaluate.remote(*centroids) for a in self._actors])))

@@ -19,7 +19,7 @@ from raydist.engine.snapshot.manifest import (
     receipt_of,
     write_manifest,
 )
-from raydist.storage import Store, agent_file
+from raydist.storage import Storage, agent_file
 
 Tell = Callable[[int, str], None]  # round of a snapshot that cannot be used, and why
 LOOKING = 0.05  # share of the time, at most, that goes into looking for the agents' parts,
@@ -44,7 +44,7 @@ class Found:
     history: tuple[list[int], bytes]
 
 
-class Shelf:
+class Catalogue:
     """The snapshots of one run at one place.
 
     One at a time is written: it is begun, its agents write their parts, it is published with what
@@ -62,7 +62,7 @@ class Shelf:
             keep: how many snapshots stay.
             tell: is told of each snapshot that cannot be used.
         """
-        self.url, self._store, self._config, self._tell = url, Store(url), config, tell
+        self.url, self._store, self._config, self._tell = url, Storage(url), config, tell
         self._files = [agent_file(k) for k in range(agents)]
         self._keep, self._good = keep, list[int]()
         self._begun: tuple[int, Mapping[str, Any]] | None = None

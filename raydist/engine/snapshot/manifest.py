@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from raydist.storage import Store
+from raydist.storage import Storage
 
 MANIFEST, HISTORY = "manifest.json", "rounds.parquet"
 
@@ -22,7 +22,7 @@ class SnapshotError(ValueError):
     """A snapshot or a part of it cannot be used: one line that says why."""
 
 
-def read_checked(store: Store, folder: str, name: str, sha256: str) -> bytes:
+def read_checked(store: Storage, folder: str, name: str, sha256: str) -> bytes:
     """A file of a snapshot.
 
     Args:
@@ -46,7 +46,7 @@ def read_checked(store: Store, folder: str, name: str, sha256: str) -> bytes:
     return data
 
 
-def write_manifest(store: Store, folder: str, body: Mapping[str, Any]) -> None:
+def write_manifest(store: Storage, folder: str, body: Mapping[str, Any]) -> None:
     """Make a snapshot count.
 
     Args:
@@ -59,7 +59,7 @@ def write_manifest(store: Store, folder: str, body: Mapping[str, Any]) -> None:
     store.write(f"{folder}/{MANIFEST}", json.dumps(whole, indent=1).encode())
 
 
-def read_manifest(store: Store, folder: str, config: str) -> dict[str, Any]:
+def read_manifest(store: Storage, folder: str, config: str) -> dict[str, Any]:
     """What `write_manifest` wrote.
 
     Args:

@@ -20,7 +20,7 @@ from raydist.engine.snapshot.manifest import (
     read_checked,
     receipt_of,
 )
-from raydist.storage import Store, agent_file
+from raydist.storage import Storage, agent_file
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Shards:
         """Write a shard, and then the receipt which says that it is there."""
         self._trouble = ""
         try:
-            data, store = pack(shard), Store(url)
+            data, store = pack(shard), Storage(url)
             store.write(name, data)
             receipt = json.dumps({"sha256": checksum(data)}).encode()
             store.write(receipt_of(name), receipt, durable=False)  # the manifest is what counts
@@ -175,7 +175,7 @@ class Shards:
         """
         self.settle()
         try:
-            apply(self._agent, unpack(read_checked(Store(url), folder_of(n), self._file, sha256)))
+            apply(self._agent, unpack(read_checked(Storage(url), folder_of(n), self._file, sha256)))
         except (SnapshotError, KeyError, RuntimeError) as error:  # of another shape, too
             return str(error)
         return ""
