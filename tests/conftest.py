@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,9 +27,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def ray_cluster() -> Iterator[dict[str, float]]:
     import ray
 
-    # the agents' processes import the helpers beside this file, as a user's would import their own
-    here = os.path.dirname(__file__)
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    # the agents' processes import the helpers in support/, as a user's would import their own
+    folders = sorted(str(f) for f in Path(__file__).parent.iterdir() if f.is_dir())
+    known = [*folders, os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, known))
     ray.init(
         address="local",  # whatever other Ray runs on this machine
         num_cpus=4,

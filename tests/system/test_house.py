@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOUNDATIONS = "errors lookup seeding signals storage lock vector"
 # a module imports from its own room, its own floor and those below, and never in circles
 FLOORS = [

@@ -27,7 +27,7 @@ from raydist.results.record import Record
 from raydist.seeding import Purpose, numpy_rng, torch_generator
 
 GRAPHS = {"ring": reference.ring, "star": reference.star, "complete": reference.complete}
-SWEEPS = Path(__file__).parents[1] / "sweeps"
+SWEEPS = Path(__file__).parents[2] / "sweeps"
 POINTS = [[math.cos(2 * math.pi * k / 16), math.sin(2 * math.pi * k / 16)] for k in range(16)]
 
 

@@ -1,6 +1,6 @@
 """A study on several nodes while its agents, trials, nodes and the study itself are killed.
 
-The long forms, which tell what was killed: `pytest -m chaos -n 0 -s tests/test_chaos.py`.
+The long forms, which tell what was killed: `pytest -m chaos -n 0 -s tests/system/test_chaos.py`.
 The default suite kills agents at random in `test_recovery.py`.
 """
 

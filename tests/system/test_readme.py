@@ -11,7 +11,7 @@ import yaml
 from raydist.config.experiment import validate
 from raydist.config.study import from_tree, read
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from raydist.engine.pool.pool import LocalPool
 
-FOLDER = Path(__file__).parents[1] / "analysis" / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "analysis" / "benchmarks"
 NAMES = ("run", "targets", "show")
 
 

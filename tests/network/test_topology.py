@@ -12,7 +12,7 @@ from raydist.network import weights
 from raydist.network.topology import FIXED, RANDOM, build, check_connected, names, neighbours, title
 from raydist.seeding import Purpose, seed_for
 
-FILES = sorted((Path(__file__).parents[1] / "topologies").glob("*.toml"))
+FILES = sorted((Path(__file__).parents[2] / "topologies").glob("*.toml"))
 
 
 def pairs(graph):

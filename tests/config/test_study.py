@@ -16,7 +16,7 @@ from raydist.engine.plan import make_plan
 from raydist.errors import InputError
 from raydist.network import topology, weights
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.toml"))
 TOPOLOGIES = sorted((ROOT / "topologies").glob("*.toml"))
 RING = {"kind": "ring", "agents": 4}

@@ -1,6 +1,6 @@
 """A mutation test: small changes to the code, each of which some test should notice.
 
-    nice python tests/mutants.py raydist/network --number 50 --tests tests/test_weights.py
+    nice python tests/support/mutants.py raydist/network --tests tests/network
 
 Places are drawn at random and changed by the operators of cosmic-ray. One run of the tests records
 which of them pass through which lines; then each mutant meets those that pass through its own, in a
@@ -32,7 +32,7 @@ import hypothesis
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LEFT_OUT = ("ray", "gpu", "slow", "train", "long", "chaos", "data")
 OPTIONS = ("-oaddopts=", "-n0", "-pno:cacheprovider", "--doctest-modules")
 BUDGET = 20  # seconds of tests that a mutant has to survive
@@ -222,7 +222,8 @@ def meeting(mutant, tests):
     spans = [(node.lineno, node.end_lineno) for node in tree if isinstance(node, ast.stmt)]
     around = [span for span in spans if span[0] <= mutant.line <= span[1]]
     begin, end = min(around, key=lambda span: span[1] - span[0], default=(0, 0))  # a decorator
-    own = (mutant.file, f"tests/test_{Path(mutant.file).stem}.py")
+    same = (ROOT / "tests").rglob(f"test_{Path(mutant.file).stem}.py")
+    own = (mutant.file, *(str(file.relative_to(ROOT)) for file in same))
     ranks = {}
     for test, (seconds, lines) in tests.items():
         here = [line for file, line in lines if file == mutant.file]
@@ -276,7 +277,7 @@ def arguments():
 def main():
     args = arguments()
     os.chdir(ROOT)
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
     torch.set_num_threads(1)  # threads do not survive a fork
     found = [[path] if path.is_file() else path.rglob("*.py") for path in args.paths]
     files = sorted({str(path) for paths in found for path in paths})
