@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from experiments import QUADRATIC
 from fsspec.implementations.memory import MemoryFileSystem
-from test_search import QUADRATIC
 
 import raydist.engine.cluster.session
 from raydist import lock, run_experiment, run_sweep

@@ -4,9 +4,9 @@ import json
 
 import pandas as pd
 import pytest
+from experiments import QUADRATIC
 from fsspec.implementations.memory import MemoryFileSystem
-from test_search import QUADRATIC
-from test_snapshot import timeless
+from running import timeless
 
 from raydist import (
     cli,

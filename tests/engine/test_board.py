@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_ray import EVERYTHING, experiment
+from experiments import EVERYTHING, experiment
 
 from raydist.config.experiment import validate
 from raydist.engine.plan import make_plan

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import reference
 import torch
+from experiments import digits, quadratic
+from reference import robust_accuracy
+from running import values, weights_after
 
 from raydist import run_experiment
 from raydist.config.experiment import validate
@@ -20,7 +23,6 @@ from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.engine.watch import Watch
 from raydist.errors import InputError
-from raydist.learning.data import load
 from raydist.network.strategy import STRATEGIES, update
 from raydist.network.theory import excess_risk
 from raydist.results.record import Record
@@ -29,87 +31,6 @@ from raydist.seeding import Purpose, numpy_rng, torch_generator
 GRAPHS = {"ring": reference.ring, "star": reference.star, "complete": reference.complete}
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 POINTS = [[math.cos(2 * math.pi * k / 16), math.sin(2 * math.pi * k / 16)] for k in range(16)]
-
-
-def quadratic(strategy="diffusion", kind="ring", agents=4, rounds=20, **tables):
-    rng = np.random.default_rng(agents)
-    tree = {
-        "strategy": strategy,
-        "dtype": "float64",
-        "rounds": rounds,
-        "topology": {"kind": kind, "agents": agents},
-        "data": {
-            "set": "quadratic",
-            "centers": rng.normal(size=(agents, 2)).tolist(),
-            "hessian": [1.0, 0.5],
-            "batch": 1,
-        },
-        "model": {"name": "point", "start": [0.3, -0.2]},
-        "loss": {"name": "quadratic"},
-        "optim": {"lr": 0.05},
-        "threat": {"eps": 0.0},
-    }
-    for name, table in tables.items():
-        tree[name] = tree[name] | table if isinstance(table, dict) and name in tree else table
-    return tree
-
-
-def digits(**tables):
-    tree = {
-        "strategy": "diffusion",
-        "topology": {"kind": "ring", "agents": 4},
-        "rounds": 3,
-        "data": {"set": "digits", "batch": 8},
-        "model": {"name": "linear"},
-        "threat": {"eps": 0.1},
-        "attack": {"steps": 2},
-        "optim": {"lr": 0.05},
-        "evaluate": {
-            "every": 3,
-            "validation_images": 32,
-            "test_images": 32,
-            "pgd": [2],
-            "autoattack": 0,
-        },
-    }
-    for name, table in tables.items():
-        tree[name] = tree[name] | table if isinstance(table, dict) and name in tree else table
-    return tree
-
-
-def weights_after(tree, rounds):
-    """(K, P) after some rounds, by hand on the local pool."""
-    plan = make_plan(validate(tree))
-    pool = LocalPool(plan)
-    try:
-        for n in range(1, rounds + 1):
-            pool.step(n)
-        pool.close(rounds)
-        return np.stack(pool.states())
-    finally:
-        pool.shutdown()
-
-
-def values(result, metric, agent="mean"):
-    frame = result.rounds
-    chosen = frame[(frame["metric"] == metric) & (frame["agent"] == agent)]
-    return dict(zip(chosen["round"], chosen["value"], strict=True))
-
-
-def robust_accuracy(w, eps):
-    """Of the model "linear" on all digits for test, by the closed form of its worst margins.
-
-    Each pixel moves to the end of ball and box that lowers the margin between two classes.
-    """
-    x, y = load("digits").test
-    x = x.reshape(len(x), 1, -1) / 16
-    W = w[:-10].reshape(10, -1) / 0.3760  # the digits' standard deviation, and mean
-    b = w[-10:] - 0.3053 * W.sum(axis=1)
-    d = W[y][:, None] - W
-    worst = np.where(d > 0, np.maximum(x - eps, 0), np.minimum(x + eps, 1))
-    margins = (d * worst).sum(axis=-1) + b[y][:, None] - b
-    margins[np.arange(len(y)), y] = np.inf
-    return (margins.min(axis=1) > 0).mean()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -7,7 +7,7 @@ import helpers_foreign
 import numpy as np
 import pytest
 import torch
-from test_engine import digits
+from experiments import digits
 
 from raydist import Request, evaluate_runs, run_experiment
 from raydist.config.experiment import validate

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from test_engine import digits, quadratic
+from experiments import digits, quadratic
 
 from raydist import run_experiment
 from raydist.config.experiment import validate

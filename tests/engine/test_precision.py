@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_engine import digits, quadratic
+from experiments import digits, quadratic
 
 from raydist.config.experiment import validate
 from raydist.engine.agent.passes import Passes, tf32

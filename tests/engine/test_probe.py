@@ -4,8 +4,8 @@ import helpers_foreign
 import numpy as np
 import pytest
 import torch
+from experiments import digits
 from safetensors.torch import load_file
-from test_engine import digits
 from test_foreign import scramble
 
 from raydist import run_experiment

@@ -2,8 +2,8 @@
 
 import helpers_foreign
 import pytest
+from experiments import digits
 from ray.exceptions import ActorDiedError, RayTaskError
-from test_engine import digits
 
 import raydist
 from raydist import run, run_experiment

@@ -5,14 +5,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import ray
+from experiments import EVERYTHING, experiment
 from helpers_for_ray import BAD_EPS
+from nodes import free_resources, wait_for
 
 from raydist import load, load_rounds, run_experiment, run_sweep
 from raydist.config.experiment import validate
@@ -26,54 +27,6 @@ from raydist.errors import AgentError, InputError
 from raydist.network.strategy import STRATEGIES
 
 pytestmark = pytest.mark.ray
-
-
-def experiment(**tables):
-    tree = {
-        "topology": {"kind": "ring", "agents": 4},
-        "rounds": 4,
-        "data": {"set": "digits", "batch": 8},
-        "model": {"name": "small-cnn"},
-        "threat": {"eps": 0.1},
-        "attack": {"steps": 2},
-        "optim": {"lr": 0.05, "momentum": 0.9},
-        "evaluate": {
-            "every": 2,
-            "validation_images": 32,
-            "test_images": 64,
-            "pgd": [2],
-            "autoattack": 0,
-        },
-        "agent": {"cpus": 0.5},
-    }
-    return tree | tables
-
-
-EVERYTHING = {
-    "loss": {"name": "wasserstein", "gamma": 0.5},
-    "awp": {"gamma": 0.01},
-    "data": {"set": "digits", "batch": 64, "partition": {"name": "dirichlet", "alpha": 5.0}},
-    "optim": {"name": "deat", "lr": 0.05, "combine": True},
-    "average": {"name": "ema"},
-    "periods": [0.5],
-    "channels_last": True,
-    "telemetry": {"every": 2},
-    "stop": {"fosc": {"threshold": 1e-9}, "on_instability": "heal"},
-}
-
-
-def free_resources():
-    have = ray.available_resources()
-    return have.get("CPU", 0.0), have.get("GPU", 0.0)
-
-
-def wait_for(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
 
 
 def _fill_the_disks(actor):

@@ -6,7 +6,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
-from test_engine import digits, quadratic, robust_accuracy, values, weights_after
+from experiments import digits, quadratic
+from reference import robust_accuracy
+from running import values, weights_after
 
 from raydist import run_experiment
 from raydist.adversary.attack import ascend

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+from experiments import EVERYTHING, experiment
+from nodes import free_resources, wait_for
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
-from test_ray import EVERYTHING, experiment, free_resources, wait_for
-from test_snapshot import begun, same, timeless
+from running import begun, same, timeless
 
 from raydist import load, load_events, load_rounds, run_experiment, run_sweep
 from raydist.config.experiment import validate

@@ -7,15 +7,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from experiments import EVERYTHING, digits, quadratic
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_engine import digits, quadratic
-from test_ray import EVERYTHING
+from running import begun, run, same
 
-from raydist import cli, load, load_events, load_rounds
+from raydist import cli, load, load_events
 from raydist.config.experiment import validate
 from raydist.config.study import from_tree
 from raydist.engine.driver import train
@@ -27,7 +26,6 @@ from raydist.engine.snapshot.manifest import SnapshotError, checksum
 from raydist.engine.snapshot.shard import Shard, Shards, capture, pack, unpack
 from raydist.errors import AgentDied, AgentError, InputError
 from raydist.network.strategy import STRATEGIES
-from raydist.results.folder import Folder
 from raydist.run import main
 from raydist.storage import Storage
 
@@ -89,52 +87,8 @@ class Dying(LocalPool):
         super().revive()
 
 
-def begun(plan, path):
-    folder = Folder(path)
-    folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate, plan.contents)
-    return folder
-
-
-def run(plan, path, pool=None, until=None):
-    """The run in a folder, cut short after round `until` as by the end of its process."""
-    folder, pool = begun(plan, path), pool or LocalPool(plan)
-    keeper, states = Recovery(plan, folder), []
-
-    def ending(pool, n):  # again, if somebody dies behind it
-        states[:] = pool.states()
-
-    try:
-        for record in train(pool, plan, keeper, ending):
-            folder.add(record)
-            pool.settle()  # so that the snapshots of a test are where it expects them
-            if record.round == until:
-                folder.flush()
-                keeper.look()
-                return None
-        folder.finish(record, keeper.seconds())
-        return np.stack(states), record, folder
-    finally:
-        pool.shutdown()
-
-
 def plan_of(tree, **table):
     return make_plan(validate(tree | {"snapshot": {"every": 2} | table}))
-
-
-def same(found, expected):
-    """Weights, final numbers, verdicts and everything measured are equal to the last bit."""
-    np.testing.assert_array_equal(found[0], expected[0])
-    pd.testing.assert_frame_equal(pd.DataFrame([found[1].final]), pd.DataFrame([expected[1].final]))
-    assert (found[1].images is None) == (expected[1].images is None)
-    if found[1].images is not None:
-        pd.testing.assert_frame_equal(found[1].images, expected[1].images)
-    one, other = (timeless(load_rounds(folder.url)) for *_, folder in (found, expected))
-    pd.testing.assert_frame_equal(one, other)
-
-
-def timeless(rounds):
-    kept = ~rounds["metric"].str.startswith("seconds")
-    return rounds[kept].drop(columns="trial").reset_index(drop=True)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -6,7 +6,7 @@ operations themselves, so that work for gradients that nobody asked for shows.
 
 import pytest
 import torch
-from test_engine import digits
+from experiments import digits
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 import torch
+from experiments import digits
 from pyautoattack.square import SquareAttack
-from test_engine import digits
 from torch import nn
 
 from raydist import cli, load, load_rounds, run_experiment

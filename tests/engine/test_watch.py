@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_engine import digits, quadratic, values, weights_after
+from experiments import digits, quadratic
+from running import values, weights_after
 
 from raydist import run_experiment
 from raydist.adversary.instability import add_gaussian

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from test_wasserstein import images, network, normal, worst_risk
+from shifts import images, network, normal, worst_risk
 from torch import nn
 
 from raydist.adversary.wasserstein import sensitivity

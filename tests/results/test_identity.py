@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
+from experiments import digits, quadratic
+from running import run
 from safetensors.torch import load_file, save_file
-from test_engine import digits, quadratic
-from test_snapshot import run
 
 from raydist import load, load_events, load_rounds, run_experiment, run_sweep
 from raydist.config.experiment import Experiment, validate

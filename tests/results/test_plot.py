@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
+from experiments import digits
 from scripts import script
-from test_engine import digits
 
 from raydist import load, run_experiment
 from raydist.results import plot

@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import ray
+
 # named, so that the raylet does not wait for them: on a busy machine it gives up, and dies
 PORTS = ("dashboard-agent-grpc", "dashboard-agent-listen", "metrics-export", "runtime-env-agent")
 
@@ -137,3 +139,17 @@ class Cluster:
     def joining(self, **environment):
         """The environment of a process that may join."""
         return os.environ | self.environment | environment
+
+
+def free_resources():
+    have = ray.available_resources()
+    return have.get("CPU", 0.0), have.get("GPU", 0.0)
+
+
+def wait_for(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False

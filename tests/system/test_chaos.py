@@ -14,9 +14,8 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from nodes import Cluster
-from test_ray import wait_for
-from test_snapshot import timeless
+from nodes import Cluster, wait_for
+from running import timeless
 
 from raydist import load, load_events, load_rounds, run_experiment
 from raydist.config.study import read

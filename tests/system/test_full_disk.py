@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_search import QUADRATIC
+from experiments import QUADRATIC
 
 from raydist import cli, errors, load, run, run_sweep
 from raydist.config.values import shown

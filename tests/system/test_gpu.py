@@ -5,7 +5,7 @@ from itertools import starmap
 import numpy as np
 import pytest
 import torch
-from test_engine import digits
+from experiments import digits
 
 from raydist.config.experiment import validate
 from raydist.engine.agent.passes import CudaGraph

@@ -10,9 +10,8 @@ import sys
 
 import pandas as pd
 import pytest
-from nodes import free_port
-from test_ray import wait_for
-from test_snapshot import timeless
+from nodes import free_port, wait_for
+from running import timeless
 
 from raydist import load, load_events, load_rounds, run_sweep
 

@@ -6,7 +6,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from test_search import QUADRATIC
+from experiments import QUADRATIC
 
 from raydist import load, load_rounds
 from raydist.config.study import from_tree

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import helpers_for_ray
 import numpy as np
 import pytest
+from experiments import QUADRATIC
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 from safetensors.numpy import load_file
@@ -27,16 +28,6 @@ from raydist.tune.optuna import PROPOSALS, Proposals
 from raydist.tune.points import OBJECTIVE, points
 from raydist.tune.scheduler import scheduler
 
-QUADRATIC = {
-    "topology": {"kind": "ring", "agents": 3},
-    "rounds": 12,
-    "dtype": "float64",
-    "data": {"set": "quadratic", "centers": [[1.0], [0.0], [-1.0]], "hessian": [1.0]},
-    "model": {"name": "point", "start": [2.0]},
-    "loss": {"name": "quadratic"},
-    "optim": {"lr": 0.1},
-    "threat": {"eps": 0.0},
-}
 DIGITS = {
     "topology": {"kind": "ring", "agents": 2},
     "rounds": 6,

@@ -7,9 +7,9 @@ import re
 import helpers_for_ray
 import pytest
 import ray
+from experiments import experiment
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
-from test_ray import experiment
 
 from raydist import load
 from raydist.config.study import from_tree
