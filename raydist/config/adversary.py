@@ -11,8 +11,8 @@ from raydist.config.fields import (
     Budget,
     By,
     NonNegative,
-    Own,
     Table,
+    UserTable,
     check_budget,
     fill,
     tables_in,
@@ -208,7 +208,7 @@ class QuadraticLoss(AnyLoss):
     name: Literal["quadratic"]
 
 
-class OwnLoss(AnyLoss, Own):
+class OwnLoss(AnyLoss, UserTable):
     """A loss of the user's own, "package.module:function"."""
 
 

@@ -35,8 +35,8 @@ from raydist.config.adversary import (
 )
 from raydist.config.fields import (
     By,
-    Own,
     Table,
+    UserTable,
     check_budget,
     fields_in,
     fill,
@@ -86,8 +86,8 @@ class Experiment(Table):
     They are filled in for each point of a study, after axes and command line: a sweep over ε moves
     them along. The digest is of the filled experiment, and nothing remembers what was written, so
     writing a default down changes no digest. Agents with threats of their own read
-    `alpha` and δ through `engine.own.Own`. What is None after that is absent, except where things
-    lie and what an agent reserves: the machine decides these.
+    `alpha` and δ through `engine.agent.own.Own`. What is None after that is absent, except where
+    things lie and what an agent reserves: the machine decides these.
     """
 
     # as network.strategy.Strategy: a configuration is read and refused before torch is there
@@ -327,9 +327,7 @@ def plain(key: str, value: object) -> Any:
 def _check_free(config: Experiment) -> None:
     """What no field describes, the parameters of the user's own, has finite numbers."""
     tables = {name: getattr(config, name) for name in ("data", "model", "loss")}
-    free = {
-        f"{name}.params": table.params for name, table in tables.items() if isinstance(table, Own)
-    }
+    free = {f"{n}.params": t.params for n, t in tables.items() if isinstance(t, UserTable)}
     if ":" in config.topology.kind:
         free["topology"] = config.topology.model_extra or {}
     for key, table in free.items():

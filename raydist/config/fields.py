@@ -38,7 +38,7 @@ class Table(BaseModel):
         return result
 
 
-class Own(Table):
+class UserTable(Table):
     """A thing of the user's own: its name is "package.module:function"."""
 
     params: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of that function
@@ -48,9 +48,9 @@ class Own(Table):
 class By:
     """A union of tables, of which a name chooses one: to be written into its `Annotated`.
 
-    A member says by a Literal which names are its own. A subclass of `Own` takes all names with a
-    colon, and a member whose name is any string all others. A bare string is the short form of a
-    table with that name and the defaults.
+    A member says by a Literal which names are its own. A `UserTable` takes all names with a colon,
+    and a member whose name is any string all others. A bare string is the short form of a table
+    with that name and the defaults.
 
     Attributes:
         default: the name of a table that has none.
@@ -91,7 +91,7 @@ class By:
         for member in members:
             known = get_args(member.model_fields[self.key].annotation)
             own = isinstance(name, str) and ":" in name
-            if name in known or (not known and own == issubclass(member, Own)):
+            if name in known or (not known and own == issubclass(member, UserTable)):
                 return member  # one that takes any string says so of what is none
         names = [name for member in members for name in self._names(member)]
         raise PydanticCustomError(
@@ -100,7 +100,7 @@ class By:
 
     def _names(self, member: type[Table]) -> list[str]:
         """The names of a member as a message says them."""
-        if issubclass(member, Own):
+        if issubclass(member, UserTable):
             return ['"package.module:function"']
         return [*get_args(member.model_fields[self.key].annotation)]
 

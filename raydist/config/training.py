@@ -7,9 +7,9 @@ from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveI
 from raydist.config.fields import (
     By,
     NonNegative,
-    Own,
     Share,
     Table,
+    UserTable,
     check_rows,
     either,
     increasing,
@@ -191,7 +191,7 @@ class Images(Pictures):
     download: bool = False
 
 
-class OwnImages(Pictures, Own):
+class OwnImages(Pictures, UserTable):
     """A data set of the user's own, "package.module:function"."""
 
 
@@ -253,7 +253,7 @@ class KnownNetwork(Network):
     """A network of a known architecture."""
 
 
-class OwnNetwork(Network, Own):
+class OwnNetwork(Network, UserTable):
     """A network of the user's own, "package.module:function"."""
 
 

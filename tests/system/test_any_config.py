@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from raydist import run_experiment
 from raydist.config.experiment import Experiment
-from raydist.config.fields import fields_in, tables_in
+from raydist.config.fields import tables_in
 from raydist.config.point import folder_name
 from raydist.config.study import Study, from_tree, parse_overrides, read
 from raydist.engine.plan import make_plan
@@ -102,7 +102,7 @@ def plausible(annotation):
 
 def leaves(table=Experiment, prefix=""):
     """The dotted keys of all fields, and values of their types; of tables some as a whole, too."""
-    for name, field in fields_in(table).items():
+    for name, field in (f for member in tables_in(table) for f in member.model_fields.items()):
         if [*tables_in(field.annotation)]:
             yield from leaves(field.annotation, f"{prefix}{name}.")
         if name in ("agents", "transforms") or not [*tables_in(field.annotation)]:
