@@ -3,10 +3,12 @@
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
+OWN = '"package.module:function"'  # how a message says that anyone's will do
 ALIKE = 0.75  # "trade" and "trades" are, "epsilon" and "precision" are not
 # What other tools call it; not to be found by the spelling.
 ELSEWHERE = {
@@ -79,6 +81,74 @@ def nearest(name: str, known: Iterable[str], elsewhere: Iterable[str]) -> str:
     places = places or [key for key in elsewhere if same(name, key.rpartition(".")[2])]
     meant = " or ".join(places) if len(places) in (1, 2) else closest(name, known)
     return f": did you mean {meant}?" if meant else f": known here are {', '.join(known)}"
+
+
+def one_of(names: Sequence[str], written: object) -> str:
+    """What was expected where only some names are known, and which of them was meant.
+
+    Args:
+        names: the names that there are; in quotes what stands for further ones.
+        written: what the user wrote.
+
+    Returns:
+        Such as 'one of sgd, adam, deat: write "adam"'.
+    """
+    others = [name for name in names if name.startswith(('"', "the "))]
+    plain = [name for name in names if name not in others]
+    known = f"one of {', '.join(plain)}" if plain[1:] else f'"{plain[0]}"'
+    meant = closest(str(written), plain)
+    return " or ".join([known, *others]) + (f': write "{meant}"' if meant else "")
+
+
+def ours(table: Mapping[str, T], name: str, key: str, further: Sequence[str] = ()) -> T:
+    """The member of a family that one of our names means.
+
+    Args:
+        table: the members by name.
+        name: one of these.
+        key: where it was written, for the message.
+        further: what else could have been written, for the message.
+
+    Returns:
+        The member.
+
+    Raises:
+        ValueError: there is none of that name; tells the known ones and the closest.
+
+    Example:
+        >>> import math
+        >>> ours({"root": math.sqrt, "floor": math.floor}, "flor", "rule")
+        Traceback (most recent call last):
+        ValueError: rule is "flor", expected one of root, floor: write "floor"
+    """
+    if name not in table:
+        raise ValueError(f'{key} is "{name}", expected {one_of([*table, *further], name)}')
+    return table[name]
+
+
+def named(
+    table: Mapping[str, T], name: str, key: str, further: Sequence[str] = (OWN,)
+) -> T | Callable[..., Any]:
+    """The member of a family that a name means: one of ours, or anyone's.
+
+    Args:
+        table: ours, by name.
+        name: one of these, or "package.module:function".
+        key: as of `ours`.
+        further: as of `ours`.
+
+    Returns:
+        The member.
+
+    Raises:
+        ValueError: there is none of that name, as of `ours`, or `resolve` finds none.
+
+    Example:
+        >>> import math
+        >>> named({"root": math.sqrt}, "root", "rule")(4.0), named({}, "math:gcd", "rule")(12, 18)
+        (2.0, 6)
+    """
+    return resolve(name) if ":" in name else ours(table, name, key, further)
 
 
 def resolve(name: str) -> Callable[..., Any]:

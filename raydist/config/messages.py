@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from raydist.config.fields import Table, fields_in, tables_in
 from raydist.config.values import shown
-from raydist.lookup import closest, nearest
+from raydist.lookup import nearest, one_of
 
 RENAMED = {  # what earlier releases called it -> its name, and what to write
     "restarts": ("periods", "periods = [0.5, 0.75]"),
@@ -84,23 +84,6 @@ def unknown_key(where: str, hint: str) -> str:
         name, example = RENAMED[where]
         return f"{where} is called {name} now: write {example}"
     return f"{where} is not a known key{hint}"
-
-
-def one_of(names: list[str], written: object) -> str:
-    """What was expected where only some names are known, and which of them was meant.
-
-    Args:
-        names: the names that there are.
-        written: what the user wrote.
-
-    Returns:
-        Such as 'one of sgd, adam, deat: write "adam"'.
-    """
-    own = [name for name in names if name.startswith('"')]
-    plain = [name for name in names if name not in own]
-    known = f"one of {', '.join(plain)}" if plain[1:] else f'"{plain[0]}"'
-    meant = closest(str(written), plain)
-    return " or ".join([known, *own]) + (f': write "{meant}"' if meant else "")
 
 
 def _expected(problem: ErrorDetails) -> str:

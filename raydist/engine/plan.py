@@ -235,7 +235,8 @@ def make_plan(
     if config.snapshot.path is not None:
         checked("snapshot.path", Storage, config.snapshot.path)
     graph = checked("topology", _graph, config)
-    A = checked("topology", weights.build, config.topology.weights, graph)
+    with drawing(Purpose.IN_CODE, config.topology.seed):
+        A = checked("topology", weights.build, config.topology.weights, graph)
     checked("topology", weights.check, A, graph)
     A = strategy.combination_matrix(config.strategy, A)
     combines = config.strategy in ("consensus", "diffusion")

@@ -17,7 +17,7 @@ from torch import Tensor
 from raydist.learning import own_data, readers
 from raydist.learning.images import Data as Data
 from raydist.learning.readers import Split, Splits
-from raydist.lookup import closest
+from raydist.lookup import OWN, ours
 from raydist.seeding import Purpose, numpy_rng
 
 AUGMENTATION = {"cifar10": "crop-flip", "cifar100": "crop-flip", "svhn": "crop"}  # others: none
@@ -83,12 +83,7 @@ def load(
         return Data(train, held, splits["test"], classes, scale)
     if params:
         raise ValueError(f'data set "{set}" takes no {", ".join(params)}: remove it')
-    if set not in SETS:
-        near = closest(set, SETS)
-        hint = f': write "{near}"' if near else ' or "package.module:function"'
-        known = ", ".join([*SETS, "quadratic"])
-        raise ValueError(f'data.set is "{set}", expected one of {known}{hint}')
-    reader, classes, scale = SETS[set]
+    reader, classes, scale = ours(SETS, set, "data.set", ("quadratic", OWN))
     folder = Path(root or os.environ.get("RAYDIST_DATA", "data")).expanduser()
     train, test = reader(folder, download)
     return Data(*_hold_out(train, validation, seed), test, classes, scale)

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from raydist.learning import resnet, small
 from raydist.learning.wideresnet import wide_resnet
-from raydist.lookup import closest
+from raydist.lookup import named
 from raydist.seeding import Purpose, drawing
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -104,7 +104,7 @@ def build(
         raise ValueError(f"model.width is {width}, expected a factor above 0: write 1.0")
     if (mean is None) != (std is None):
         raise ValueError(f"mean is {mean}, std is {std}: give both, or neither")
-    function = _find(name)
+    function = named(MODELS, name, "model.name")
     kwargs = params if width == 1 else {**params, "width": width}
     kwargs = {**_contract(function, shape, classes), **kwargs}
     try:
@@ -182,15 +182,3 @@ def _takes_anything(function: Callable[..., Any]) -> bool:
 def parameter_count(model: nn.Module) -> int:
     """The number P of trainable numbers in the model."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _find(name: str) -> Callable[..., Any]:
-    if ":" in name:
-        from raydist.lookup import resolve
-
-        return resolve(name)
-    if name not in MODELS:
-        near = closest(name, MODELS)
-        hint = f': write "{near}"' if near else ' or "package.module:function"'
-        raise ValueError(f'model.name is "{name}", expected one of {", ".join(MODELS)}{hint}')
-    return MODELS[name]

@@ -14,7 +14,7 @@ from typing import Any
 
 import networkx as nx
 
-from raydist.lookup import closest, resolve
+from raydist.lookup import named
 from raydist.seeding import Purpose, seed_for
 
 SHOWN = 12  # agents that a message names
@@ -190,21 +190,9 @@ def build(kind: str, agents: int, seed: int = 0, **params: Any) -> nx.Graph | nx
                 "choose parameters that give more edges"
             )
         return connected
-    builder = resolve(kind) if ":" in kind else FIXED.get(name)
-    if builder is None:
-        raise ValueError(_unknown(kind))
+    builder = named(FIXED | RANDOM, kind if ":" in kind else name, "kind")
     _check_params(kind, builder, agents, params)
     return _numbered(kind, builder(agents, **params), agents)
-
-
-def _unknown(kind: str) -> str:
-    known = [*FIXED, *RANDOM]
-    meant = closest(kind, known)
-    hint = f', did you mean "{meant}"?' if meant else "."
-    return (
-        f'topology "{kind}" is unknown{hint} '
-        f'Known: {", ".join(known)}, or your own as "package.module:function"'
-    )
 
 
 def _check_params(

@@ -11,7 +11,7 @@ import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 
-from raydist.lookup import closest
+from raydist.lookup import OWN, named
 from raydist.network.topology import check_connected, title
 
 Array = NDArray[np.float64]
@@ -153,14 +153,16 @@ def unused(rule: str | Sequence[Sequence[float]] | Array, graph: nx.Graph | nx.D
     """Whether the graph's edges have weights, not all 1, that a rule does not look at."""
     found = [weight for _, _, weight in graph.edges(data="weight", default=1)]
     found += [weight for _, weight in graph.nodes(data="weight", default=1)]
-    return not (isinstance(rule, str) and rule == "edge-weights") and any(w != 1 for w in found)
+    looks = isinstance(rule, str) and (rule == "edge-weights" or ":" in rule)  # or may do so
+    return not looks and any(w != 1 for w in found)
 
 
 def build(rule: str | Sequence[Sequence[float]] | Array, graph: nx.Graph | nx.DiGraph) -> Array:
     """The combination matrix of a graph, by a rule's name or as a user wrote it, checked.
 
     Args:
-        rule: "metropolis", "averaging", "uniform" or "edge-weights", or A itself, shape (K, K).
+        rule: a name in `RULES`, or "package.module:function", called as function(graph); or A
+            itself, shape (K, K).
         graph: the graph that A must fit, nodes 0..K-1.
 
     Returns:
@@ -170,21 +172,14 @@ def build(rule: str | Sequence[Sequence[float]] | Array, graph: nx.Graph | nx.Di
         ValueError: the rule is unknown, or `check` finds fault with A.
     """
     if isinstance(rule, str):
-        if rule not in RULES:
-            meant = closest(rule, RULES)
-            hint = f', did you mean "{meant}"?' if meant else "."
-            raise ValueError(
-                f'weights "{rule}" is unknown{hint} Known: {", ".join(RULES)}, or the matrix itself'
-            )
-        A = RULES[rule](graph)
-    else:
-        try:
-            A = np.array(rule, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            size = len(graph)
-            raise ValueError(
-                f"weights is no matrix ({error}): write {size} rows of {size} numbers"
-            ) from error
+        rule = named(RULES, rule, "weights", ("the matrix itself", OWN))(graph)
+    try:
+        A = np.array(rule, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        size = len(graph)
+        raise ValueError(
+            f"weights is no matrix ({error}): write {size} rows of {size} numbers"
+        ) from error
     check(A, graph)
     return A
 

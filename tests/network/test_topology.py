@@ -131,9 +131,9 @@ def test_neighbours_of_a_directed_graph_are_those_from_whom_k_receives():
 @pytest.mark.parametrize(
     "kind, agents, params, message",
     [
-        ("rnig", 4, {}, 'topology "rnig" is unknown, did you mean "ring"? Known: ring, path,'),
-        ("sphere", 4, {}, 'topology "sphere" is unknown. Known: ring, path,'),
-        ("erdos_reny", 4, {}, 'did you mean "erdos-renyi"?'),
+        ("rnig", 4, {}, 'kind is "rnig", expected one of ring, path,'),
+        ("sphere", 4, {}, 'kind is "sphere", expected one of ring, path,'),
+        ("erdos_reny", 4, {}, 'or "package.module:function": write "erdos-renyi"'),
         ("ring", 0, {}, "agents is 0, expected an integer of at least 1"),
         ("ring", 4.0, {}, "agents is 4.0, expected an integer"),
         ("ring", 4, {"p": 0.1}, "got an unexpected keyword argument 'p'; its parameters: none"),

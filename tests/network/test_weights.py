@@ -263,7 +263,7 @@ def test_a_ring_without_own_weights_passes_if_it_is_odd():
 
 
 BAD = [
-    ("metropolish", 'weights "metropolish" is unknown, did you mean "metropolis"? Known: metro'),
+    ("metropolish", 'weights is "metropolish", expected one of metropolis, averaging,'),
     ([[1.0, 0.0], [0.5]], "weights is no matrix ("),
     ([["a", "b"], ["c", "d"]], "write 4 rows of 4 numbers"),
     (np.full((4, 3), 1 / 4), "weights has shape (4, 3), expected (K, K)"),
@@ -304,3 +304,10 @@ def test_rules_on_a_disconnected_graph_are_refused_by_build_only():
     assert weights.mixing_rate(weights.metropolis(graph)) == pytest.approx(1)
     with pytest.raises(ValueError, match="agents 2, 3 are cut off"):
         weights.build("metropolis", graph)
+
+
+def test_a_rule_of_ones_own():
+    graph = build("ring", 4)
+    np.testing.assert_allclose(weights.build("helpers_foreign:lazy_rule", graph)[0, 0], 2 / 3)
+    with pytest.raises(ValueError, match="sum to 1"):
+        weights.build("helpers_foreign:careless_rule", graph)

@@ -233,6 +233,17 @@ def drawn_graph(agents):
     return nx.Graph([(k, around[i - 1]) for i, k in enumerate(around)])
 
 
+def lazy_rule(graph):
+    """Half of what the averaging rule moves."""
+    size = len(graph)
+    links = nx.to_numpy_array(graph) + np.eye(size)
+    return (links / links.sum(axis=0) + np.eye(size)) / 2
+
+
+def careless_rule(graph):
+    return nx.to_numpy_array(graph) + np.eye(len(graph))
+
+
 class Beside(nn.Linear):
     """A linear model with one thing more, where PyTorch does not see it."""
 

@@ -37,12 +37,14 @@ QUADRATIC = {
 }
 KINDS = (
     "ring, path, star, complete, grid, torus, hypercube, edges, erdos-renyi, random-regular, "
-    'watts-strogatz, or your own as "package.module:function"'
+    'watts-strogatz or "package.module:function"'
 )
-DATA_SETS = "digits, mnist, fashion-mnist, cifar10, cifar100, svhn, quadratic"
+DATA_SETS = (
+    'digits, mnist, fashion-mnist, cifar10, cifar100, svhn, quadratic or "package.module:function"'
+)
 MODELS = (
     "linear, small-cnn, lenet, resnet-18, preact-resnet-18, senet-18, wrn-16-4, wrn-28-10, "
-    "wrn-34-10, vgg-16, point"
+    'wrn-34-10, vgg-16, point or "package.module:function"'
 )
 OWN = """
 import networkx as nx
@@ -217,7 +219,7 @@ CASES = {
     ),
     "kind": (
         {"topology.kind": '"rong"'},
-        f'topology "rong" is unknown, did you mean "ring"? Known: {KINDS}',
+        f'topology.kind is "rong", expected one of {KINDS}: write "ring"',
     ),
     "parameter of a kind": (
         {"topology.rows": "2"},
@@ -247,8 +249,8 @@ CASES = {
     ),
     "rule": (
         {"topology.weights": '"metropolish"'},
-        'topology.weights "metropolish" is unknown, did you mean "metropolis"? Known: metropolis, '
-        "averaging, uniform, edge-weights, or the matrix itself",
+        'topology.weights is "metropolish", expected one of metropolis, averaging, uniform, '
+        'edge-weights or the matrix itself or "package.module:function": write "metropolis"',
     ),
     "centers": (
         QUADRATIC | {"data.centers": "[[0], [1], [2]]"},
