@@ -309,5 +309,5 @@ def test_rules_on_a_disconnected_graph_are_refused_by_build_only():
 def test_a_rule_of_ones_own():
     graph = build("ring", 4)
     np.testing.assert_allclose(weights.build("helpers_foreign:lazy_rule", graph)[0, 0], 2 / 3)
-    with pytest.raises(ValueError, match="sum to 1"):
+    with pytest.raises(ValueError, match="column 0 of weights sums to 3"):
         weights.build("helpers_foreign:careless_rule", graph)
