@@ -1,38 +1,171 @@
-"""The README is true: its examples run, its commands are the ones that CI runs, its names exist."""
+"""Every README is true: examples run, commands are understood, names and links exist."""
 
+import importlib
 import json
 import re
+import shlex
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from raydist.config.experiment import validate
 from raydist.config.study import from_tree, read
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+FOLDERS = ("raydist", "sweeps", "topologies", "analysis", "tests")
+FILES = [ROOT / "README.md", *(f for name in FOLDERS for f in (ROOT / name).rglob("README.md"))]
+TEXTS = {str(file.relative_to(ROOT)): file.read_text() for file in sorted(FILES)}
+README = TEXTS["README.md"]
+BASE = {"topology": {"kind": "ring", "agents": 4}, "rounds": 1}
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, name=None):
+    """The blocks of a language, in one README or in all of them."""
+    texts = TEXTS.values() if name is None else [TEXTS[name]]
+    return [b for text in texts for b in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
+
+
+def settings():
+    """The lines of TOML that are no studies, without comments."""
+    short = (block for block in blocks("toml") if "[base]" not in block)
+    return [line for block in short for line in re.findall(r"^[^#\n]+", block, re.MULTILINE)]
+
+
+def commands():
+    """Yield what the READMEs tell to type, each command as its words."""
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    inline = re.findall(r"`((?:pytest|python|pip) [^`\n]+)`", "\n".join(TEXTS.values()))
+    lines += [span.replace("\\|", "|") for span in inline]
+    lines += [found for file in (ROOT / "sweeps").glob("*.toml") for found in in_comments(file)]
+    for line in lines:
+        for part in re.split(r" && | -- (?=python)", re.sub(r"\[.*?\.\.\.\]", "", line)):
+            words = shlex.split(part, comments=True)
+            while words and (re.match(r"[A-Z_]+=", words[0]) or words[0] == "nice"):
+                words = words[1:]
+            if words:
+                yield words
+
+
+def in_comments(file):
+    text = re.sub(r"\\\n#", "", file.read_text())
+    return re.findall(r"^#\s+(python .*)$", text, re.MULTILINE)
+
+
+def known_options(words):
+    """Check the words behind `python -m` as typer does, and the study that they set."""
+    app = typer.Typer()
+    app.command()(importlib.import_module(words[0]).main)
+    context = typer.main.get_command(app).make_context(words[0], list(words[1:]))
+    file = context.params.get("file")
+    if file is not None and str(file) != "FILE":
+        study = read(ROOT / file, context.params["settings"] or [])
+        assert study.experiment(next(study.corners()))
+
+
+def check_python(words):
+    if words[0] == "-m":
+        known_options(words[1:])
+        return
+    script = (ROOT / words[0]).read_text()
+    for flag in (word for word in words[1:] if word.startswith("--")):
+        assert flag in script or f"\n    {flag[2:].replace('-', '_')}: " in script, flag
+
+
+def check_pytest(words):
+    marks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    for word, before in zip(words, ["", *words], strict=False):
+        if before == "-m":
+            assert word in {mark.partition(":")[0] for mark in marks["markers"]}
+        elif "/" in word:
+            assert (ROOT / word).exists()
+
+
+def check_pip(words):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name in re.findall(r"^\.\[(\w+)\]$", "\n".join(words), re.MULTILINE):
+        assert name in extras["optional-dependencies"]
+
+
+def check_ray(words):
+    from ray.scripts.scripts import cli
+
+    command = cli
+    while words and words[0] in getattr(command, "commands", {}):
+        command, words = command.commands[words[0]], words[1:]
+    known = {name for option in command.params for name in [*option.opts, *option.secondary_opts]}
+    assert command is not cli and {w for w in words if w.startswith("--")} - {"--"} <= known
+
+
+CHECKS = {"python": check_python, "pytest": check_pytest, "pip": check_pip, "ray": check_ray}
+
+
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+def test_every_command_is_understood(words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if words[0] == "export":
+        assert re.match(r"RA[Y_A-Z]+=", words[1])
+    elif words != ["ray", "up", "cluster.yaml"]:
+        CHECKS[words[0]](words[1:])
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_table_is_cut_in_two(name):
+    text = re.sub(r"```.*?```", "", TEXTS[name], flags=re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        lines = table.splitlines()
+        assert lines[1:] and re.fullmatch(r"\|(-+:?\|)+", lines[1]), table
+        assert len({len(re.split(r"(?<!\\)\|", line)) for line in lines}) == 1, table
+
+
+def anchors(text):
+    """The anchors that GitHub gives the headings of a page."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_somewhere(name):
+    for target in re.findall(r"\]\(([^)]+)\)", TEXTS[name]):
+        path, _, anchor = target.partition("#")
+        file = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+        assert file.exists(), target
+        page = file / "README.md" if file.is_dir() else file
+        assert not anchor or anchor in anchors(page.read_text()), target
+
+
+def test_the_readme_is_short_and_links_to_all_others():
+    assert len(README.splitlines()) <= 200
+    assert {*TEXTS} - {"README.md"} <= {*re.findall(r"\]\(([\w/]+/README\.md)", README)}
 
 
 def test_the_example_runs_and_its_assertion_holds():
-    example = next(block for block in blocks("python") if "import raydist" in block)
+    example = blocks("python", "README.md")[0]
     assert len(example.strip().splitlines()) <= 13 and "assert" in example
     exec(compile(example, "README.md", "exec"), {})
 
 
-def test_your_own_model_data_graph_and_loss_train(tmp_path, monkeypatch):
-    import sys
-
-    import raydist
-
-    (tmp_path / "mine.py").write_text(blocks("python")[1])
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Write the file mine.py of a README where a run looks for it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name):
+        (text,) = (block for block in blocks("python", name) if "# mine.py" in block)
+        (tmp_path / "mine.py").write_text(text)
+
+    yield write
+    sys.modules.pop("mine")
+
+
+def test_your_own_model_data_graph_and_loss_train(mine):
+    import raydist
+
+    mine("raydist/README.md")
     result = raydist.run_experiment(
         {
             "topology": {"kind": "mine:wheel", "agents": 6},
@@ -44,13 +177,23 @@ def test_your_own_model_data_graph_and_loss_train(tmp_path, monkeypatch):
             "evaluate": {"test_images": 64, "validation_images": 16, "autoattack": 16},
         }
     )
-    sys.modules.pop("mine")
     assert result.final["clean_acc"] > 0.9
     assert result.final["autoattack_acc"] <= result.final["clean_acc"]
 
 
-def test_the_study_in_the_readme_is_valid(tmp_path):
-    study = blocks("toml")[0]
+def test_the_own_loss_of_the_readme_trains(mine):
+    import raydist
+
+    mine("README.md")
+    few = {"test_images": 8, "validation_images": 8, "autoattack": 0}
+    result = raydist.run_experiment(
+        BASE | {"loss": {"name": "mine:smooth", "params": {"amount": 0.2}}, "evaluate": few}
+    )
+    assert result.final["status"] == "completed"
+
+
+@pytest.mark.parametrize("study", [block for block in blocks("toml") if "[base]" in block])
+def test_every_study_that_is_shown_is_valid(study, tmp_path):
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "topologies").symlink_to(ROOT / "topologies")
     (tmp_path / "sweeps" / "cifar.toml").write_text(study)
@@ -59,29 +202,22 @@ def test_the_study_in_the_readme_is_valid(tmp_path):
     assert [loaded.experiment(point).threat.eps for point in loaded.corners()]
 
 
-def lines(word):
-    """The lines, without comments, of the block in which a word stands."""
-    block = next(block for block in blocks("toml") if word in block)
-    return re.findall(r"^[^#\n]+", block, re.MULTILINE)
-
-
-@pytest.mark.parametrize("line", lines("periods"))
-def test_every_line_of_the_recipes_is_valid(line):
-    tree = tomllib.loads(line) | {"topology": {"kind": "ring", "agents": 4}, "rounds": 1}
-    assert validate(tree)
-
-
-@pytest.mark.parametrize("line", lines("asha"))
-def test_every_search_in_the_readme_is_valid(line):
-    base = {"topology": {"kind": "ring", "agents": 4}, "rounds": 1}
+@pytest.mark.parametrize("line", settings())
+def test_every_setting_that_is_shown_is_valid(line):
+    tree = tomllib.loads(line)
+    if "search" not in tree:
+        assert validate(BASE | tree)
+        return
     axes = {"optim.lr": {"loguniform": [1e-3, 1e-1]}, "seed": [0, 1]}
-    study = from_tree(tomllib.loads(line) | {"base": base, "axes": axes})
+    study = from_tree(tree | {"base": BASE, "axes": axes})
     assert study.trials == 2 * study.search.samples
 
 
-def test_every_study_in_the_readme_exists():
-    studies = set(re.findall(r"`(\w+_(?:digits|quadratic|cifar100?))`", README))
-    assert studies and all((ROOT / "sweeps" / f"{name}.toml").exists() for name in studies)
+def test_every_study_that_is_named_exists_and_each_is_named():
+    files = {file.stem for file in (ROOT / "sweeps").glob("*.toml")}
+    alike = re.findall(r"`(\w+_(?:digits|quadratic|cifar100?))`", "".join(TEXTS.values()))
+    assert alike and {*alike} <= files
+    assert files == {*re.findall(r"`(\w+)`", TEXTS["sweeps/README.md"])} & files
 
 
 def test_rays_launcher_takes_the_cluster_of_the_readme():
@@ -119,7 +255,7 @@ def test_the_kuberay_manifest_of_the_readme_is_whole():
 
 def test_ci_runs_the_commands_of_the_readme():
     script = (ROOT / ".ci" / "run").read_text()
-    install_and_test = next(block for block in blocks("bash") if "pytest" in block).strip()
+    install_and_test = next(b for b in blocks("bash", "README.md") if "pytest" in b).strip()
     assert install_and_test in script.splitlines()
     assert "sweeps/quickstart.toml" in script and "sweeps/quickstart.toml" in README
 
@@ -137,13 +273,14 @@ def test_the_names_in_the_readme_are_the_known_ones(family):
         "graphs": ("topology.kind", {*topology.FIXED, *topology.RANDOM}),
         "sets": ("data.set", {*SETS, "quadratic"}),
     }[family]
-    line = next(line for line in README.splitlines() if line.startswith(f"| `{row}` |"))
+    text = TEXTS["raydist/config/README.md"]
+    line = next(line for line in text.splitlines() if line.startswith(f"| `{row}` |"))
     named = re.sub(r"\(.*?\)", "", line.split("|")[2])
     assert {name.strip() for name in named.split(",")} == known
 
 
 def test_the_file_tree_of_the_readme_exists():
-    tree = README.split("## Files")[1]
+    tree = README.split("## Where things are")[1]
     named = re.findall(r"[\w/]+(?:\.py|/)(?=\s)", tree)
     folders = [f.name for f in (ROOT / "raydist").iterdir() if (f / "__init__.py").exists()]
     assert {f"{folder}/" for folder in folders} | {"cli.py", "sweep.py", "tests/"} <= {*named}
