@@ -20,10 +20,27 @@ import torch
 from torch import Tensor, nn
 
 from raydist.adversary.threat import ThreatModel
-from raydist.vector import untraced
+from raydist.vector import kept
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 unit = ThreatModel("l2", 1.0).steepest  # g / ‖g‖ of each row, 0 where g = 0
+
+
+@contextmanager
+def untraced(model: nn.Module) -> Generator[None]:
+    """Undo what forward passes leave behind: changed buffers and draws of the global randomness.
+
+    The mode stays as it is: in train mode BatchNorm normalises by the batch, as in training, and
+    its running statistics are restored afterwards.
+    """
+    tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    cuda = {p.get_device() for p in model.parameters() if p.is_cuda}
+    with kept(model.buffers()), torch.random.fork_rng(devices=sorted(cuda)):
+        try:
+            yield
+        finally:  # a pass may have put another buffer in the place of one
+            for table, buffers in tables:
+                table.update(buffers)
 
 
 def weights(model: nn.Module) -> list[nn.Parameter]:
@@ -98,13 +115,8 @@ def perturbed(model: nn.Module, v: Sequence[Tensor]) -> Generator[nn.Module]:
     expected, given = [tuple(w.shape) for w in moved], [tuple(v_l.shape) for v_l in v]
     if expected != given:
         raise ValueError(f"v has shapes {given}, expected {expected}: write v = perturbation(...)")
-    own = [w.detach().clone() for w in moved]
-    try:
+    with kept(moved):
         with torch.no_grad():
             for w, v_l in zip(moved, v, strict=True):
                 w.add_(v_l)
         yield model
-    finally:
-        with torch.no_grad():
-            for w, value in zip(moved, own, strict=True):
-                w.copy_(value)

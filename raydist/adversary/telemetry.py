@@ -10,15 +10,16 @@ mode for what training sees; all else in eval mode, as attacks are.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from raydist.adversary.attack import PerSample, input_gradient
-from raydist.adversary.awp import unit
+from raydist.adversary.awp import unit, untraced
 from raydist.adversary.objective import cross_entropies, kl_divergences
 from raydist.adversary.threat import ThreatModel, rows
-from raydist.vector import frozen, untraced
+from raydist.vector import flat, frozen
 
 
 def weight_gradient(model: nn.Module, objective: Callable[[], Tensor]) -> Tensor:
@@ -62,14 +63,8 @@ def trades_gradients(
 def _gradients(model: nn.Module, scalars: Sequence[Tensor]) -> list[Tensor]:
     """The flat gradient of each scalar, (P,)."""
     w = [p for p in model.parameters() if p.requires_grad]
-
-    def flat(scalar: Tensor) -> Tensor:
-        parts = torch.autograd.grad(
-            scalar, w, retain_graph=len(scalars) > 1, allow_unused=True, materialize_grads=True
-        )
-        return torch.cat([part.reshape(-1) for part in parts])
-
-    return [flat(scalar) for scalar in scalars]
+    take = partial(torch.autograd.grad, retain_graph=len(scalars) > 1, materialize_grads=True)
+    return [flat(take(scalar, w, allow_unused=True)) for scalar in scalars]
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from raydist.measure.curvature import Attack, attacked
 from raydist.measure.derivatives import Batches, Loss
 from raydist.measure.landscape import risk
 from raydist.seeding import Purpose, numpy_rng, seed_for
-from raydist.vector import frozen, holding, restored, split, trainable, write
+from raydist.vector import at, frozen, kept, split, trainable, write
 
 MOMENTUM = 0.9  # of the curve's SGD, as in the code of arXiv:2006.08403
 
@@ -71,8 +71,8 @@ def path_risk(
         The risks, (T,); each depends on its own t only.
     """
     risks = []
-    for at in np.asarray(t, dtype=np.float64).tolist():
-        with holding(model, interpolate(first, second, at)):
+    for place in np.asarray(t, dtype=np.float64).tolist():
+        with at(model, interpolate(first, second, place)):
             risks.append(risk(model, batches, loss_fn, attack, seed))
     return np.array(risks, dtype=np.float64)
 
@@ -99,12 +99,14 @@ def barrier(risks: ArrayLike, t: ArrayLike) -> float:
         >>> barrier([1.0, 4.0, 2.0], [0.0, 0.5, 1.0])
         2.5
     """
-    heights, at = np.asarray(risks, dtype=np.float64), np.asarray(t, dtype=np.float64)
-    if heights.shape != at.shape or at.ndim != 1 or len(at) < 2:
-        raise ValueError(f"risks have shape {heights.shape} and t {at.shape}, expected (T,) twice")
-    if at[0] != 0 or at[-1] != 1 or (np.diff(at) <= 0).any():
+    heights, points = np.asarray(risks, dtype=np.float64), np.asarray(t, dtype=np.float64)
+    if heights.shape != points.shape or points.ndim != 1 or len(points) < 2:
+        raise ValueError(
+            f"risks have shape {heights.shape} and t {points.shape}, expected (T,) twice"
+        )
+    if points[0] != 0 or points[-1] != 1 or (np.diff(points) <= 0).any():
         raise ValueError("t does not increase from 0 to 1: write numpy.linspace(0, 1, 21)")
-    return float((heights - ((1 - at) * heights[0] + at * heights[-1])).max())
+    return float((heights - ((1 - points) * heights[0] + points * heights[-1])).max())
 
 
 def bezier(points: Tensor, t: float) -> Tensor:
@@ -225,7 +227,7 @@ def connect(
     optimiser = torch.optim.SGD([inner], lr=lr, momentum=MOMENTUM, weight_decay=weight_decay)
     norms = _norms(model)
     tensors = [*parameters.values(), *model.buffers()]
-    with restored(tensors), frozen(model), torch.enable_grad():
+    with kept(tensors), frozen(model), torch.enable_grad():
         for step, t in enumerate(numpy_rng(Purpose.BATCH, seed).random(steps).tolist()):
             batch = batches[step % len(batches)]
             w = bezier(torch.cat([ends[0][None], inner, ends[1][None]]), t)
@@ -272,10 +274,9 @@ def curve_risk(
     Returns:
         The risks, (T,); each depends on its own t only.
     """
-    parameters, risks = list(trainable(model).values()), []
-    with restored([*parameters, *model.buffers()]):
-        for at in np.asarray(t, dtype=np.float64).tolist():
-            write(parameters, bezier(points, at))
+    risks = []
+    for place in np.asarray(t, dtype=np.float64).tolist():
+        with at(model, bezier(points, place)):
             recalibrate(model, batches if training is None else training, attack, seed)
             risks.append(risk(model, batches, loss_fn, attack, seed))
     return np.array(risks, dtype=np.float64)

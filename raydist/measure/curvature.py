@@ -22,9 +22,9 @@ from raydist.measure.derivatives import (
     projected_gradients,
     rows_of,
 )
-from raydist.measure.spectrum import density, rademacher, top_pairs, unit_direction
+from raydist.measure.spectrum import Array, density, rademacher, top_pairs, unit_direction
 from raydist.seeding import Purpose, torch_generator
-from raydist.vector import Array, frozen, moved, trainable
+from raydist.vector import at, flat, frozen, trainable
 
 __all__ = [
     "FROZEN_NOTE",
@@ -227,7 +227,8 @@ def adversarial_gradient_variation(
     if not (math.isfinite(h) and h > 0):
         raise ValueError(f"h is {h}, expected a finite number above 0: write 0.01")
     here = gradient(model, loss_fn, attacked(model, batches, attack, seed))
-    with moved(model, h * unit_direction(len(here), seed)):
+    w = flat(trainable(model).values())
+    with at(model, w + torch.from_numpy(h * unit_direction(len(here), seed)).to(w)):
         there = gradient(model, loss_fn, attacked(model, batches, attack, seed))
     return float(np.linalg.norm(there - here)) / h
 

@@ -9,7 +9,7 @@ found. A derivative that is not finite is a FloatingPointError.
 """
 
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,7 +19,8 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
-from raydist.vector import Array, Parameters, as_tensors, as_vector, frozen, trainable
+from raydist.measure.spectrum import Array
+from raydist.vector import flat, frozen, split, trainable
 
 with warnings.catch_warnings():  # a package below curvlinops still scripts its functions, and ...
     warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is")
@@ -27,6 +28,7 @@ with warnings.catch_warnings():  # a package below curvlinops still scripts its 
 
     # ... so does torch, at the first forward-mode derivative of a process
     jvp(torch.neg, (torch.zeros(()),), (torch.zeros(()),))
+Parameters = Mapping[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batches = Sequence[tuple[Tensor, Tensor]]
 
@@ -69,7 +71,7 @@ def hessian(model: nn.Module, loss_fn: Loss, batches: Batches) -> Generator[Line
         )
 
         def product(v: Array) -> Array:
-            return _finite(exact @ as_vector(v, w), "a product with the Hessian")
+            return _finite(exact @ _like(v, w), "a product with the Hessian")
 
         yield LinearOperator(exact.shape, matvec=product, dtype=np.float64)
 
@@ -84,8 +86,8 @@ def gradient(model: nn.Module, loss_fn: Loss, batches: Batches) -> Array:
 
     with frozen(model):
         for x, y in batches:
-            parts = [g.reshape(-1) for g in grad(loss)(w, x, y).values()]
-            total += len(x) / samples * _finite(torch.cat(parts), "the gradient")
+            slope = flat(grad(loss)(w, x, y).values())
+            total += len(x) / samples * _finite(slope, "the gradient")
     return total
 
 
@@ -126,9 +128,16 @@ def projected_gradients(
                 return each(functional_call(model, w, (x[part],)), y[part])
 
             for j, v in enumerate(rows):
-                slopes = jvp(losses, (w,), (as_tensors(v, w),))[1]
+                tangent = dict(zip(w, split(_like(v, w), w.values()), strict=True))
+                slopes = jvp(losses, (w,), (tangent,))[1]
                 columns[part, j] = _finite(slopes, "the gradient")
     return columns
+
+
+def _like(v: Array, w: Parameters) -> Tensor:
+    """A vector in the dtype and on the device of the parameters."""
+    p = next(iter(w.values()))
+    return torch.as_tensor(v, dtype=p.dtype, device=p.device)
 
 
 def _finite(t: Tensor, what: str) -> Array:

@@ -21,9 +21,10 @@ from torch import nn
 
 from raydist.measure.curvature import Attack, attacked, hessian_pairs, projected_gradients, subspace
 from raydist.measure.derivatives import Batches, Loss, gradient
+from raydist.measure.spectrum import Array
 from raydist.network import theory
 from raydist.seeding import Purpose, seed_for
-from raydist.vector import Array, moved, trainable
+from raydist.vector import at, flat, trainable
 
 STEP = 0.01  # of a finite difference, as a fraction of ‖w*‖
 
@@ -92,13 +93,12 @@ def local_model(
         )
         for k in agents
     ]
+    w = flat(trainable(model).values())
     if step is None:
-        step = STEP * float(
-            torch.cat([w.detach().flatten() for w in trainable(model).values()]).norm()
-        )
+        step = STEP * float(w.norm())
 
     def slope(k: int, way: Array) -> Array:
-        with moved(model, way):
+        with at(model, w + torch.from_numpy(way).to(w)):
             return basis @ gradient(model, loss_fn, points(k))
 
     def hessian(k: int) -> Array:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from raydist.measure.curvature import Attack, attacked
 from raydist.measure.derivatives import Batches, Loss
 from raydist.seeding import Purpose, torch_generator
-from raydist.vector import flat, frozen, restored, trainable, write
+from raydist.vector import at, flat, frozen, trainable
 
 Directions = Tensor | NDArray[np.float64]
 Small = Literal["normalise", "zero"]
@@ -180,8 +180,7 @@ def scan(
         >>> scan(model, torch.ones(1, 1), t, data, F.mse_loss).tolist()
         [1.0, 0.0, 4.0]
     """
-    parameters = list(trainable(model).values())
-    w = flat(parameters)
+    w = flat(trainable(model).values())
     axes = torch.as_tensor(directions, dtype=w.dtype, device=w.device)
     points = np.asarray(coordinates, dtype=np.float64)
     if points.ndim != 2 or axes.shape != (points.shape[1], len(w)):
@@ -190,9 +189,8 @@ def scan(
             f" expected (n, m) and (m, {len(w)})"
         )
     risks = []
-    with restored(parameters):
-        for point in points.tolist():
-            write(parameters, w + sum(t * d for t, d in zip(point, axes, strict=True)))
+    for point in points.tolist():
+        with at(model, w + sum(t * d for t, d in zip(point, axes, strict=True))):
             risks.append(risk(model, batches, loss_fn, attack, seed))
     return np.array(risks, dtype=np.float64)
 

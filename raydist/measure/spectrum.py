@@ -4,6 +4,7 @@ All numbers are float64, the starts are functions of a seed, and nothing here kn
 """
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse.linalg import (
     ArpackNoConvergence,
     LinearOperator,
@@ -11,7 +12,8 @@ from scipy.sparse.linalg import (
 )
 
 from raydist.seeding import Purpose, numpy_rng
-from raydist.vector import Array
+
+Array = NDArray[np.float64]
 
 RESTARTS = 100  # of the Lanczos iteration for top eigenvalues, before it is called off
 BLUR = 0.01  # standard deviation of a drawn eigenvalue, as a fraction of the spectrum's width

@@ -21,7 +21,7 @@ from raydist.measure.connectivity import (
 )
 from raydist.measure.landscape import risk
 from raydist.seeding import Purpose, numpy_rng
-from raydist.vector import FlatModel, flat, holding, state
+from raydist.vector import FlatModel, at, flat, state
 
 ATTACK = partial(pgd, threat=ThreatModel("linf", 0.1), steps=2, alpha=0.05)
 T = np.linspace(0, 1, 21)
@@ -74,10 +74,10 @@ def test_a_state_is_that_of_the_engine_and_is_held_only_inside():
     expected = FlatModel(network(1)).state()
     assert torch.equal(state(other), expected)
     before, kept = everything(model), state(model)
-    with holding(model, expected):
+    with at(model, expected):
         assert everything(model)[0] | {"1.num_batches_tracked": 1} == everything(other)[0]
     assert everything(model) == before
-    with pytest.raises(ValueError, match="a vector has shape"), holding(model, expected[1:]):
+    with pytest.raises(ValueError, match="a vector has shape"), at(model, expected[1:]):
         pass
     assert torch.equal(state(model), kept)
 

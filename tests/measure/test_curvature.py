@@ -29,7 +29,7 @@ from raydist.measure.curvature import (
 )
 from raydist.measure.derivatives import hessian
 from raydist.measure.spectrum import density, lanczos, rademacher, top_pairs, unit_direction
-from raydist.vector import moved, trainable
+from raydist.vector import at, flat, trainable
 
 LINF = partial(pgd, threat=ThreatModel("linf", 0.1), steps=5, alpha=0.05)
 
@@ -310,7 +310,7 @@ def test_parameters_that_are_not_trained_are_held(exact):
     whole = gradient(cnn(), cross_entropy, batches)
     np.testing.assert_allclose(gradient(model, cross_entropy, batches), whole[held:], atol=1e-14)
     assert not any(p.requires_grad for p in model[0].parameters())
-    with moved(model, np.ones(len(rest))):
+    with at(model, flat(trainable(model).values()) + 1):
         assert torch.equal(model[0].weight, cnn()[0].weight)
         assert not torch.equal(model[5].weight, cnn()[5].weight)
 
@@ -343,12 +343,12 @@ def test_frozen_hessian_of_a_linear_model_under_linf_is_the_whole_one():
         assert torch.equal(y, y_adv)
         torch.testing.assert_close(x_adv, x - 0.1 * (2 * y - 1).unsqueeze(1) * sign)
 
-    h = 1e-5
+    h, w = 1e-5, flat(model.parameters())
     columns = []
     for v in np.eye(6):
         ends = []
         for step in (h * v, -h * v):
-            with moved(model, step):
+            with at(model, w + torch.from_numpy(step)):
                 ends.append(gradient(model, margins, attacked(model, batches, attack, seed=0)))
         columns.append((ends[0] - ends[1]) / (2 * h))
     np.testing.assert_allclose(

@@ -17,7 +17,7 @@ from raydist.measure.landscape import (
     scan,
     unit_rise,
 )
-from raydist.vector import FlatModel, flat, restored, split, write
+from raydist.vector import FlatModel, flat, split, write
 
 ATTACK = partial(pgd, threat=ThreatModel("linf", 0.1), steps=2, alpha=0.05)
 HESSIAN = torch.tensor([2.0, 0.5, 1.0], dtype=torch.float64)
@@ -259,15 +259,6 @@ def test_the_model_is_left_as_found_even_after_an_exception(train, attack):
         measured(model, images(4, 3))
     assert everything(model) == before
     assert torch.equal(held.w.detach().view(torch.int32), bits)  # still the views that they were
-
-
-def test_written_values_are_restored():
-    tensors = [torch.zeros(2, 2), torch.ones(1)]
-    with restored(tensors):
-        write(tensors, torch.arange(5.0))
-        assert flat(tensors).tolist() == [0, 1, 2, 3, 4]
-        assert tensors[0].tolist() == [[0, 1], [2, 3]]
-    assert flat(tensors).tolist() == [0, 0, 0, 0, 1]
 
 
 def test_perturbation_curves_of_a_quadratic_are_exact():

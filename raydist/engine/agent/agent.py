@@ -92,7 +92,7 @@ class Agent:
         For one whose message is read before it combines. Consensus sends what its step changes.
         """
         kind, size = strategy.sent(self.config.strategy), self.sent.numel()
-        own = {"phi": self.flat.whole, "gradient": self.flat.grad, "w": self.sent}[kind]
+        own = {"phi": self.flat.state_vector, "gradient": self.flat.grad, "w": self.sent}[kind]
         if size <= own.numel():
             self.sent = own[:size]
 
@@ -254,9 +254,9 @@ class Agent:
         own["passes"] = n * self.config.data.batch / self._share
         measured = self.config.evaluate.excess_risk > 0
         if measured:
-            with self.flat.holding(self.flat.state()) as model:
+            with self.flat.at(self.flat.state()) as model:
                 own["excess_risk"] = self.measurer.excess_risk(model)
-        with self.flat.holding(center) as model:
+        with self.flat.at(center) as model:
             if measured:
                 own["centroid_excess_risk"] = self.measurer.excess_risk(model, [self.spec.agent])
             return own, self.measurer.validate(model, n)
@@ -274,10 +274,10 @@ class Agent:
         if len(centroids) > 1:
             members = []
             for centroid in centroids:
-                with self.flat.holding(self._tensor(centroid)) as model:
+                with self.flat.at(self._tensor(centroid)) as model:
                     members.append(copy.deepcopy(model))
             return self.measurer.judge(Ensemble(members), shared=True)
-        with self.flat.holding(self._state_or(*centroids)) as model:
+        with self.flat.at(self._state_or(*centroids)) as model:
             return self.measurer.judge(model, shared=bool(centroids))
 
     def power(self, n: int) -> Message:
@@ -297,7 +297,7 @@ class Agent:
             name: of the file.
             centroid: the centroid's vector, to write that instead.
         """
-        with self.flat.holding(self._state_or(centroid)) as model:
+        with self.flat.at(self._state_or(centroid)) as model:
             tensors = {
                 name: value.clone(memory_format=torch.contiguous_format)
                 for name, value in model.state_dict().items()

@@ -153,7 +153,7 @@ class LocalStep:
             along PGD, `grad_norm_ce` and `grad_norm_kl` (TRADES), and `grad_cosine` of the gradient
             before and after the agent's own step (centralized agents make none).
         """
-        before = self.flat.in_order(self.flat.grad)
+        before = self.flat.model_order(self.flat.grad)
         with self.border.passing(Purpose.IN_TELEMETRY, n):
             found = self._look(batch, n)
 
@@ -233,7 +233,7 @@ class LocalStep:
 
     def _changed(self) -> list[Tensor]:
         """What a pass may write besides its result."""
-        return [self.flat.whole, *self.model.buffers()]
+        return [self.flat.state_vector, *self.model.buffers()]
 
     def _draw(self, purpose: Purpose, n: int) -> torch.Generator:
         return torch_generator(purpose, self.config.seed, self.agent, n, self._device)

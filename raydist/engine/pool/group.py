@@ -95,7 +95,7 @@ class Group:
     def states(self) -> list[Message]:
         """The state of every agent, in the order of its model's tensors."""
         flats = [agent.flat for agent in self._each()]
-        return [flat.in_order(flat.state()).cpu().numpy() for flat in flats]
+        return [flat.model_order(flat.state()).cpu().numpy() for flat in flats]
 
     def powers(self, n: int) -> list[Message]:
         """As `Agent.power`, of every agent."""
