@@ -79,7 +79,7 @@ def hold(folder: Storage | None) -> Generator[Held]:
 
     Raises:
         InputError: if another process has it, or if this one may not write there.
-        MachineError: if nothing can be written there.
+        MachineError: if nothing can be written there, or if it was moved meanwhile.
     """
     if folder is None:
         yield Held()
@@ -91,8 +91,12 @@ def hold(folder: Storage | None) -> Generator[Held]:
     except Exception as error:  # each kind of storage has its own
         told = MachineError.of(f"{folder.url} cannot be written", error)
         raise InputError(str(told)) if isinstance(error, PermissionError) else told from error
+    held = Held(folder.url, lock)
     try:
-        yield Held(folder.url, lock)
+        yield held
+    except MachineError:
+        held.check(now=True)  # a folder that was moved takes no file: that is the cause
+        raise
     finally:
         lock.release()
 

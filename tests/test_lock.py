@@ -181,6 +181,17 @@ def test_a_run_whose_folder_is_moved_ends_with_an_error(tmp_path, monkeypatch):
     assert "final.json" not in Storage(tmp_path / "elsewhere").names()
 
 
+def test_what_fails_in_a_folder_that_was_moved_is_told_as_that(tmp_path):
+    with pytest.raises(MachineError, match="was moved") as caught:
+        with hold(Storage(tmp_path / "run")):
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+            raise MachineError("run/final.json cannot be written: No such file or directory")
+    assert "final.json" in str(caught.value.__context__)
+    with pytest.raises(MachineError, match="no space"):
+        with hold(Storage(tmp_path / "run")):
+            raise MachineError("no space")
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 def test_a_place_without_room_for_folders_is_told_as_it_is():
     with pytest.raises(MachineError, match="/proc/x/y cannot be written: No such file"):

@@ -15,7 +15,7 @@ from raydist.results.terminal import _Plain
 # A command that needs a second to put things in order when it is ended.
 COMMAND = """
 import time
-from raydist import command
+from raydist import cli
 from raydist.results.terminal import console
 
 def main() -> int:
@@ -24,13 +24,13 @@ def main() -> int:
         time.sleep(60)
         return 0
     except BaseException as error:
-        return command.told(error, "again")
+        return cli.told(error, "again")
     finally:
         time.sleep(0.5)
         open("in order", "w").close()
 
 if __name__ == "__main__":
-    command.run(main)
+    cli.run(main)
 """
 TALKS = COMMAND.replace("time.sleep(60)", "[console.print('word ' * 1000) for _ in range(100)]")
 
