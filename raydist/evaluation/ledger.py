@@ -44,11 +44,11 @@ class Ledger:
         bad: the lines that hold no measurement, by number, and why.
     """
 
-    def __init__(self, file: Path, before: Iterable[Entry] = ()) -> None:
+    def __init__(self, file: Path | None, before: Iterable[Entry] = ()) -> None:
         """Read the entries so far; a last line that is torn is as if it had not been written.
 
         Args:
-            file: the path; it need not exist.
+            file: the path; it need not exist. None: nothing is written.
             before: what was known before its first line.
         """
         self.file = file
@@ -59,7 +59,7 @@ class Ledger:
         self._flags: dict[str, set[str]] = defaultdict(set)
         for entry in before:
             self.learn(entry)
-        data = file.read_bytes() if file.exists() else b""
+        data = file.read_bytes() if file is not None and file.exists() else b""
         lines = data.split(b"\n")
         torn = _entry(lines[-1])  # not torn if it holds a measurement all the same
         self._whole = len(data) - (len(lines[-1]) if isinstance(torn, str) else 0)
@@ -84,6 +84,7 @@ class Ledger:
 
     def append(self, entry: Entry) -> None:
         """Write an entry, synced to the disk, and take it in."""
+        assert self.file is not None
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("r+b" if self.file.exists() else "wb") as file:
             file.truncate(self._whole)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from raydist.adversary.attack import pgd
 from raydist.adversary.threat import Norm, ThreatModel
-from raydist.config.experiment import Experiment
 from raydist.config.fields import check_budget
 from raydist.errors import InputError
 from raydist.evaluation.names import PARTS
@@ -76,11 +75,11 @@ class Request:
         if not self.reach > 0:
             raise InputError(f"--reach is {self.reach}, expected a number above 0: write 1")
 
-    def threat(self, config: Experiment) -> ThreatModel:
+    def threat(self, own: ThreatModel) -> ThreatModel:
         """The budget for a trial.
 
         Args:
-            config: the trial's experiment.
+            own: the budget of the trial itself.
 
         Returns:
             The asked budget, or the trial's own.
@@ -88,29 +87,29 @@ class Request:
         Raises:
             InputError: if the budget is not possible, or a norm is asked without a budget.
         """
-        norm, eps = self.norm or config.threat.norm, self.eps
+        norm, eps = self.norm or own.norm, self.eps
         if eps is None:
-            if norm != config.threat.norm:
+            if norm != own.norm:
                 raise InputError(
-                    f'--norm is "{norm}", but the trial has "{config.threat.norm}": write --eps too'
+                    f'--norm is "{norm}", but the trial has "{own.norm}": write --eps too'
                 )
-            eps = config.threat.eps
+            eps = own.eps
         try:
             check_budget("--eps", eps, norm)
             return ThreatModel(norm, eps)
         except ValueError as error:
             raise InputError(str(error)) from error
 
-    def attack(self, config: Experiment) -> Callable[..., Tensor]:
+    def attack(self, own: ThreatModel) -> Callable[..., Tensor]:
         """The attack of curvature and scans: PGD-10 with steps of eps / 4 from a uniform start.
 
         Args:
-            config: the trial's experiment.
+            own: the budget of the trial itself.
 
         Returns:
             (model, x, y, generator) -> points.
         """
-        threat = self.threat(config)
+        threat = self.threat(own)
 
         def pgd10(model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
             return pgd(model, x, y, threat, steps=10, alpha=threat.eps / 4, generator=generator)

@@ -107,8 +107,8 @@ class Results:
 
     def _known(self, model: str) -> Numbers:
         """All that is known of a model, at the trial's own budget and at the one that was asked."""
-        subject, table = self.subject, self.subject.config.threat
-        own, asked = ThreatModel(table.norm, table.eps), self.request.threat(subject.config)
+        subject, own = self.subject, self.subject.threat
+        asked = self.request.threat(own)
         found = known_numbers(subject, model, own, self._ledger)
         if asked != own:
             found |= _tagged(known_numbers(subject, model, asked, self._ledger), asked)
@@ -120,10 +120,10 @@ class Results:
 
     def _over_agents(self) -> Numbers:
         """Mean, worst and best over the agents, where all of them were judged."""
-        threat = self.subject.config.threat
-        own = ThreatModel(threat.norm, threat.eps)
         each = [
-            known_of(self.subject, self._ledger, self.subject.digest(name), "test", own)
+            known_of(
+                self.subject, self._ledger, self.subject.digest(name), "test", self.subject.threat
+            )
             for name in self.subject.agents
         ]
         found = over_agents(each) if each and all(known.right for known in each) else {}

@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, Time
 
 from raydist.errors import InputError
 from raydist.evaluation import pictures
+from raydist.evaluation.folders import forget, functions_named, open_subject, trials
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request
 from raydist.evaluation.results import Results
-from raydist.evaluation.subject import Subject, forget, functions_named, open_subject, trials
+from raydist.evaluation.subject import Subject
 from raydist.evaluation.units import Unit
 from raydist.evaluation.work import perform
 from raydist.lock import hold
@@ -73,11 +74,11 @@ def evaluate_runs(
             _warn(note, quiet)
         by_folder = {each.subject.folder: each for each in results}
         units = [unit for each in results for unit in each.missing()]
-        do = stack.enter_context(_pool(pool, address, cpus, gpus)) if units else _locally
+        do = stack.enter_context(_pool(pool, address, cpus, gpus)) if units else locally
         try:
             for last in (False, True):  # planes need what the others leave in files
                 wave = [unit for unit in units if (unit.task == "plane") == last]
-                for unit, found in _shown(wave, do(partial(perform, request=request), wave), quiet):
+                for unit, found in shown(wave, do(partial(perform, request=request), wave), quiet):
                     by_folder[unit.folder].take(unit, found)
         finally:
             frame = pd.concat([each.write() for each in results], ignore_index=True)
@@ -85,7 +86,7 @@ def evaluate_runs(
     return frame
 
 
-def _locally(do: Callable[[Unit], Iterator[Entry]], units: Sequence[Unit]) -> Done:
+def locally(do: Callable[[Unit], Iterator[Entry]], units: Sequence[Unit]) -> Done:
     """The units in this process, one after the other."""
     for unit in units:
         try:
@@ -103,7 +104,7 @@ def _pool(
 ) -> Generator[Callable[..., Done]]:
     """Where the units are done."""
     if pool == "local":
-        yield _locally
+        yield locally
         return
     from raydist.engine.cluster.session import cluster_resources, ray_session
     from raydist.engine.cluster.tasks import spread  # Ray takes a second to import
@@ -118,7 +119,8 @@ def _subjects(
     paths: Sequence[str | os.PathLike[str]], request: Request, quiet: bool
 ) -> list[Subject]:
     """The trials that can be evaluated; of the others one line says why not."""
-    found, why = [], []
+    found: list[Subject] = []
+    why: list[str] = []
     places = [locate(path) for path in paths]
     for place in places:
         if "://" in place:
@@ -132,7 +134,7 @@ def _subjects(
     for folder in folders:
         try:
             subject = open_subject(folder)
-            request.threat(subject.config)
+            request.threat(subject.threat)
         except InputError as error:
             why.append(str(error))
             continue
@@ -158,7 +160,7 @@ def _warn(line: str, quiet: bool) -> None:
         say(line)
 
 
-def _shown(units: Sequence[Unit], done: Done, quiet: bool) -> Iterator[tuple[Unit, Any]]:
+def shown(units: Sequence[Unit], done: Done, quiet: bool) -> Iterator[tuple[Unit, Any]]:
     """What was found, while a bar (or without a terminal, a line now and then) counts the units."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     off = quiet or not console.is_terminal
@@ -184,9 +186,9 @@ def _leave(results: Sequence[Results], frame: pd.DataFrame, run: Path, quiet: bo
     folder = run.expanduser().absolute() / "evaluation"
     Storage(folder).write("evaluation.csv", frame.to_csv(index=False).encode())
     scans = {
-        each.subject.folder.name: each.scans("centroid")
+        each.subject.folder.name: each.scans(each.subject.main)
         for each in results
-        if "centroid" in each.models
+        if each.subject.main in each.models
     }
     try:
         pictures.draw(frame, scans, folder)

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from raydist import vector
-from raydist.engine.agent.task import DTYPES
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request
 from raydist.evaluation.subject import Subject
@@ -36,7 +35,7 @@ def curve(
     direction: int,
 ) -> Iterator[Entry]:
     """The loss along one random direction, each filter as long as that of the weights."""
-    model, seed = model_of(unit), subject.config.seed
+    model, seed = model_of(subject, unit), subject.seed
     along = landscape.filter_normalised(model, seed, direction)[None]
     found = landscape.scan(
         model,
@@ -44,7 +43,7 @@ def curve(
         np.array(at)[:, None],
         subject.batches("train", images, request.batch),
         cross_entropy,
-        request.attack(subject.config),
+        request.attack(subject.threat),
         seed,
     )
     yield Entry(unit.weights, measure, {"t": at, "loss": found.tolist()})
@@ -62,7 +61,7 @@ def plane(
     kind: str,
 ) -> Iterator[Entry]:
     """The loss along one row of a plane: of two random directions, or two eigenvectors."""
-    model, seed = model_of(unit), subject.config.seed
+    model, seed = model_of(subject, unit), subject.seed
     if kind == "random":
         pair = [landscape.filter_normalised(model, seed, index) for index in (0, 1)]
         along = landscape.plane(*pair)
@@ -76,7 +75,7 @@ def plane(
         np.array([[t, s] for s in at]),
         subject.batches("train", images, request.batch),
         cross_entropy,
-        request.attack(subject.config),
+        request.attack(subject.threat),
         seed,
     )
     yield Entry(unit.weights, measure, {"t": t, "s": at, "loss": risks.tolist()})
@@ -86,16 +85,17 @@ def eigenvectors(
     subject: Subject, unit: Unit, request: Request, *, measure: str, images: int
 ) -> Iterator[Entry]:
     """The Hessian's top two eigenvectors, left in a file; the perturbations are frozen."""
-    model, config = model_of(unit), subject.config
+    model = model_of(subject, unit)
     batches = subject.batches("train", images, request.batch)
-    attacked = curvature.attacked(model, batches, request.attack(config), config.seed)
+    attack = request.attack(subject.threat)
+    attacked = curvature.attacked(model, batches, attack, subject.seed)
     values, vectors = curvature.hessian_pairs(model, cross_entropy, attacked, 2)
     file = eigenvectors_file(subject, unit, request, images)
     file.parent.mkdir(exist_ok=True)
     part = file.with_suffix(f".{os.getpid()}.part")
     tensors = {
         "values": torch.tensor(values.copy()),
-        "vectors": torch.tensor(vectors, dtype=DTYPES[config.dtype]).contiguous(),
+        "vectors": torch.tensor(vectors, dtype=subject.dtype).contiguous(),
     }
     save_file(tensors, part)
     os.replace(part, file)
@@ -104,7 +104,7 @@ def eigenvectors(
 
 def eigenvectors_file(subject: Subject, unit: Unit, request: Request, images: int) -> Path:
     """Where the eigenvectors lie."""
-    threat = request.threat(subject.config)
+    threat = request.threat(subject.threat)
     name = f"eigenvectors-{unit.weights}-{threat.norm}-{threat.eps:.6g}-{images}.safetensors"
     return subject.folder / "evaluation" / name
 
@@ -121,14 +121,14 @@ def path(
 ) -> Iterator[Entry]:
     """The loss on the line between two models, and its barrier."""
     risks = connectivity.path_risk(
-        model_of(unit),
+        model_of(subject, unit),
         vector.state(subject.model(first)),
         vector.state(subject.model(last)),
         PATH,
         subject.batches("train", images, request.batch),
         cross_entropy,
-        request.attack(subject.config),
-        subject.config.seed,
+        request.attack(subject.threat),
+        subject.seed,
     )
     value = {"t": PATH.tolist(), "loss": risks.tolist()}
     yield Entry(unit.weights, measure, value | {"barrier": connectivity.barrier(risks, PATH)})
@@ -145,7 +145,7 @@ def bezier(
     last: str,
 ) -> Iterator[Entry]:
     """The loss on a curve between two models that was trained, on other images, to be low."""
-    model, seed, attack = model_of(unit), subject.config.seed, request.attack(subject.config)
+    model, seed, attack = model_of(subject, unit), subject.seed, request.attack(subject.threat)
     batches = subject.batches("train", images, request.batch)
     bends = connectivity.connect(
         model,

@@ -40,7 +40,7 @@ def asked_numbers(subject: Subject, model: str, request: Request, ledger: Ledger
         Accuracies in [0, 1], W₂ numbers, curvature, scans. The masking verdict is of all that is
         known of the model at this budget.
     """
-    weights, threat = subject.digest(model), request.threat(subject.config)
+    weights, threat = subject.digest(model), request.threat(subject.threat)
     found: Numbers = {"evaluation_images": float(limit(subject, request, "test"))}
     for split, prefix in SPLITS.items():
         asked = {CLEAN} | {

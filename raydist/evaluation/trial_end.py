@@ -4,7 +4,6 @@ import io
 
 import pandas as pd
 
-from raydist.adversary.threat import ThreatModel
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.subject import Subject
 from raydist.evaluation.units import budget
@@ -45,11 +44,10 @@ def from_trial(subject: Subject) -> list[Entry]:
 def _entries(subject: Subject, frame: pd.DataFrame, weights: str) -> list[Entry]:
     frame = frame[frame["weights"] == weights]
     flags = sorted({flag for text in frame["flags"] for flag in text.split(", ") if flag})
-    threat = ThreatModel(subject.config.threat.norm, subject.config.threat.eps)
     entries = []
     for name in (str(column) for column in frame if column not in NO_VERDICTS):
         known = frame[["image", name]].dropna()
-        where = "test" if name == CLEAN else budget("test", threat)
+        where = "test" if name == CLEAN else budget("test", subject.threat)
         images, values = known["image"].tolist(), known[name].tolist()
         entries.append(Entry(weights, f"{where}/{name}", values, images, flags=flags))
     return entries

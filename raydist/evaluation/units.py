@@ -18,7 +18,7 @@ from torch import nn
 from raydist.adversary.threat import ThreatModel
 from raydist.evaluation.ledger import Ledger
 from raydist.evaluation.request import BLOCK, Request
-from raydist.evaluation.subject import START, Subject, loaded, open_subject
+from raydist.evaluation.subject import START, Subject
 from raydist.measure import attacks
 from raydist.measure.columns import CLEAN, ENSEMBLE, alone
 
@@ -84,9 +84,9 @@ def member(attack: str) -> str:
     return "square" if attack == "square5000" else attack
 
 
-def model_of(unit: Unit) -> nn.Module:
+def model_of(subject: Subject, unit: Unit) -> nn.Module:
     """The model that a unit is about."""
-    return loaded(open_subject(unit.folder), unit.model, unit.weights)
+    return subject.loaded(unit.model, unit.weights)
 
 
 def budget(split: str, threat: ThreatModel) -> str:
@@ -117,7 +117,7 @@ def asks(subject: Subject, request: Request) -> list[Ask]:
     Returns:
         The asks, the members of AutoAttack and the ensemble at the end.
     """
-    threat, classes = request.threat(subject.config), subject.data.classes
+    threat, classes = request.threat(subject.threat), subject.data.classes
     if threat.eps == 0:
         return []
     wanted, ensembles = [], []
@@ -153,7 +153,7 @@ def left_out(subject: Subject, request: Request) -> dict[str, str]:
     classes = subject.data.classes
     names = [name.removeprefix("val_") for name in request.attacks]
     asked = [name for name in names if name not in (CLEAN, "autoattack")]
-    norm = request.threat(subject.config).norm
+    norm = request.threat(subject.threat).norm
     reasons = attacks.skipped(asked, classes, subject.data.shape, norm)
     if "autoattack" in names and classes < 4:
         why = attacks.skipped(["apgd-t"], classes)["apgd-t"]
@@ -184,7 +184,7 @@ def missing(subject: Subject, model: str, request: Request, ledger: Ledger) -> I
     if {"robustness", "masking", "w2"} & set(request.parts):
         splits.add("test")
     for split in sorted(splits):
-        here = [Ask(split, CLEAN, request.threat(subject.config))]
+        here = [Ask(split, CLEAN, request.threat(subject.threat))]
         here += [ask for ask in wanted if ask.split == split]
         names = dict.fromkeys(name for ask in here for name in (ask.measure, ask.other))
         for images in blocks(subject.chosen_images(split, request.images)):
@@ -258,7 +258,7 @@ def outstanding(
 
 def per_image(subject: Subject, request: Request) -> dict[str, list[str]]:
     """Tasks that give numbers for each test image, and what they measure."""
-    threat = request.threat(subject.config)
+    threat = request.threat(subject.threat)
     found: dict[str, list[str]] = {}
     if "masking" in request.parts and threat.eps > 0:
         found["stationarity"] = [f"{budget('test', threat)}/{name}" for name in GAPS]
@@ -280,7 +280,7 @@ def single(
     Yields:
         The measure, the task, its arguments.
     """
-    threat, n = request.threat(subject.config), request.subset
+    threat, n = request.threat(subject.threat), request.subset
     where = budget(TRAINING, threat)
     losses = (CLEAN, "adversarial") if threat.eps > 0 else (CLEAN,)
     if "w2" in request.parts:

@@ -11,11 +11,11 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from raydist.engine.agent.foreign import drawn
 from raydist.evaluation import scans
+from raydist.evaluation.folders import open_subject
 from raydist.evaluation.ledger import Entry
 from raydist.evaluation.request import Request
-from raydist.evaluation.subject import START, Subject, open_subject
+from raydist.evaluation.subject import START, Subject
 from raydist.evaluation.units import GAPS, Ask, Unit, budget, model_of, outstanding
 from raydist.measure import accuracy, attacks, curvature, masking, similarity, wasserstein
 from raydist.measure import stationarity as measure_stationarity
@@ -28,22 +28,23 @@ Task = Callable[..., Iterator[Entry]]
 DENSITY = (3, 40)  # probes and Lanczos steps of the spectral density: 120 products
 
 
-def perform(unit: Unit, request: Request) -> Iterator[Entry]:
+def perform(unit: Unit, request: Request, subject: Subject | None = None) -> Iterator[Entry]:
     """Do a unit.
 
     Args:
         unit: what is to be done.
         request: what was asked, for the settings that all units share.
+        subject: whose model it is about; None: what lies in the unit's folder.
 
     Yields:
         Entries, each as soon as it is known.
     """
-    began, subject = time.perf_counter(), open_subject(unit.folder)
+    began, subject = time.perf_counter(), subject or open_subject(unit.folder)
     entries = TASKS[unit.task](subject, unit, request, **unit.args)
     first = unit.args.get("images", 0)
     first = first[0] if isinstance(first, tuple) else 0
     while True:  # each entry begins with the same draws, whatever was known before
-        with drawn(subject.config, Purpose.IN_MEASUREMENT, first, 0, subject.device):
+        with subject.drawn(first):
             entry = next(entries, None)
         if entry is None:
             return
@@ -69,7 +70,7 @@ def judge(
         flags = set[str]()
         found = dict(settled)
         if todo:
-            kept = _kept(subject, model_of(unit), request, ask, todo, seed, flags)
+            kept = _kept(subject, model_of(subject, unit), request, ask, todo, seed, flags)
             found |= dict(zip(todo, kept.tolist(), strict=True))
         if found:
             known[ask.measure] = known.get(ask.measure, {}) | found
@@ -107,13 +108,15 @@ def stationarity(
     subject: Subject, unit: Unit, request: Request, *, images: tuple[int, ...]
 ) -> Iterator[Entry]:
     """FOSC at the last point of PGD-10, and whether the input gradient is zero."""
-    threat, seed = request.threat(subject.config), _seed(subject, images[0])
+    threat, seed = request.threat(subject.threat), _seed(subject, images[0])
     x, y = subject.tensors("test", np.array(images))
     draw = torch_generator(Purpose.EVALUATE, seed, device=subject.device)
     classes, flags = subject.data.classes, set[str]()
-    with guarded(model_of(unit), x, y, threat, (), classes, request.batch, seed, flags) as model:
+    with guarded(
+        model_of(subject, unit), x, y, threat, (), classes, request.batch, seed, flags
+    ) as model:
         gaps = measure_stationarity.stationarity(model, x, y, threat, draw)[1]
-    zero = masking.zero_gradients(model_of(unit), x, y, request.batch)
+    zero = masking.zero_gradients(model_of(subject, unit), x, y, request.batch)
     found = {name: gaps[name].double().tolist() for name in ("fosc", "fosc_relative")}
     found["zero_gradient"] = zero.astype(float).tolist()
     for name in GAPS:
@@ -125,7 +128,7 @@ def radius(
     subject: Subject, unit: Unit, request: Request, *, images: tuple[int, ...]
 ) -> Iterator[Entry]:
     """The distance of each image to the nearest other label that attacks find."""
-    model, threat = model_of(unit), request.threat(subject.config)
+    model, threat = model_of(subject, unit), request.threat(subject.threat)
     x, y = subject.tensors("test", np.array(images))
     found = attacks.radii(
         model,
@@ -145,11 +148,11 @@ def w2(
     """The W-PGD accuracy, the sensitivity and the loss under a W₂ budget."""
     x, y = subject.tensors("test", subject.chosen_images("test", images))
     value = wasserstein.w2_summary(
-        model_of(unit),
+        model_of(subject, unit),
         x,
         y,
         delta,
-        norm=request.threat(subject.config).norm,
+        norm=request.threat(subject.threat).norm,
         loss="redlr" if subject.data.classes >= 3 else "ce",
         batch=request.batch,
     )
@@ -169,7 +172,7 @@ def trace(
     """The trace of the Hessian and its standard error."""
     batches = frozen_batches(subject, unit, request, loss, images)
     mean, error = curvature.hessian_trace(
-        model_of(unit), cross_entropy, batches, probes, subject.config.seed
+        model_of(subject, unit), cross_entropy, batches, probes, subject.seed
     )
     yield Entry(unit.weights, measure, {"mean": mean, "error": error})
 
@@ -186,7 +189,7 @@ def top(
 ) -> Iterator[Entry]:
     """The largest eigenvalues of the Hessian, descending."""
     batches = frozen_batches(subject, unit, request, loss, images)
-    values = curvature.hessian_top(model_of(unit), cross_entropy, batches, top)
+    values = curvature.hessian_top(model_of(subject, unit), cross_entropy, batches, top)
     yield Entry(unit.weights, measure, np.asarray(values).tolist())
 
 
@@ -196,12 +199,12 @@ def density(
     """The spectral density of the Hessian."""
     batches = frozen_batches(subject, unit, request, loss, images)
     grid, values = curvature.spectral_density(
-        model_of(unit),
+        model_of(subject, unit),
         cross_entropy,
         batches,
         probes=DENSITY[0],
         steps=DENSITY[1],
-        seed=subject.config.seed,
+        seed=subject.seed,
     )
     found = {"eigenvalue": np.asarray(grid).tolist(), "density": np.asarray(values).tolist()}
     yield Entry(unit.weights, measure, found)
@@ -211,9 +214,9 @@ def geometry(
     subject: Subject, unit: Unit, request: Request, *, measure: str, images: int
 ) -> Iterator[Entry]:
     """The norm of the gradient, clean and under attack, and the distance from the start."""
-    model, seed = model_of(unit), subject.config.seed
+    model, seed = model_of(subject, unit), subject.seed
     batches = subject.batches("train", images, request.batch)
-    attack = request.attack(subject.config)
+    attack = request.attack(subject.threat)
     value = {
         "grad_norm": similarity.gradient_norm(model, batches, cross_entropy, attack, seed),
         "grad_norm_clean": similarity.gradient_norm(model, batches, cross_entropy, None, seed),
@@ -234,7 +237,7 @@ def similarities(
 ) -> Iterator[Entry]:
     """Mean cosine of the perturbations of every two models, on the same images."""
     batches = subject.batches("train", images, request.batch)
-    attack, seed = request.attack(subject.config), subject.config.seed
+    attack, seed = request.attack(subject.threat), subject.seed
     found = [similarity.perturbations(subject.model(name), batches, attack, seed) for name in names]
     cosine = [[similarity.perturbation_similarity(a, b)[0] for b in found] for a in found]
     yield Entry(unit.weights, measure, {"models": list(names), "cosine": cosine})
@@ -248,13 +251,13 @@ def frozen_batches(
     if loss == CLEAN:
         return batches
     return curvature.attacked(
-        model_of(unit), batches, request.attack(subject.config), subject.config.seed
+        model_of(subject, unit), batches, request.attack(subject.threat), subject.seed
     )
 
 
 def _seed(subject: Subject, first: int) -> int:
     """The seed of a block of images."""
-    return seed_for(Purpose.EVALUATE, subject.config.seed, first) % 2**31
+    return seed_for(Purpose.EVALUATE, subject.seed, first) % 2**31
 
 
 TASKS: Mapping[str, Task] = {

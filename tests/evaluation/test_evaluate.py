@@ -16,9 +16,9 @@ from raydist.config.experiment import validate
 from raydist.engine.plan import make_plan
 from raydist.errors import InputError
 from raydist.evaluation import run as evaluation
+from raydist.evaluation.folders import open_subject, trials
 from raydist.evaluation.ledger import Entry, Ledger
 from raydist.evaluation.request import Request
-from raydist.evaluation.subject import Subject, loaded, open_subject, trials
 from raydist.evaluation.units import Ask, outstanding
 from raydist.learning.data import load
 from raydist.lock import hold
@@ -627,11 +627,10 @@ def test_trials_of_a_study_are_found(trained, tmp_path):
 
 def test_a_model_is_loaded_once_for_all_its_units(trained):
     subject = open_subject(trained)
-    load = partial(loaded, subject, "centroid", subject.digest("centroid"))
+    load = partial(subject.loaded, "centroid", subject.digest("centroid"))
     assert load() is load()
     with pytest.raises(InputError, match="trained anew meanwhile"):
-        loaded(subject, "centroid", "0" * 16)
-    assert isinstance(subject, Subject)
+        subject.loaded("centroid", "0" * 16)
 
 
 SEEN = TRIAL | {  # agents that see their images in other light

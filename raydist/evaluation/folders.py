@@ -1,0 +1,107 @@
+"""The folders of what is evaluated: which there are, whose code they name, what lies in them."""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from raydist.config.experiment import validate
+from raydist.engine.checks import checked
+from raydist.engine.plan import forget_data, load_data
+from raydist.errors import InputError
+from raydist.evaluation.trial import Trial
+
+
+def open_subject(folder: Path) -> Trial:
+    """The trial in a folder, as its files are now.
+
+    Args:
+        folder: an absolute path.
+
+    Returns:
+        The trial.
+
+    Raises:
+        InputError: if no image model was trained to its end there.
+    """
+    try:
+        text = (folder / "experiment.json").read_text()
+        config = json.loads(text)["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} holds no run: expected experiment.json in it") from error
+    if not list((folder / "weights").glob("*.safetensors")):
+        raise InputError(f"{folder} has no weights: the trial has not ended, resume its study")
+    return _opened(folder, json.dumps(config))
+
+
+def forget() -> None:
+    """Read trials and images anew from now on: both may have changed meanwhile."""
+    _opened.cache_clear()
+    forget_data()
+
+
+@lru_cache(maxsize=4)
+def _opened(folder: Path, config: str) -> Trial:
+    """The trial of a folder and what its experiment.json says: kept while both are the same."""
+    try:
+        experiment = validate(json.loads(config))
+    except InputError as error:
+        raise InputError(f"{folder}/experiment.json is of another release ({error})") from error
+    if experiment.data.set == "quadratic":
+        raise InputError(f'{folder} has no images to evaluate: its data.set is "quadratic"')
+    return Trial(folder, experiment, checked("data", load_data, experiment))
+
+
+def functions_named(folders: Iterable[Path]) -> list[str]:
+    """The functions that the experiments of trials name, as "module:function"; none is imported.
+
+    Args:
+        folders: of trials.
+
+    Returns:
+        Each once; of a file that cannot be read, none.
+    """
+    found: dict[str, None] = {}
+    for folder in folders:
+        try:
+            tree = json.loads((folder / "experiment.json").read_text())
+        except (OSError, ValueError):
+            continue
+        found |= dict.fromkeys(_functions(tree))
+    return list(found)
+
+
+def _functions(tree: Any, key: str = "") -> Iterator[str]:
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _functions(value, name)
+    elif key in ("name", "set", "kind") and isinstance(tree, str):
+        if re.fullmatch(r"[\w.]+:[\w.]+", tree):
+            yield tree
+
+
+def trials(runs: Iterable[Path]) -> list[Path]:
+    """The folders of the trials in the folders of studies and single runs.
+
+    Args:
+        runs: folders.
+
+    Returns:
+        Absolute paths, each once.
+
+    Raises:
+        InputError: if one of them holds no run.
+    """
+    found: list[Path] = []
+    for run in runs:
+        root = run.expanduser().absolute()
+        below = [root / "experiment.json", *sorted(root.glob("*/experiment.json"))]
+        inside = [file.parent for file in below if file.exists()]
+        if not inside:
+            raise InputError(
+                f"{run} holds no run: expected the folder that a sweep or run has written"
+            )
+        found += inside
+    return list(dict.fromkeys(found))
