@@ -4,6 +4,7 @@
     run_experiment(config)  one experiment, in this process or on Ray
     load(path)              the trials of a study as a data frame
     evaluate_runs(path)     measure what was trained: robustness, masking, curvature, landscapes
+    robustness(model, ...)  judge any model on any images
     load_rounds(path)       everything that was measured, round by round
     load_events(path)       what the trials survived
     over_seeds(frame)       the trials of load, mean and deviation over seeds that ended alike
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raydist.engine.run import run_experiment
     from raydist.errors import InputError, MachineError
+    from raydist.evaluation.bare import robustness
     from raydist.evaluation.request import Request
     from raydist.evaluation.run import evaluate_runs
     from raydist.results.load import load, load_events, load_rounds
@@ -42,6 +44,7 @@ __all__ = [
     "load_events",
     "load_rounds",
     "over_seeds",
+    "robustness",
     "run_experiment",
     "run_sweep",
 ]
@@ -55,6 +58,7 @@ _HOMES = {
     "load_events": "results.load",
     "load_rounds": "results.load",
     "over_seeds": "results.seeds",
+    "robustness": "evaluation.bare",
     "run_experiment": "engine.run",
     "run_sweep": "tune.sweep",
 }
