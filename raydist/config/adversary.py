@@ -29,20 +29,23 @@ class MovingEps(Table):
     """The budget goes from eps_min to eps_max, clipped at its target (arXiv:2006.08403)."""
 
     name: str
-    # above the target: reached before the end; None: threat.eps, which the table threat fills in
     eps_max: Budget | None = None
+    """Budget at which the schedule ends; above threat.eps: reached before the end, clipped
+    there. Without it threat.eps."""
     eps_min: Budget = 0.0
+    """Budget at which the schedule begins."""
     per: Literal["epoch", "round"] = "round"
+    """Interval at which the budget moves."""
 
 
 class LinearEps(MovingEps):
-    """In equal steps."""
+    """Straight line."""
 
     name: Literal["linear"]
 
 
 class CosineEps(MovingEps):
-    """Along half a cosine."""
+    """Half a cosine."""
 
     name: Literal["cosine"]
 
@@ -51,19 +54,25 @@ EpsSchedule = Annotated[ConstantEps | LinearEps | CosineEps, By("constant")]
 
 
 class AgentThreat(Table):
-    """What one agent trains against, where it differs from the others."""
+    """Threat of one agent, where it differs from the others'."""
 
     norm: Literal["linf", "l2"] | None = None
+    """Norm of this agent; without it the common one."""
     eps: Budget | None = None
+    """Budget of this agent; without it the common one."""
 
 
 class Threat(Table):
     """The ball of perturbations that the agents train against and are judged by."""
 
     norm: Literal["linf", "l2"] = "linf"
+    """Norm of perturbations."""
     eps: Budget = 8 / 255
+    """Budget ε, a fraction of the pixel range."""
     schedule: EpsSchedule = ConstantEps(name="constant")
-    agents: list[AgentThreat] | None = None  # one for each agent; {} is the common one
+    """Course of the budget over the run."""
+    agents: list[AgentThreat] | None = None
+    """Threats of the agents' own, one table for each agent; {} is the common one."""
 
     @model_validator(mode="after")
     def _fraction(self) -> Self:
@@ -93,11 +102,12 @@ class Threat(Table):
 
 
 class AnyAttack(Table):
-    """How adversarial examples are made in training."""
+    """Attack of training."""
 
     name: str
-    # gradient steps; those of W-PGD and of telemetry's PGD too, whatever the attack itself makes
     steps: Annotated[int, Field(ge=0)] = 10
+    """Gradient steps; those of W-PGD and of telemetry's PGD too, whatever the attack itself
+    makes."""
 
 
 class NoAttack(AnyAttack):
@@ -115,6 +125,8 @@ class Stepped(AnyAttack):
     """
 
     alpha: Budget | None = None
+    """Step at threat.eps; own and scheduled budgets take the same part of it. Without it ε/4;
+    of fgsm ε; of kl_pgd in l2 2 ε/steps."""
 
     def usual_alpha(self, norm: str, eps: float) -> float:
         """The step for a threat if none is written: ε / 4."""
@@ -126,7 +138,9 @@ class Pgd(Stepped):
 
     name: Literal["pgd"]
     start: Literal["uniform", "zero"] = "uniform"
+    """Start of the ascent: a uniform point of the ball, or the clean point."""
     restarts: PositiveInt = 1
+    """Number of random starts, of which the worst counts."""
 
 
 class Fgsm(Stepped):
@@ -134,6 +148,7 @@ class Fgsm(Stepped):
 
     name: Literal["fgsm"]
     start: Literal["uniform", "zero"] = "zero"
+    """Start of the ascent: a uniform point of the ball, or the clean point."""
 
     def usual_alpha(self, norm: str, eps: float) -> float:
         """The step for a threat if none is written: ε."""
@@ -145,6 +160,7 @@ class KlPgd(Stepped):
 
     name: Literal["kl_pgd"]
     restarts: PositiveInt = 1
+    """Number of random starts, of which the worst counts."""
 
     def usual_alpha(self, norm: str, eps: float) -> float:
         """The step for a threat if none is written: ε / 4, in l2 2 ε / steps, as published."""
@@ -155,7 +171,7 @@ Attack = Annotated[NoAttack | Pgd | Fgsm | KlPgd, By("pgd")]
 
 
 class AnyLoss(Table):
-    """What an agent minimises."""
+    """Objective of an agent."""
 
     name: str
     attack: ClassVar[str] = "pgd"  # with which it is trained unless the table attack names one
@@ -179,26 +195,32 @@ class Trades(AnyLoss):
 
     attack = "kl_pgd"
     name: Literal["trades"]
-    beta: NonNegative = 6.0  # of the published code
+    beta: NonNegative = 6.0
+    """Weight of the divergence, as in the published code."""
 
 
 class Mart(AnyLoss):
     """Cross-entropy aware of which points are misclassified, and β times a divergence."""
 
     name: Literal["mart"]
-    beta: NonNegative = 5.0  # of the published code
+    beta: NonNegative = 5.0
+    """Weight of the divergence, as in the published code."""
 
 
 class Wasserstein(AnyLoss):
     """Distributional training (arXiv:2502.09352)."""
 
     name: Literal["wasserstein"]
-    beta: NonNegative = 1.0  # weight of the distributional term; the paper gives none
-    gamma: NonNegative = 0.0  # weight of the pointwise term
-    # the distributional budget, as attack.alpha; None: threat.eps, which the experiment fills in
+    beta: NonNegative = 1.0
+    """Weight of the distributional term; the paper gives none."""
+    gamma: NonNegative = 0.0
+    """Weight of the pointwise term."""
     delta: Budget | None = None
-    eta: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the moving average Υ
-    order: Literal["2", "inf"] = "2"  # of the distance
+    """Distributional budget at threat.eps, as attack.alpha; without it threat.eps."""
+    eta: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Weight of the newest batch in the moving average Υ."""
+    order: Literal["2", "inf"] = "2"
+    """Order of the Wasserstein distance."""
 
 
 class QuadraticLoss(AnyLoss):
@@ -209,7 +231,7 @@ class QuadraticLoss(AnyLoss):
 
 
 class OwnLoss(AnyLoss, UserTable):
-    """A loss of the user's own, "package.module:function"."""
+    """A loss of the user's own."""
 
 
 Loss = Annotated[
@@ -227,4 +249,5 @@ def usual_attack(loss: object) -> str:
 class Awp(Table):
     """Adversarial weight perturbation (arXiv:2004.05884), on top of any loss."""
 
-    gamma: NonNegative = 0.0  # its size relative to the weights; 0: none
+    gamma: NonNegative = 0.0
+    """Size of the weight perturbation, relative to the weights; 0: none."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -34,13 +34,13 @@ from raydist.config.adversary import (
     usual_attack,
 )
 from raydist.config.fields import (
-    By,
     Table,
     UserTable,
     check_budget,
     fields_in,
     fill,
     increasing,
+    union_in,
 )
 from raydist.config.messages import explain
 from raydist.config.running import AgentResources, Evaluate, Snapshot, Stop, Telemetry
@@ -94,36 +94,63 @@ class Experiment(Table):
     strategy: Annotated[
         Literal["centralized", "consensus", "diffusion", "local"], BeforeValidator(_bare)
     ] = "diffusion"
-    engine: Literal["agents", "train"] = "agents"  # train: centralized, data parallel on Ray Train
+    """Rule by which agents combine what they send."""
+    engine: Literal["agents", "train"] = "agents"
+    """Engine: agents, each with a model of its own, or train, centralized alone and data
+    parallel on Ray Train."""
     topology: Topology = Field(examples=["topologies/ring8.toml"])
+    """Graph of the agents."""
     rounds: PositiveInt | None = None
-    epochs: PositiveFloat | None = None  # passes over the mean share, instead of rounds
+    """Length of the run."""
+    epochs: PositiveFloat | None = None
+    """Length of the run in passes over the mean share, instead of rounds."""
     seed: int = Field(default=0, ge=0)
+    """Seed of every draw."""
     dtype: Literal["float32", "float64"] = "float32"
-    precision: Literal["float32", "tf32", "bf16"] = "float32"  # of training's matrix products
-    channels_last: bool = False  # memory format of images in training
-    compile: bool = False  # torch.compile for the passes of training
-    cuda_graphs: bool = False  # on a GPU: record the passes of training once, then replay them
-    combine_buffers: bool = True  # running statistics of BatchNorm travel with the weights
+    """Type of all numbers."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Precision of training's matrix products."""
+    channels_last: bool = False
+    """Memory format of images in training."""
+    compile: bool = False
+    """Use torch.compile for the passes of training."""
+    cuda_graphs: bool = False
+    """Record the passes of training on a GPU once, then replay them."""
+    combine_buffers: bool = True
+    """Combine BatchNorm's running statistics as the weights are."""
     data: Data = Images(set="digits")
+    """Samples of the agents."""
     model: Model = KnownNetwork(name="small-cnn")
+    """Model of every agent."""
     threat: Threat = Threat()
-    attack: Attack = Pgd(name="pgd")  # without a name: the attack of the loss
+    """Ball of perturbations that the agents train against and are judged by."""
+    attack: Attack = Pgd(name="pgd")
+    """Attack of training; without a name the attack of the loss."""
     loss: Loss = PgdAt(name="pgd_at")
+    """Objective of an agent."""
     awp: Awp = Awp()
+    """Perturbation of weights."""
     optim: Optim = Sgd(name="sgd")
+    """Local step of an agent."""
     average: Average | None = None
-    # where the schedules of eps and learning rate begin again, as fractions of the run
+    """Average of the weights over the run."""
     periods: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], AfterValidator(increasing)] = (
         Field(default_factory=list)
     )
+    """Fractions of the run at which the schedules of ε and learning rate begin again."""
     telemetry: Annotated[Telemetry, BeforeValidator(_no_number)] = Telemetry()
+    """Closer look at training."""
     evaluate: Evaluate = Evaluate()
+    """Measurements during training (on validation images) and at its end (on test images)."""
     stop: Stop = Stop()
-    # How messages travel between actors: in the object store, or in memory that all of them share.
+    """Rule of instability, and the response to it."""
     exchange: Literal["objects", "board", "auto"] = "objects"
+    """Way of messages between actors: the object store, memory that the actors of one node
+    share, or auto: shared memory where it can be."""
     agent: AgentResources = AgentResources()
+    """Share of the machine that an agent reserves."""
     snapshot: Snapshot = Snapshot()
+    """Copies of the state of all agents on disk."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -354,6 +381,5 @@ def short_form(key: str) -> str | None:
     field = fields_in(around).get(last)
     if field is None:
         return None
-    parts = [*field.metadata, *(m for a in get_args(field.annotation) for m in get_args(a)[1:])]
-    unions = [part.key for part in parts if isinstance(part, By)]
-    return "name" if key == "strategy" else next(iter(unions), None)
+    by = union_in(field)
+    return "name" if key == "strategy" else (by.key if by else None)

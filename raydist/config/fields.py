@@ -17,6 +17,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
     field_validator,
 )
@@ -27,7 +28,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 class Table(BaseModel):
     """A table of the file: unknown keys, NaN and infinities are refused, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="wrap")
     @classmethod
@@ -41,7 +44,8 @@ class Table(BaseModel):
 class UserTable(Table):
     """A thing of the user's own: its name is "package.module:function"."""
 
-    params: dict[str, Any] = Field(default_factory=dict)  # keyword arguments of that function
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of that function."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,12 @@ def fields_in(annotation: Any) -> dict[str, FieldInfo]:
     for table in tables_in(annotation):
         found = {**found, **{k: f for k, f in table.model_fields.items() if k not in found}}
     return found
+
+
+def union_in(field: FieldInfo) -> By | None:
+    """How a name chooses the table of a field; None where no name does."""
+    parts = (*field.metadata, *(m for a in get_args(field.annotation) for m in get_args(a)[1:]))
+    return next((part for part in parts if isinstance(part, By)), None)
 
 
 def fill(table: Table, **values: Any) -> None:
@@ -262,7 +272,11 @@ def either(expected: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-Budget = Annotated[float, BeforeValidator(parse_budget)]
+Budget = Annotated[
+    float,
+    BeforeValidator(parse_budget),
+    WithJsonSchema({"type": "number", "format": "budget"}),
+]
 Share = Annotated[float, Field(ge=0.0, le=0.5)]
 Count = Annotated[
     Literal["all"] | Annotated[int, Field(ge=0)], either('"all" or a whole number, 0 or more')

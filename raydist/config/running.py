@@ -11,21 +11,27 @@ from raydist.config.fields import Count, NonNegative, Span, Table
 class Telemetry(Table):
     """A closer look at gradients and accuracies in training (arXiv:2410.07675)."""
 
-    every: int = Field(default=0, ge=0)  # rounds; 0: never
+    every: int = Field(default=0, ge=0)
+    """Rounds between two looks; 0: never."""
 
 
 class FoscRule(Table):
-    """When training counts as unstable: FOSC too high for `patience` measurements in a row."""
+    """Rule of instability: FOSC is too high for `patience` measurements in a row."""
 
-    threshold: PositiveFloat | None = None  # absolute
-    relative: Annotated[float, Field(gt=1)] | None = (
-        None  # multiple of the median of what was calm before
-    )
+    threshold: PositiveFloat | None = None
+    """FOSC above this is a sign of instability."""
+    relative: Annotated[float, Field(gt=1)] | None = None
+    """FOSC above so many times the median of what was calm before is a sign."""
     patience: PositiveInt = 3
-    warmup: Annotated[int, Field(ge=0)] = 0  # measurements that count as calm
+    """Signs in a row that make an episode."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """First measurements, which count as calm."""
     on: Literal["validation", "train"] = "validation"
+    """Images on which FOSC is measured."""
     form: Literal["published", "box", "relative"] = "published"
-    adv_above_clean: bool = False  # a sign too: adversarial above clean training accuracy
+    """Form of FOSC: as published, with the pixel box, or free of the loss's scale."""
+    adv_above_clean: bool = False
+    """Take adversarial above clean training accuracy as a sign too."""
 
     @model_validator(mode="after")
     def _some_bound(self) -> Self:
@@ -42,17 +48,23 @@ class FoscRule(Table):
 class Remedy(Table):
     """Gaussian noise on the inputs, before the attack, at the start of an epoch (2410.07675)."""
 
-    amount: NonNegative = 0.1  # of the paper's N(0, 0.1)
-    how: Literal["std", "variance"] = "std"  # what the 0.1 is: the paper does not say
-    batches: PositiveInt = 10  # rounds of the next epoch that get it
+    amount: NonNegative = 0.1
+    """Size of the noise, the 0.1 of the paper's N(0, 0.1)."""
+    how: Literal["std", "variance"] = "std"
+    """Meaning of that 0.1: the paper does not say."""
+    batches: PositiveInt = 10
+    """Rounds of the next epoch that get the noise."""
 
 
 class Stop(Table):
-    """When training counts as unstable, and whether it then stops, is healed, or only watched."""
+    """Rule of instability, and the response to it: stop, heal, or only watch."""
 
     fosc: FoscRule | None = None
+    """Rule by which training counts as unstable."""
     on_instability: Literal["stop", "heal", "watch"] = "stop"
+    """Response: the trial stops, is healed by noise, or is only watched."""
     remedy: Remedy = Remedy()
+    """Noise of on_instability = "heal"."""
 
     @model_validator(mode="after")
     def _rule(self) -> Self:
@@ -65,31 +77,45 @@ class Stop(Table):
 
 
 class Evaluate(Table):
-    """What is measured during training (on validation images) and at its end (on test images)."""
+    """Measurements during training (on validation images) and at its end (on test images)."""
 
-    every: Span = 0.1  # between validations; of the quadratic task every round
-    validation_images: PositiveInt = 512  # at most
-    test_images: Count = "all"  # for clean and PGD accuracy, evenly over labels
-    pgd: list[PositiveInt] = Field(default=[10, 20])  # numbers of PGD steps
-    autoattack: Count = "all"  # test images; 0 switches AutoAttack off
-    # further attacks on the test images, by name: ["apgd-dlr", "square1000"]
+    every: Span = 0.1
+    """Rounds between two validations, or fraction of the run; of the quadratic task 1."""
+    validation_images: PositiveInt = 512
+    """Validation images, at most."""
+    test_images: Count = "all"
+    """Test images for clean and PGD accuracy, drawn evenly over labels."""
+    pgd: list[PositiveInt] = Field(default=[10, 20])
+    """Numbers of PGD steps."""
+    autoattack: Count = "all"
+    """Test images for AutoAttack; 0 switches it off."""
     attacks: list[str] = Field(default_factory=list)
-    hessian: int = Field(default=0, ge=0)  # training images for its trace; 0: not measured
-    agents: bool = False  # every agent too, not only the centroid
-    excess_risk: int = Field(default=0, ge=0)  # training images for J(w) − J(start)
-    subspace: int = Field(default=0, ge=0)  # dimensions of its prediction; 0: not predicted
+    """Further attacks on the test images, by name: ["apgd-dlr", "square1000"]."""
+    hessian: int = Field(default=0, ge=0)
+    """Training images for the trace of the Hessian; 0: not measured."""
+    agents: bool = False
+    """Measure every agent too, not only the centroid."""
+    excess_risk: int = Field(default=0, ge=0)
+    """Training images for J(w) − J(start); 0: not measured."""
+    subspace: int = Field(default=0, ge=0)
+    """Dimensions in which excess risk is predicted; 0: not predicted."""
     batch: PositiveInt = 256
+    """Images of one forward pass."""
 
 
 class Snapshot(Table):
-    """How often the state of all agents is kept on disk, where, and how often it may be needed."""
+    """Copies of the state of all agents on disk: how often, where, and how many are needed."""
 
-    # rounds between two snapshots; 0 switches them off; None: they are so many seconds apart
     every: Annotated[int, Field(ge=0)] | None = None
+    """Rounds between two snapshots; 0 switches them off; without it they are `seconds` apart."""
     seconds: PositiveFloat = 30.0
-    keep: PositiveInt = 2  # the last ones
-    path: str | None = None  # any fsspec URL; default: snapshots/ in the trial's folder
-    recoveries: Annotated[int, Field(ge=0)] = 3  # deaths of agents that a trial survives
+    """Seconds between two snapshots."""
+    keep: PositiveInt = 2
+    """Number of snapshots that are kept, the last ones."""
+    path: str | None = None
+    """Folder or fsspec URL; without it snapshots/ in the trial's folder."""
+    recoveries: Annotated[int, Field(ge=0)] = 3
+    """Deaths of agents that a trial survives."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -105,8 +131,11 @@ class Snapshot(Table):
 
 
 class AgentResources(Table):
-    """What one agent reserves; the default divides the machine that is found."""
+    """Share of the machine that one agent reserves; the default divides what is found."""
 
     cpus: PositiveFloat | None = None
+    """CPUs that an agent reserves; without it its part of the machine."""
     gpus: NonNegative | None = None
-    per_actor: PositiveInt = 1  # agents of one process, which take turns on their common share
+    """GPUs that an agent reserves; without it its part of the machine."""
+    per_actor: PositiveInt = 1
+    """Agents of one process, which take turns on their common share."""

@@ -21,19 +21,27 @@ METRICS = {
 
 
 class Search(Table):
-    """Which points run, how many at a time, and which of them are not worth finishing."""
+    """Choice of points, how many run at a time, and which are not worth finishing."""
 
-    # Lists in full and spaces drawn, unless a name says otherwise; "random" and "optuna" choose
-    # from lists too, all but the seeds: a point always runs with each of them.
     algorithm: Literal["grid", "random", "optuna"] | None = None
-    samples: PositiveInt = 10  # points that are drawn
+    """Choice of points; without it lists run in full and spaces are drawn from. random and
+    optuna choose from lists too, all but the seeds."""
+    samples: PositiveInt = 10
+    """Points that are drawn."""
     max_concurrent: PositiveInt | None = None
+    """Trials at a time; without it as many as there is room for."""
     seed: int = Field(default=0, ge=0)
-    metric: str = "val_pgd10_acc"  # that optuna and the scheduler judge by
-    mode: Literal["max", "min"] | None = None  # default: max for accuracies, else min
-    scheduler: Literal["asha", "median"] | None = None  # ends trials early
-    grace: Span = 0.1  # that every trial gets
-    reduction: Annotated[float, Field(gt=1)] = 4.0  # of asha: 1 in so many
+    """Seed of the draws."""
+    metric: str = "val_pgd10_acc"
+    """Metric by which optuna and the scheduler judge."""
+    mode: Literal["max", "min"] | None = None
+    """Better end of the metric; without it max for accuracies, else min."""
+    scheduler: Literal["asha", "median"] | None = None
+    """Rule that ends trials early."""
+    grace: Span = 0.1
+    """Rounds that every trial gets, or fraction of the run."""
+    reduction: Annotated[float, Field(gt=1)] = 4.0
+    """Reduction of asha: 1 trial in so many goes on."""
 
     @property
     def better(self) -> Literal["max", "min"]:

@@ -27,6 +27,7 @@ class Cosine(Table):
 
     name: Literal["cosine"]
     final: NonNegative = 0.0
+    """Learning rate at the end."""
 
 
 class Piecewise(Table):
@@ -37,8 +38,10 @@ class Piecewise(Table):
         list[Annotated[float, Field(gt=0, lt=1)]],
         Field(min_length=1, max_length=20),
         AfterValidator(increasing),
-    ] = Field(examples=[[0.5, 0.75]])  # fractions of the run
+    ] = Field(examples=[[0.5, 0.75]])
+    """Fractions of the run at which the rate is multiplied."""
     factor: Annotated[float, Field(gt=0, le=10)] = 0.1
+    """Factor by which it is multiplied."""
 
 
 Schedule = Annotated[ConstantRate | Piecewise | Cosine, By("constant")]
@@ -49,9 +52,13 @@ class AnyOptim(Table):
 
     name: str
     lr: Annotated[float, Field(ge=0, le=10**6)] = 0.1
-    weight_decay: NonNegative = 0.0  # coupled in sgd and adam, decoupled in deat
-    combine: bool = False  # combine momentum and the like with the same A, as the weights are
+    """Learning rate."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay: coupled in sgd and adam, decoupled in deat."""
+    combine: bool = False
+    """Combine momentum and the like with the same A, as the weights are."""
     schedule: Schedule = ConstantRate(name="constant")
+    """Course of the learning rate over the run."""
 
     def options(self) -> dict[str, Any]:
         """The options of the optimiser, as `learning.optim.build` calls them."""
@@ -68,9 +75,12 @@ class Deat(AnyOptim):
     """Diffusion-enhanced adversarial training (arXiv:2306.02618)."""
 
     name: Literal["deat"]
-    k1: NonNegative = 1.0  # weight of the previous chain
-    k2: Annotated[float, Field(ge=0, lt=1)] = 0.81  # decay of the averages
-    normalise: bool = True  # step / sqrt((1 + k1)² + k1²)
+    k1: NonNegative = 1.0
+    """Weight of the previous chain."""
+    k2: Annotated[float, Field(ge=0, lt=1)] = 0.81
+    """Decay of the averages."""
+    normalise: bool = True
+    """Divide the step by sqrt((1 + k1)² + k1²)."""
 
 
 class Sgd(AnyOptim):
@@ -78,7 +88,9 @@ class Sgd(AnyOptim):
 
     name: Literal["sgd"]
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Momentum."""
     nesterov: bool = False
+    """Take the gradient ahead of the momentum."""
 
     @model_validator(mode="after")
     def _moves(self) -> Self:
@@ -94,14 +106,16 @@ class AnyAverage(Table):
     """An average of the weights over the run, judged beside the last centroid."""
 
     name: str
-    start: Annotated[float, Field(ge=0, lt=1)] = 0.0  # fraction of the run at which it begins
+    start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the run at which the average begins."""
 
 
 class Ema(AnyAverage):
     """Exponential moving average."""
 
     name: Literal["ema"]
-    decay: Annotated[float, Field(ge=0, lt=1)] = 0.995  # per round
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    """Decay of a round."""
 
 
 class Swa(AnyAverage):
@@ -118,11 +132,18 @@ class Topology(Table):
 
     model_config = ConfigDict(extra="allow")
     kind: str = Field(examples=["ring"])
+    """Kind of graph: ring, path, star, complete, grid, torus, hypercube, erdos-renyi,
+    random-regular, watts-strogatz, edges, or "package.module:function". Further keys are its
+    parameters."""
     agents: int = Field(gt=0, le=4096, examples=[8])
+    """Number K of agents."""
     seed: int = Field(default=0, ge=0)
+    """Seed of a random graph."""
     weights: Annotated[
         str | list[list[float]], either("the name of a rule or the matrix as a list of rows")
     ] = "metropolis"
+    """Combination matrix A: metropolis, averaging, uniform, edge-weights (those of a graph of
+    your own), or the matrix itself, whose columns sum to 1."""
 
     @model_validator(mode="after")
     def _rectangular(self) -> Self:
@@ -137,24 +158,27 @@ class Iid(Table):
 
 
 class Dirichlet(Table):
-    """The parts of each label that the agents get are drawn from a Dirichlet distribution."""
+    """Parts of each label, drawn from a Dirichlet distribution."""
 
     name: Literal["dirichlet"]
-    alpha: PositiveFloat = 0.5  # its concentration: small is uneven
+    alpha: PositiveFloat = 0.5
+    """Concentration: small is uneven."""
 
 
 class Shards(Table):
-    """Every agent gets shards of one label each."""
+    """Shards of one label each."""
 
     name: Literal["shards"]
-    shards: PositiveInt = 2  # how many
+    shards: PositiveInt = 2
+    """Number of shards of an agent."""
 
 
 class Quantity(Table):
     """Shares of unequal size, drawn from a Dirichlet distribution."""
 
     name: Literal["quantity"]
-    alpha: PositiveFloat = 0.5  # its concentration: small is uneven
+    alpha: PositiveFloat = 0.5
+    """Concentration: small is uneven."""
 
 
 Partition = Annotated[Iid | Dirichlet | Shards | Quantity, By("iid")]
@@ -163,48 +187,60 @@ Partition = Annotated[Iid | Dirichlet | Shards | Quantity, By("iid")]
 class Transform(Table):
     """A fixed change of one agent's training images."""
 
-    rotate: float = 0.0  # degrees
-    brightness: NonNegative = 1.0  # factor
+    rotate: float = 0.0
+    """Rotation in degrees."""
+    brightness: NonNegative = 1.0
+    """Factor of brightness."""
 
 
 class AnyData(Table):
     """The batches of a data set."""
 
     set: str
-    batch: int = Field(default=32, gt=0, le=10**6)  # per agent: all use agents * batch
+    """digits, mnist, fashion-mnist, cifar10, cifar100, svhn"""
+    batch: int = Field(default=32, gt=0, le=10**6)
+    """Batch of an agent: all of them use K times as many samples."""
 
 
 class Pictures(AnyData):
     """Images, and their partition over the agents."""
 
-    validation: Share = 0.1  # held out of the training set
+    validation: Share = 0.1
+    """Part of the training set that is held out."""
     partition: Partition = Iid(name="iid")
-    # auto: what is usual for the set
+    """Division of the training set among the agents."""
     augment: Literal["auto", "none", "crop", "crop-flip"] = "auto"
-    transforms: list[Transform] | None = None  # one for each agent; {} changes nothing
+    """Augmentation; auto: what is usual for the set."""
+    transforms: list[Transform] | None = None
+    """Fixed changes of training images, one table for each agent; {} changes nothing."""
 
 
 class Images(Pictures):
     """A published data set."""
 
-    root: str | None = None  # None: $RAYDIST_DATA, else "data", wherever it is read
+    root: str | None = None
+    """Folder of the data; without it $RAYDIST_DATA, else ./data, wherever it is read."""
     download: bool = False
+    """Download what is not there."""
 
 
 class OwnImages(Pictures, UserTable):
-    """A data set of the user's own, "package.module:function"."""
+    """A data set of the user's own."""
 
 
 class Quadratic(AnyData):
     """The quadratic task: x ~ N(c_k, noise² I), loss ½ (w − x)ᵀ H_k (w − x)."""
 
     set: Literal["quadratic"]
-    centers: list[list[float]] = Field(examples=[[[1.0], [-1.0]]])  # K points of M coordinates
-    hessian: Annotated[  # its diagonal, common or per agent
+    centers: list[list[float]] = Field(examples=[[[1.0], [-1.0]]])
+    """Minimisers of the agents: K points of M coordinates."""
+    hessian: Annotated[
         list[float] | list[list[float]],
         either("a list of finite numbers, or one such list for each agent"),
     ] = Field(examples=[[1.0]])
+    """Diagonal of the Hessian: M numbers, or K lists of them."""
     noise: NonNegative = 0.0
+    """Standard deviation of the samples."""
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -222,21 +258,30 @@ class Point(Table):
     """The parameter of the quadratic task is the point w itself."""
 
     name: Literal["point"]
-    start: list[float] | None = None  # w_0; None: the origin, which the experiment fills in
+    start: list[float] | None = None
+    """Point w_0 at which all agents start; without it the origin."""
 
 
 class Network(Table):
-    """What a network starts from."""
+    """A network and its first weights."""
 
     name: str
-    width: float = Field(default=1.0, gt=0, le=1000)  # factor on the number of channels
-    checkpoint: str | None = None  # weights to start from: .safetensors or a saved state dict
-    key_map: Annotated[  # its names to ours: regular expressions, in order; or the published ones
+    """linear, small-cnn, lenet, resnet-18, preact-resnet-18, wrn-16-4, wrn-28-10, wrn-34-10,
+    vgg-16, senet-18"""
+    width: float = Field(default=1.0, gt=0, le=1000)
+    """Factor on the number of channels."""
+    checkpoint: str | None = None
+    """Weights to start from: a file of safetensors or a saved state dict."""
+    key_map: Annotated[
         Literal["", "published"] | dict[str, str],
         either('"published" or a table of regular expressions'),
     ] = ""
-    reset_last: bool = False  # fine-tuning: a new last layer
-    noise: NonNegative = 0.0  # fine-tuning: standard deviation of noise on all weights
+    """Names of the checkpoint to ours: regular expressions, applied in order, or published for
+    those of RobustBench and TRADES."""
+    reset_last: bool = False
+    """Start with a new last layer (fine-tuning)."""
+    noise: NonNegative = 0.0
+    """Standard deviation of noise on all weights at the start (fine-tuning)."""
 
     @model_validator(mode="after")
     def _fine_tuning(self) -> Self:
@@ -254,7 +299,7 @@ class KnownNetwork(Network):
 
 
 class OwnNetwork(Network, UserTable):
-    """A network of the user's own, "package.module:function"."""
+    """A network of the user's own."""
 
 
 Model = Annotated[Point | OwnNetwork | KnownNetwork, By("small-cnn")]

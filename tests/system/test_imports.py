@@ -21,6 +21,8 @@ except SystemExit as left:
     [
         ("raydist.sweep", ["--help"], 0),
         ("raydist.evaluate", ["--help"], 0),
+        ("raydist.config", ["loss"], 0),
+        ("raydist.config", ["lss"], 2),
         ("raydist.sweep", ["study.toml", "optimm.lr=1"], 2),
         ("raydist.run", ["study.toml"], 2),
     ],

@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from raydist.config.experiment import validate
+from raydist.config.keys import OWN, keys, markdown
 from raydist.config.study import from_tree, read
 
 ROOT = Path(__file__).parents[2]
@@ -57,8 +58,9 @@ def in_comments(file):
 
 def known_options(words):
     """Check the words behind `python -m` as typer does, and the study that they set."""
+    package = (ROOT / words[0].replace(".", "/")).is_dir()
     app = typer.Typer()
-    app.command()(importlib.import_module(words[0]).main)
+    app.command()(importlib.import_module(f"{words[0]}{'.__main__' * package}").main)
     context = typer.main.get_command(app).make_context(words[0], list(words[1:]))
     file = context.params.get("file")
     if file is not None and str(file) != "FILE":
@@ -260,6 +262,12 @@ def test_ci_runs_the_commands_of_the_readme():
     assert "sweeps/quickstart.toml" in script and "sweeps/quickstart.toml" in README
 
 
+def test_the_keys_in_the_readme_are_those_of_the_tables():
+    head, *_ = markdown().partition("\n")
+    text = TEXTS["raydist/config/README.md"]
+    assert text[text.index(head) :] == markdown(), "write what --markdown prints into it"
+
+
 @pytest.mark.parametrize("family", ["models", "losses", "graphs", "sets"])
 def test_the_names_in_the_readme_are_the_known_ones(family):
     from raydist.engine.agent.task import LOSSES
@@ -267,16 +275,16 @@ def test_the_names_in_the_readme_are_the_known_ones(family):
     from raydist.learning.model import MODELS
     from raydist.network import topology
 
-    row, known = {
-        "models": ("model.name", set(MODELS)),
-        "losses": ("loss.name", set(LOSSES)),
-        "graphs": ("topology.kind", {*topology.FIXED, *topology.RANDOM}),
-        "sets": ("data.set", {*SETS, "quadratic"}),
+    key, known = {
+        "models": ("model.name", MODELS),
+        "losses": ("loss.name", LOSSES),
+        "graphs": ("topology.kind", [*topology.FIXED, *topology.RANDOM]),
+        "sets": ("data.set", [*SETS, "quadratic"]),
     }[family]
-    text = TEXTS["raydist/config/README.md"]
-    line = next(line for line in text.splitlines() if line.startswith(f"| `{row}` |"))
-    named = re.sub(r"\(.*?\)", "", line.split("|")[2])
-    assert {name.strip() for name in named.split(",")} == known
+    (row,) = keys(key)
+    listed = re.split(r"[:,] ", row.meaning.partition(", or ")[0])[1:]
+    told = [name for names, _ in row.choices for name in names] or listed
+    assert {*told} - {OWN} == {*known}
 
 
 def test_the_file_tree_of_the_readme_exists():
