@@ -14,7 +14,6 @@ from raydist.errors import AgentError, InputError
 from raydist.learning.data import Data
 from raydist.measure import attacks
 
-COPIES = 3  # of a model's parameters that an agent holds at least
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -1,7 +1,6 @@
 """What an ensemble of attacks did to each image: plain NumPy, to be joined, stored and read."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,26 +74,3 @@ class Cascade:
         if position > 1 and fraction(self.broken_by == position) > 0.002:
             raised.add("square-stronger")
         return tuple(name for name in FLAGS if name in raised)
-
-
-def concatenate(shards: Sequence[Cascade]) -> Cascade:
-    """One verdict on all images from those on disjoint shards of them.
-
-    Args:
-        shards: verdicts of the same attacks, at least one, in the order of the images.
-
-    Returns:
-        The images one after the other, the seconds added up, and every flag that was observed.
-
-    Raises:
-        ValueError: if there is no shard, or the attacks differ.
-    """
-    orders = {shard.attacks for shard in shards}
-    if len(orders) != 1:
-        raise ValueError(f"shards ran {orders or 'nothing'}, expected the same attacks in all")
-    return Cascade(
-        attacks=shards[0].attacks,
-        broken_by=np.concatenate([shard.broken_by for shard in shards]),
-        seconds=tuple(map(sum, zip(*(shard.seconds for shard in shards), strict=True))),
-        observed=frozenset().union(*(shard.observed for shard in shards)),
-    )

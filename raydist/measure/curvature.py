@@ -22,16 +22,14 @@ from raydist.measure.derivatives import (
     projected_gradients,
     rows_of,
 )
-from raydist.measure.spectrum import Array, density, rademacher, top_pairs, unit_direction
+from raydist.measure.spectrum import Array, density, rademacher, top_pairs
 from raydist.seeding import Purpose, torch_generator
-from raydist.vector import at, flat, frozen, trainable
+from raydist.vector import frozen, trainable
 
 __all__ = [
     "FROZEN_NOTE",
     "Attack",
-    "adversarial_gradient_variation",
     "attacked",
-    "frozen_gradient_variation",
     "gradient",
     "hessian_pairs",
     "hessian_top",
@@ -197,49 +195,3 @@ def attacked(model: nn.Module, batches: Batches, attack: Attack, seed: int) -> B
 
     with frozen(model):
         return [(points(number, x, y), y) for number, (x, y) in enumerate(batches)]
-
-
-def adversarial_gradient_variation(
-    model: nn.Module, loss_fn: Loss, batches: Batches, attack: Attack, h: float, seed: int
-) -> float:
-    """How fast the adversarial gradient changes along a random unit direction v.
-
-        ‖g_adv(w + h v) − g_adv(w)‖ / h,   g_adv with the attack run at its own weights
-
-    with the same draws at both. Where the adversarial loss is not smooth (arXiv:2006.08403) it
-    grows as h → 0, so h belongs to the number. Its counterpart with the points of w held is
-    `frozen_gradient_variation`.
-
-    Args:
-        model: the model at w.
-        loss_fn: as in `hessian`.
-        batches: clean (x, y).
-        attack: as in `attacked`.
-        h: length of the step, > 0, in the units of w.
-        seed: seed of v and of the attack.
-
-    Returns:
-        The rate, ≥ 0.
-
-    Raises:
-        ValueError: h is not a finite number above 0.
-    """
-    if not (math.isfinite(h) and h > 0):
-        raise ValueError(f"h is {h}, expected a finite number above 0: write 0.01")
-    here = gradient(model, loss_fn, attacked(model, batches, attack, seed))
-    w = flat(trainable(model).values())
-    with at(model, w + torch.from_numpy(h * unit_direction(len(here), seed)).to(w)):
-        there = gradient(model, loss_fn, attacked(model, batches, attack, seed))
-    return float(np.linalg.norm(there - here)) / h
-
-
-def frozen_gradient_variation(
-    model: nn.Module, loss_fn: Loss, batches: Batches, attack: Attack, seed: int
-) -> float:
-    """‖H v‖ with frozen points, along the v of `adversarial_gradient_variation`; arguments there.
-
-    Returns:
-        The rate, ≥ 0.
-    """
-    with hessian(model, loss_fn, attacked(model, batches, attack, seed)) as H:
-        return float(np.linalg.norm(H.matvec(unit_direction(H.shape[0], seed))))

@@ -133,21 +133,3 @@ def predict(
     """
     parts = (local.hessians, local.gradients, local.noise)
     return theory.excess_risk(strategy, A, *parts, lr, batch, rounds)
-
-
-def projected(local: LocalModel, displacements: ArrayLike) -> Array:
-    """The excess risk that the local model gives to weights that a run has reached.
-
-        ER_k = ½ zᵀ H̄ z + d̄ᵀ z,   z = V (w_k − w*)
-
-    Args:
-        local: the local model at w*.
-        displacements: w_k − w*, one row for each model, (K, P).
-
-    Returns:
-        Of each row, (K,).
-    """
-    z = np.asarray(displacements, dtype=np.float64) @ local.basis.T
-    H, d = local.hessians.mean(axis=0), local.gradients.mean(axis=0)
-    risks: Array = np.einsum("ki,ij,kj->k", z, H, z) / 2 + z @ d
-    return risks

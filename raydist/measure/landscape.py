@@ -8,7 +8,6 @@ afterwards it is as before, bit for bit. Every value is a function of its own po
 alone, so that points can be divided among processes.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -193,39 +192,3 @@ def scan(
         with at(model, w + sum(t * d for t, d in zip(point, axes, strict=True))):
             risks.append(risk(model, batches, loss_fn, attack, seed))
     return np.array(risks, dtype=np.float64)
-
-
-def perturbation_curve(
-    model: nn.Module,
-    t: ArrayLike,
-    batches: Batches,
-    loss_fn: Loss = F.cross_entropy,
-    attack: Attack | None = None,
-    seed: int = 0,
-    *,
-    indices: Sequence[int] = range(5),
-    small: Small = "normalise",
-) -> NDArray[np.float64]:
-    """Flatness: how the risk rises along random directions, F_j(t) = J(w + t d_j) − J(w).
-
-    Args:
-        model: at w.
-        t: distances in units of the weights' own norms, (T,), such as -1 to 1.
-        batches: as in `risk`, like the three arguments after it.
-        loss_fn: mean loss of a batch.
-        attack: run anew at each point.
-        seed: of the directions and the attack's draws.
-        indices: which filter-normalised directions d_j of that seed.
-        small: as in `filter_normalised`.
-
-    Returns:
-        F, (len(indices), T): mean and standard deviation over the first axis make the curve.
-    """
-    coordinates = np.asarray(t, dtype=np.float64)[:, None]
-    here = risk(model, batches, loss_fn, attack, seed)
-    return np.stack(
-        [
-            scan(model, d[None], coordinates, batches, loss_fn, attack, seed) - here
-            for d in (filter_normalised(model, seed, index, small) for index in indices)
-        ]
-    )

@@ -8,15 +8,13 @@ The attack couples all images, so all are needed at once; the model sees them `b
 
 import math
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from raydist.adversary.objective import cross_entropies
 from raydist.adversary.threat import Norm
 from raydist.adversary.wasserstein import Loss, first_order_risk, sensitivity, w_pgd
-from raydist.measure.accuracy import correct, w2_accuracy
+from raydist.measure.accuracy import correct
 from raydist.measure.cascade import fraction
 from raydist.vector import frozen
 
@@ -83,7 +81,6 @@ def w2_summary(
     x: Tensor,
     y: Tensor,
     delta: float,
-    radii: ArrayLike | None = None,
     norm: Norm = "linf",
     *,
     steps: int = 50,
@@ -97,36 +94,26 @@ def w2_summary(
         x: images (N, ...) in [0, 1], N ≥ 1, on the device of the model: all that share the budget.
         y: labels, int64 (N,).
         delta: the budget δ ≥ 0, in units of x.
-        radii: (N,) distance of each image to another label in the norm, ≤ 0 where it is wrong
-            without attack, inf where none is known; None leaves `w2_acc` out.
         norm: of one image's move, "linf", "l2" or "l1".
         steps: gradient steps of W-PGD ≥ 0.
         loss: what W-PGD ascends for its accuracy; the DLR losses need 3 classes, "ce" does not.
         batch: images per pass of the model, ≥ 1.
 
     Returns:
-        `w_pgd_acc`, the lowest accuracy over W-PGD; `w2_acc`, what is left when the smallest radii
-        are spent; `w2_ratio`, R_δ by the lower of the two, nan if nothing is right without attack.
+        `w_pgd_acc`, the lowest accuracy over W-PGD; `w2_ratio`, R_δ by it, nan if nothing is right
+        without attack.
         Of the cross-entropy: `sensitivity`, Υ; `w2_loss`, V(δ) by W-PGD; `w2_loss_first_order`,
         V(0) + δ Υ.
 
     Raises:
-        ValueError: no image, radii not one for each image, or an argument out of its range.
+        ValueError: no image, or an argument out of its range.
     """
-    margins = None if radii is None else np.asarray(radii, dtype=np.float64)
-    if margins is not None and margins.shape != (len(x),):
-        raise ValueError(f"radii is of shape {margins.shape}, expected ({len(x)},): one per image")
     upsilon = sensitivity(model, x, y, norm, batch=batch)
     clean = fraction(correct(model, x, y, batch))
-    accuracies = {
-        "w_pgd_acc": w_pgd_accuracy(
-            model, x, y, delta, steps=steps, norm=norm, loss=loss, batch=batch
-        )
-    }
-    if margins is not None:
-        accuracies["w2_acc"] = w2_accuracy(margins, delta)
-    return accuracies | {
-        "w2_ratio": min(accuracies.values()) / clean if clean > 0 else math.nan,
+    attacked = w_pgd_accuracy(model, x, y, delta, steps=steps, norm=norm, loss=loss, batch=batch)
+    return {
+        "w_pgd_acc": attacked,
+        "w2_ratio": attacked / clean if clean > 0 else math.nan,
         "sensitivity": upsilon,
         "w2_loss": value(model, x, y, delta, steps=steps, norm=norm, batch=batch),
         "w2_loss_first_order": first_order_risk(

@@ -11,7 +11,6 @@ from raydist.adversary.threat import ThreatModel
 from raydist.learning.small import Point
 from raydist.measure.landscape import (
     filter_normalised,
-    perturbation_curve,
     plane,
     risk,
     scan,
@@ -235,7 +234,6 @@ def measured(model, data, attack=ATTACK):
     d = filter_normalised(model, 0)[None]
     risk(model, data, attack=attack)
     scan(model, d, [[0.1], [1e30]], data, attack=attack)
-    perturbation_curve(model, [0.5], data, attack=attack, indices=[0])
 
 
 def broken(model, x, y, *, generator):
@@ -259,21 +257,6 @@ def test_the_model_is_left_as_found_even_after_an_exception(train, attack):
         measured(model, images(4, 3))
     assert everything(model) == before
     assert torch.equal(held.w.detach().view(torch.int32), bits)  # still the views that they were
-
-
-def test_perturbation_curves_of_a_quadratic_are_exact():
-    model, data = point([0.3, -1.0, 2.0]), centres(4, 3)
-    x = torch.cat([part for part, _ in data])
-    t = np.linspace(-1, 1, 5)
-    found = perturbation_curve(model, t, data, quadratic, seed=4)
-    assert found.shape == (5, 5) and (found[:, 2] == 0).all()
-    gradient = HESSIAN * (model.w.detach() - x.mean(0))
-    for index, row in enumerate(found):
-        d = filter_normalised(model, 4, index)
-        exact = t * (gradient @ d).item() + t**2 * (d @ (HESSIAN * d)).item() / 2
-        np.testing.assert_allclose(row, exact, rtol=1e-12, atol=1e-14)
-    some = perturbation_curve(model, t, data, quadratic, seed=4, indices=[3, 1])
-    assert some.tolist() == found[[3, 1]].tolist()
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,57 @@ def robust_accuracy(w, eps):
     margins = (d * worst).sum(axis=-1) + b[y][:, None] - b
     margins[np.arange(len(y)), y] = np.inf
     return (margins.min(axis=1) > 0).mean()
+
+
+def factors(strategy, A):
+    """The matrix before the local step and the one after it."""
+    eye, mean = np.eye(len(A)), np.full_like(A, 1 / len(A))
+    return {
+        "consensus": (A, eye),
+        "diffusion": (eye, A),
+        "centralized": (eye, mean),
+        "local": (eye, eye),
+    }[strategy]
+
+
+def modal_excess_risk(strategy, A, hessian, gradients, noise, lr, batch, rounds):
+    """The excess risk for a common Hessian, symmetric A and a start at w*, mode by mode.
+
+    With H = U diag(θ_q) Uᵀ, A = V diag(λ_p) Vᵀ, the component d_pq of d and the variance r_pq of a
+    sample's noise on mode (p, q):
+
+        ER_n = (1/2K) Σ_pq θ_q μ² g_p² { d_pq² [Σ_{j<n} f^j]² + (r_pq/B) Σ_{j<n} f^{2j} }
+        consensus: g_p = 1, f = λ_p − μ θ_q        diffusion: g_p = λ_p, f = λ_p (1 − μ θ_q)
+    """
+    before, after = factors(strategy, A)
+    theta, U = np.linalg.eigh(hessian)
+    V = np.linalg.eigh(before @ after)[1]  # one of the two is the identity
+    first, g = (np.diag(V.T @ factor @ V)[:, None] for factor in (before, after))
+    f = g * (first - lr * theta)
+    mean = (V.T @ gradients @ U) ** 2
+    variance = np.einsum("kp,iq,kij,jq->pq", V**2, U, noise, U) / batch
+
+    def geometric(f, n):
+        one = f == 1
+        return np.where(one, n, (1 - f**n) / np.where(one, 1, 1 - f))
+
+    def risk(n):
+        if n == np.inf and np.abs(f).max() >= 1 - 1e-12:
+            return np.inf
+        terms = mean * geometric(f, n) ** 2 + variance * geometric(f**2, n)
+        return float((theta * (lr * g) ** 2 * terms).sum()) / (2 * len(gradients))
+
+    return np.array([risk(n) for n in rounds])
+
+
+def leading_order(strategy, A, hessians, gradients, lr):
+    """What heterogeneity adds to the centralized excess risk in the limit, as μ → 0.
+
+    With e = μ (I − A)⁺ d (consensus) or μ A (I − A)⁺ d (diffusion), u = −H̄⁻¹ (1/K) Σ_k H_k e_k:
+
+        ER_∞ − ER_∞(centralized) ≈ (1/2K) Σ_k e_kᵀ H̄ e_k + ½ uᵀ H̄ u = O(μ²)
+    """
+    Hbar, after = hessians.mean(axis=0), factors(strategy, A)[1]
+    e = lr * after @ np.linalg.pinv(np.eye(len(A)) - A, hermitian=True) @ gradients
+    u = -np.linalg.solve(Hbar, np.einsum("kij,kj->i", hessians, e) / len(A))
+    return float(np.einsum("ki,ij,kj->", e, Hbar, e) / len(A) + u @ Hbar @ u) / 2
