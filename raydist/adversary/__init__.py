@@ -1,1 +1,1 @@
-"""What the agents train against: threat models, attacks, losses, stationarity."""
+"""Adversaries of training: threat models, attacks, losses, stationarity."""

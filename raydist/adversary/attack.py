@@ -27,7 +27,7 @@ NORMAL_START = 0.001  # standard deviation of the "normal" start, as in the code
 
 
 class Ascent(NamedTuple):
-    """What an attack found, and its last gradient.
+    """Result of an attack: its points and its last gradient.
 
     Attributes:
         x_adv: the last iterate, (N, ...).
@@ -69,7 +69,7 @@ def by_autograd(model: nn.Module, loss: PerSample, x: Tensor, target: Tensor) ->
 def _objective(
     model: nn.Module, x: Tensor, y: Tensor, loss: AttackLoss
 ) -> tuple[PerSample, Tensor]:
-    """What of f(x') is ascended, one value per sample, and what it is compared with."""
+    """The per-sample function of f(x') that is ascended, and the target beside it."""
     if loss == "kl":
         with torch.no_grad():
             return _divergences, model(x)
@@ -129,7 +129,7 @@ def ascend(
         restarts: number of runs ≥ 1; each sample keeps its run of highest final loss.
         loss: "ce", "kl" for KL(p(x) ‖ p(x')), or a function `(outputs, y) -> (N,)`.
         generator: source of the random start; None is a fresh one with seed 0, the same each call.
-        gradient: how the gradient of the frozen model is computed.
+        gradient: the way in which the gradient of the frozen model is computed.
 
     Returns:
         The last iterate, the one before it and the gradient there. With steps = 0 or eps = 0 the

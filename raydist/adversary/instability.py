@@ -47,10 +47,10 @@ class Chronicle:
     What is kept does not grow with the run.
 
     Attributes:
-        count: how many times of instability there were.
+        count: the number of times of instability there were.
         first: the first of them; None if there was none.
         last: the last of them, the only one that can be without recovery.
-        in_a_row: how many of the last measurements showed a sign without one that did not: from
+        in_a_row: the number of measurements, up to the last one, that all showed a sign: from
             some number on it is time to stop.
 
     Example:
@@ -213,7 +213,7 @@ def add_gaussian(
 
     Args:
         x: points, (N, ...).
-        amount: of noise, ≥ 0: the 0.1 of the paper's N(0, 0.1).
+        amount: the amount of noise, ≥ 0: the 0.1 of the paper's N(0, 0.1).
         how: whether the amount is the standard deviation σ, "std", or "variance", σ²; the paper
             leaves it open.
         generator: source of the noise; on x's device it costs no transfer.
@@ -235,12 +235,12 @@ def add_gaussian(
 
 
 def catastrophic_overfitting(fgsm_acc: float, pgd_acc: float, gap: float = 0.2) -> bool:
-    """Whether training with one-step attacks has learnt to fool them (arXiv:2001.03994).
+    """Detect that training with one-step attacks has learnt to fool them (arXiv:2001.03994).
 
     Args:
         fgsm_acc: accuracy under FGSM, in [0, 1], on the same images as
         pgd_acc: accuracy under PGD, in [0, 1].
-        gap: what an honest model stays below; a few points are usual.
+        gap: the bound below which an honest model stays; a few points are usual.
 
     Returns:
         True if the one-step attack looks weaker by more than the gap.

@@ -1,4 +1,4 @@
-"""What is minimised in training.
+"""Training losses.
 
 A training loss is `(model, x, x_adv, y, **params) -> scalar tensor`, the mean over the batch, with
 no side effect but the forward passes of the model.

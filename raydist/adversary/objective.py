@@ -1,4 +1,4 @@
-"""What attacks ascend, sample by sample: cross-entropies, divergences, margins, ratios.
+"""Per-sample functions that attacks ascend: cross-entropies, divergences, margins, ratios.
 
 A per-sample function maps outputs to (N,). Margins and their ratios are not blinded by the scale of
 the logits.

@@ -16,7 +16,7 @@ Schedule = Callable[..., float]
 
 @dataclass(frozen=True)
 class Timetable:
-    """Where the epochs and the periods of a run end: a run that none begins anew is one period.
+    """Ends of the epochs and the periods of a run; a run without restarts is one period.
 
     With N rounds, the period that ends at the fraction r of the run ends with round ⌈r N⌉: fewer
     than r N rounds are done before each of its rounds. In the next one the schedules begin again
@@ -44,7 +44,7 @@ class Timetable:
         return [math.ceil(round(r * self.rounds, 9)) for r in self.periods] + [self.rounds]
 
     def ended(self, n: int) -> int:
-        """How many periods are over after round n."""
+        """The number of periods that are over after round n."""
         return sum(end <= n for end in self.ends)
 
     def progress(self, n: int, per: Literal["round", "epoch"] = "round") -> float:
@@ -82,7 +82,8 @@ def lr_at(name: str, progress: float, lr: float, **params: Any) -> float:
         name: "constant", "piecewise" or "cosine".
         progress: the fraction of the run that is done, in [0, 1].
         lr: the initial rate μ.
-        **params: of piecewise, `milestones`, increasing fractions of the run, and `factor` (0.1);
+        **params: parameters; of piecewise, `milestones`, increasing fractions of the run, and
+            `factor` (0.1);
             of cosine, `final` (0.0), the rate at the end.
 
     Returns:
@@ -113,8 +114,8 @@ def eps_at(name: str, progress: float, eps: float, **params: Any) -> float:
         name: "constant", "linear" or "cosine".
         progress: the fraction of the run that is done, in [0, 1].
         eps: the target ε ≥ 0, the value from the clip point on.
-        **params: of linear and cosine, `eps_max` ≥ eps (default eps) and `eps_min` (0.0), at most
-            eps, in the units of eps.
+        **params: parameters; of linear and cosine, `eps_max` ≥ eps (default eps) and `eps_min`
+            (0.0), at most eps, in the units of eps.
 
     Returns:
         The budget, at most eps.

@@ -1,4 +1,4 @@
-"""What instability looks like within one batch: gradients of the weights and along the attack.
+"""Signs of instability within one batch: gradients of the weights and along the attack.
 
 In unstable training the norms of the weight gradient and of its KL part have spikes, and at the
 same batches the weight gradients before and after the step point in different directions
@@ -100,7 +100,7 @@ def stepwise_cosine(
     *,
     generator: torch.Generator,
 ) -> Tensor:
-    """How straight the attack's way is: near 1 for a smooth loss, lower for a rugged one.
+    """Straightness of the attack's way: near 1 for a smooth loss, lower for a rugged one.
 
         (1/NT) Σ_i Σ_{t < T} cos(∇ℓ(x'_{i,t}), ∇ℓ(x'_{i,t+1}))
 
@@ -111,7 +111,7 @@ def stepwise_cosine(
         x: clean points inside the box, (N, ...).
         y: labels, (N,).
         threat: the set of allowed points.
-        steps: of PGD, T ≥ 1; T + 1 input gradients are taken.
+        steps: the steps of PGD, T ≥ 1; T + 1 input gradients are taken.
         alpha: length α ≥ 0 of a step, in the units of eps.
         loss: `(outputs, y) -> (N,)`, what is ascended.
         generator: source of the random start.

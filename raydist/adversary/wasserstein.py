@@ -37,7 +37,7 @@ def gradient_power(
         model: maps (N, ...) to logits (N, C).
         x: points, (N, ...).
         y: labels, (N,).
-        norm: of the moves, "linf" (s = 1), "l2" (s = 2) or "l1" (s = ∞).
+        norm: the norm of the moves, "linf" (s = 1), "l2" (s = 2) or "l1" (s = ∞).
         loss: "ce", "dlr", "redlr" or a function `(outputs, y) -> (N,)`. Not a divergence from
             the model's own clean outputs: its gradient at x is 0.
 
@@ -81,7 +81,7 @@ def moving(upsilon: float, estimate: float, eta: float) -> float:
 
     Args:
         upsilon: Υ so far.
-        estimate: that of the present weights, on a part of the training set.
+        estimate: the sensitivity at the present weights, on a part of the training set.
         eta: weight η of the estimate in [0, 1]; 1 forgets the past.
 
     Returns:
@@ -104,7 +104,7 @@ def batch_budget(delta: float, upsilon_batch: float, upsilon: float) -> float:
     Args:
         delta: the budget δ ≥ 0 of the whole set.
         upsilon_batch: the batch's sensitivity Υ_B ≥ 0.
-        upsilon: that of the whole set.
+        upsilon: the sensitivity of the whole set.
 
     Returns:
         The budget, in the units of delta; delta itself where the ratio tells nothing: Υ = 0, or a
@@ -173,8 +173,8 @@ def w_pgd(
         y: labels, (N,).
         delta: the budget δ ≥ 0, in units of x.
         steps: gradient steps T ≥ 0.
-        norm: of one sample's move, "linf", "l2" or "l1".
-        loss: as in `gradient_power`.
+        norm: the norm of one sample's move, "linf", "l2" or "l1".
+        loss: the loss, as in `gradient_power`.
         order: p of the distance W_p, 2 or inf.
         bounds: the box (low, high).
         best: whether to return the iterate of lowest accuracy, x included and the later one of

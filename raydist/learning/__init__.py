@@ -1,1 +1,1 @@
-"""What learns: data, partitions, models, optimisers."""
+"""Learning without networks or adversaries: data, partitions, models, optimisers."""

@@ -43,7 +43,7 @@ def swa(average: Tensor, w: Tensor, count: int) -> Tensor:
     Args:
         average: mean of the n models so far, (P,); of any value for n = 0.
         w: the new model, (P,).
-        count: how many models n ≥ 0 are in the average.
+        count: the number n ≥ 0 of models in the average.
 
     Returns:
         The mean of all n + 1, (P,), a new tensor without history of gradients.
@@ -68,15 +68,15 @@ class RunningAverage:
 
     Attributes:
         value: (P,); the first model given until one is added.
-        count: how many were added.
+        count: the number of models that were added.
     """
 
     def __init__(self, first: Tensor, decay: float | None) -> None:
         """Begin with no model in the average.
 
         Args:
-            first: what the average is until a model is added, (P,).
-            decay: of the exponential average; None: the plain mean of all models.
+            first: the value of the average until a model is added, (P,).
+            decay: the decay of the exponential average; None: the plain mean of all models.
         """
         self.value, self.count, self._decay = first, 0, decay
 

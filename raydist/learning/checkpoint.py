@@ -48,8 +48,8 @@ def load(
 
     Args:
         model: the receiver; with or without our normalisation, which has no weights.
-        file: of safetensors or of `torch.save`, whatever its ending: a state dict, or a dictionary
-            that has it under one of `NESTED`. No other pickled object is accepted.
+        file: a file of safetensors or of `torch.save`, whatever its ending: a state dict, or a
+            dictionary that has it under one of `NESTED`. No other pickled object is accepted.
         key_map: regular expression to replacement, applied in order to each name with `re.sub`; a
             name that becomes empty is left out. None changes nothing.
         finite: whether weights that are not finite are refused, as for a start; a model that
@@ -144,9 +144,9 @@ def _check_kind(file: str | Path, name: str, tensor: Tensor, wanted: Tensor) -> 
     """A tensor of a file can be copied into the model's without a loss.
 
     Args:
-        file: of weights.
-        name: of the tensor.
-        tensor: as the file has it.
+        file: the file of weights.
+        name: the name of the tensor.
+        tensor: the tensor as the file has it.
         wanted: the model's.
 
     Raises:
@@ -172,7 +172,7 @@ def _without_normalisation(model: nn.Module) -> nn.Module:
 
 
 def _read(file: Path) -> object:
-    """What a file holds, on the CPU: tensors by name, or what a script kept beside them."""
+    """Read a file, on the CPU: tensors by name, or the tree that a script kept beside them."""
     start = _start(file)
     try:
         if start[8:9] == b"{":  # after the length of its header: safetensors, whatever the ending
@@ -248,7 +248,7 @@ def _fitting(
 
 
 def _misfit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What is wrong with names and shapes; "" if nothing is."""
+    """The first fault of names and shapes; "" if there is none."""
     missing = [n for n in wanted if n not in found and not n.endswith(COUNTS)]
     unexpected = [n for n in found if n not in wanted]
     reshaped = [

@@ -70,7 +70,7 @@ def check_arrays(name: str, pair: Split) -> None:
     """Images (N, C, H, W) and as many labels.
 
     Args:
-        name: of the split.
+        name: the name of the split.
         pair: the split.
 
     Raises:
@@ -100,7 +100,7 @@ def check_alike(name: str, x: NDArray[Any], train: NDArray[Any]) -> None:
     """The images of a split are of the type and the shape of those in train.
 
     Args:
-        name: of the split.
+        name: the name of the split.
         x: its images.
         train: those of the training set.
 
@@ -123,7 +123,7 @@ def check_values(name: str, pair: Split, classes: int, scale: float) -> None:
     """Labels 0..classes − 1 and pixels in [0, 1].
 
     Args:
-        name: of the split.
+        name: the name of the split.
         pair: the split, not empty.
         classes: number of classes.
         scale: factor to [0, 1].
@@ -193,13 +193,13 @@ def _one_by(top: float) -> str:
 
 
 def _channels_last(x: NDArray[Any]) -> bool:
-    """Whether (N, C, H, W) reads as (N, H, W, C): few columns, and rows as for a picture."""
+    """Check whether (N, C, H, W) reads as (N, H, W, C): few columns, and rows as for a picture."""
     few = x.shape[3] <= MOST_CHANNELS < min(x.shape[1:3])
     return bool(few and max(x.shape[1:3]) <= 4 * min(x.shape[1:3]))
 
 
 def _remedy(x: NDArray[Any]) -> str:
-    """What to write where images have another type or number of axes."""
+    """Remedy for images of another type or number of axes."""
     if x.ndim == 3:
         return ": write x[:, None] for images of one channel"
     if x.ndim == 2:
@@ -216,7 +216,7 @@ def _remedy(x: NDArray[Any]) -> str:
 
 
 def _remedy_of_labels(x: NDArray[Any], y: NDArray[Any]) -> str:
-    """What to write where labels have another type or shape."""
+    """Remedy for labels of another type or shape."""
     if y.shape == (x.shape[-1],) and len(y) != len(x):
         return ": write x.transpose(3, 2, 0, 1) if the images lie along the last axis"
     if y.ndim == 2 and len(y) == len(x):

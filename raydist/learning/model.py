@@ -51,8 +51,8 @@ class Normalise(nn.Module):
         """Keep the constants.
 
         Args:
-            mean: of each channel.
-            std: of each channel, above 0.
+            mean: the mean of each channel.
+            std: the standard deviation of each channel, above 0.
         """
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
@@ -85,7 +85,7 @@ def build(
         classes: number of classes.
         width: factor on the numbers of channels, > 0.
         seed: the run's seed.
-        mean: of the pixels, per channel; None: nothing is normalised.
+        mean: the mean of the pixels, per channel; None: nothing is normalised.
         std: their standard deviation; needed with `mean`.
         **params: the model's own.
 
@@ -131,8 +131,8 @@ def whole(model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """A model with all of its layers, those too that it makes in its first pass.
 
     Args:
-        model: as it was built; left as it is.
-        shape: of an input.
+        model: the model as it was built; left as it is.
+        shape: the shape of an input.
 
     Returns:
         The model after a pass of two black images in eval mode, if that has made parameters; else
@@ -167,7 +167,7 @@ def _names(model: nn.Module) -> list[str]:
 
 
 def _contract(function: Callable[..., Any], shape: tuple[int, ...], classes: int) -> dict[str, Any]:
-    """What a builder is told: shape and classes; num_classes if, as in torchvision, it has none."""
+    """Arguments of a builder: shape and classes; num_classes if, as in torchvision, it has none."""
     named = inspect.signature(function).parameters
     if "num_classes" in named or ("shape" not in named and _takes_anything(function)):
         return {"num_classes": classes}

@@ -1,4 +1,4 @@
-"""How an agent steps: torch's optimisers by name, and DEAT."""
+"""Optimisers: torch's by name, and DEAT."""
 
 import inspect
 import math
@@ -45,7 +45,7 @@ class DEAT(Optimizer):
     weight decay d decoupled from the gradient.
 
     Args:
-        params: as of any torch optimiser.
+        params: the parameters, as of any torch optimiser.
         lr: learning rate μ ≥ 0.
         k1: weight of the previous chain, ≥ 0.
         k2: decay of the averages, in [0, 1).
@@ -127,14 +127,14 @@ def build(
 
     Args:
         name: "sgd" or "adam" (torch's: weight decay is added to the gradient), or "deat".
-        params: as of any torch optimiser.
+        params: the parameters, as of any torch optimiser.
         lr: learning rate μ.
-        momentum: of sgd, in [0, 1).
-        nesterov: of sgd, with momentum.
+        momentum: the momentum of sgd, in [0, 1).
+        nesterov: whether sgd takes Nesterov's momentum.
         weight_decay: ≥ 0.
-        k1: of deat.
-        k2: of deat.
-        normalise: of deat.
+        k1: weight of the previous chain of deat.
+        k2: decay of the averages of deat.
+        normalise: whether deat normalises its step.
 
     Returns:
         The optimiser.

@@ -1,4 +1,4 @@
-"""Who gets which training samples.
+"""Partitions of the training samples over the agents.
 
 Each function returns K index arrays that are disjoint and together complete; none is empty.
 """

@@ -76,7 +76,7 @@ class Quadratic:
 
         Args:
             k: the agent.
-            w: of shape (M,).
+            w: the point, of shape (M,).
 
         Returns:
             The expected worst loss.
@@ -92,7 +92,7 @@ class Quadratic:
 
         Args:
             k: the agent.
-            w: of shape (M,).
+            w: the point, of shape (M,).
 
         Returns:
             Of shape (M,).
@@ -106,7 +106,7 @@ class Quadratic:
 
         Args:
             k: the agent.
-            w: of shape (M,).
+            w: the point, of shape (M,).
 
         Returns:
             The diagonal, of shape (M,).
@@ -123,7 +123,7 @@ class Quadratic:
 
         Args:
             k: the agent.
-            w: of shape (M,).
+            w: the point, of shape (M,).
 
         Returns:
             The diagonal, of shape (M,); off it the covariance is 0.
@@ -153,7 +153,7 @@ class Quadratic:
 
         Args:
             k: the agent.
-            batch: how many.
+            batch: the number of samples.
             rng: where the draws come from.
 
         Returns:

@@ -155,7 +155,7 @@ def _cifar(name: str, root: Path, download: bool) -> Splits:
 
 
 def _missing(folder: Path, files: Iterable[str], download: bool) -> bool:
-    """Whether files are missing that are to be downloaded; missing ones that are not raise."""
+    """Check whether files must be downloaded; raise if they are missing and must not be."""
     missing = [file for file in files if not (folder / file).is_file()]
     if missing and not download:
         raise _not_found(folder, missing)

@@ -1,4 +1,4 @@
-"""Which images stand for a whole set where not all of them are measured."""
+"""Images that stand for a whole set where not all of them are measured."""
 
 from collections.abc import Sequence
 
@@ -18,8 +18,8 @@ def evenly(labels: Index, seed: int = 0) -> Index:
     measured on the same images, and a larger sample contains the smaller ones.
 
     Args:
-        labels: of the whole set, (N,).
-        seed: of the draw.
+        labels: the labels of the whole set, (N,).
+        seed: the seed of the draw.
 
     Returns:
         A permutation of 0..N − 1.

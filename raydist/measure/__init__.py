@@ -1,1 +1,1 @@
-"""What is reported of a trained model."""
+"""Measures of a trained model."""

@@ -19,7 +19,7 @@ from raydist.vector import frozen
 
 
 def correct(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> Mask:
-    """Whether the model, in eval mode, gives each image its label.
+    """Mask of the images to which the model, in eval mode, gives their label.
 
     Args:
         model: gives logits (N, C).
@@ -52,7 +52,7 @@ def pgd_correct(
     batch: int,
     seed: int,
 ) -> Mask:
-    """Whether each image keeps its label under PGD (arXiv:1706.06083).
+    """Mask of the images that keep their label under PGD (arXiv:1706.06083).
 
     An image that is wrong without attack counts as wrong: x itself is in the ball. The result is
     a function of (model, images, batch, seed).
@@ -64,8 +64,8 @@ def pgd_correct(
         threat: the set of allowed points.
         steps: gradient steps ≥ 0.
         alpha: length of a step; None is eps / 4 (2/255 at 8/255).
-        start: of the ascent, as in `raydist.adversary.attack.ascend`.
-        loss: what is ascended, as there.
+        start: the start of the ascent, as in `raydist.adversary.attack.ascend`.
+        loss: the function that is ascended, as there.
         batch: images per forward pass, ≥ 1.
         seed: seed of the starts, ≥ 0.
 

@@ -41,15 +41,15 @@ _SQUARE = re.compile(r"square([1-9]\d*)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Attack:
-    """What a name says.
+    """An attack as its name describes it.
 
     Attributes:
         kind: "fgsm", "pgd", or a name of the package's.
-        steps: of PGD.
+        steps: the steps of PGD.
         restarts: runs of PGD; an image is broken if one of them breaks it.
         alpha: length of PGD's step; None is eps / 4.
         margin: whether PGD ascends the margin instead of the cross-entropy.
-        queries: of Square.
+        queries: the queries of Square.
     """
 
     kind: str
@@ -98,10 +98,10 @@ def _length(step: str) -> float:
 
 
 def column(name: str) -> str:
-    """What the accuracy under an attack is called in tables.
+    """Column of the accuracy under an attack in tables.
 
     Args:
-        name: of an attack, or another entry of a preset.
+        name: the name of an attack, or another entry of a preset.
 
     Returns:
         The name in letters, digits and underscores.
@@ -119,10 +119,10 @@ def skipped(
     """The attacks that need more classes, or images of another shape.
 
     Args:
-        names: of attacks.
+        names: the names of attacks.
         classes: number of classes.
         shape: (C, H, W) of the images; None: whatever the attacks need.
-        norm: of the budget.
+        norm: the norm of the budget.
 
     Returns:
         Name -> why it cannot run, in words.
@@ -155,14 +155,14 @@ def breaks(
     seed: int = 0,
     flags: set[str] | None = None,
 ) -> Mask:
-    """Which images an attack takes away from the model.
+    """Mask of the images that an attack takes away from the model.
 
     An image that is wrong without attack counts as broken. Random and trace state of the process,
     the model's mode and its gradients are left as found; the random state is the process' own, so
     one evaluation at a time in a process. The result is a function of (model, images, batch, seed).
 
     Args:
-        name: of the attack.
+        name: the name of the attack.
         model: gives logits (N, classes), on the device of `x`.
         x: images, float32 (N, C, H, W) in [0, 1].
         y: labels, int64 (N,) in 0..classes − 1.

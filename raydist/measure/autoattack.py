@@ -93,7 +93,7 @@ def broken(
     batch: int,
     report: Callable[[int, int], None] | None = None,
 ) -> Mask:
-    """Which of some images an attack breaks.
+    """Mask of the images that an attack breaks.
 
     Args:
         guard: the model, from `guarded`.
@@ -135,7 +135,7 @@ def perturbations(
         threat: the ball around each image, with eps > 0.
         seed: seed of every attack on every call.
         device: where the images are.
-        queries: of Square.
+        queries: the queries of Square.
 
     Returns:
         Name -> function of (x, y) that gives points within the ball.

@@ -1,4 +1,4 @@
-"""What an ensemble of attacks did to each image: plain NumPy, to be joined, stored and read."""
+"""Result of an ensemble of attacks on each image: plain NumPy, to be stored and read."""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ def fraction(mask: Mask) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Cascade:
-    """What the ensemble did to each image.
+    """Result of the ensemble on each image.
 
     Attributes:
         attacks: the attacks, in the order in which they were run.
@@ -46,7 +46,7 @@ class Cascade:
 
     @property
     def standard(self) -> bool:
-        """Whether this is the standard ensemble: only then is it called AutoAttack."""
+        """True for the standard ensemble: only that one is called AutoAttack."""
         return self.attacks == STANDARD
 
     @property

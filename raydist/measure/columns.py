@@ -29,7 +29,7 @@ Values = NDArray[np.float64]  # one for each image, nan where it is not known
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of one model under one budget, image by image.
+    """Verdicts on one model under one budget, image by image.
 
     Attributes:
         right: "clean", the attacks by name, "ensemble" -> image -> whether it stayed right. Of a
@@ -38,7 +38,7 @@ class Known:
             without attack too.
         values: "fosc", "fosc_relative", "zero_gradient" -> image -> number.
         flags: names of `raydist.measure.cascade.FLAGS` that were observed.
-        members: of the ensemble, in their order.
+        members: the members of the ensemble, in their order.
     """
 
     right: Mapping[str, Mapping[int, bool]]
@@ -48,7 +48,7 @@ class Known:
 
 
 def alone(attack: str) -> str:
-    """What an attack is called where it does not see only what others left.
+    """Name of an attack that sees all images, not only those that others left.
 
     Args:
         attack: its name.
@@ -78,8 +78,8 @@ def joined(earlier: Mapping[str, Any], later: Mapping[str, Any], prefix: str = "
 
     Args:
         earlier: the numbers that are known.
-        later: of one model.
-        prefix: what the names of its numbers begin with among the earlier ones.
+        later: the later numbers of one model.
+        prefix: the beginning of the names of its numbers among the earlier ones.
 
     Returns:
         All numbers. A number is replaced with all that belongs to it, if the later one is of as
@@ -105,7 +105,7 @@ def joined(earlier: Mapping[str, Any], later: Mapping[str, Any], prefix: str = "
 
 
 def _split(name: str) -> str:
-    """What the name of a number begins with, of `SPLITS`."""
+    """The one of `SPLITS` with which the name of a number begins."""
     return max((split for split in SPLITS.values() if name.startswith(split)), key=len)
 
 
@@ -113,7 +113,7 @@ def columns(known: Known) -> Numbers:
     """Every number that follows from what is known, each of as many images as it can be.
 
     Args:
-        known: of a model.
+        known: the verdicts on a model.
 
     Returns:
         `clean_acc`, `pgd<steps>_acc` and so on, the accuracy under each attack alone;
@@ -179,7 +179,7 @@ def _per_image(known: Known) -> dict[str, Values]:
 
 
 def _cascade(right: Mapping[str, Values], members: tuple[str, ...]) -> dict[str, Values]:
-    """What is left after each member behind the first, on the images given to the ensemble."""
+    """Accuracy after each member behind the first, on the images given to the ensemble."""
     left, found = right[CLEAN], {}
     nothing = np.full(len(left), np.nan)  # was left to a member
     for name in members:
@@ -190,7 +190,7 @@ def _cascade(right: Mapping[str, Values], members: tuple[str, ...]) -> dict[str,
 
 
 def _flags(known: Known, each: Mapping[str, Values]) -> tuple[str, ...]:
-    """What was observed, and what follows from the verdicts."""
+    """Flags that were observed, and those that follow from the verdicts."""
     raised = set(known.flags)
     if ENSEMBLE in known.right and len(known.members) > 1:
         before, after = (each[attacks.column(name)] for name in known.members[-2:])
@@ -217,7 +217,7 @@ def over_agents(agents: Sequence[Known]) -> Numbers:
     """Mean, worst and best of every accuracy over the agents, each on the images of all of them.
 
     Args:
-        agents: what is known of each.
+        agents: the verdicts on each agent.
 
     Returns:
         `agents_mean_clean_acc`, `agents_worst_clean_acc` and so on, each with its `..._images`.

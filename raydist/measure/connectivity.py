@@ -58,14 +58,14 @@ def path_risk(
     """The risk along the straight line between two states.
 
     Args:
-        model: of any state; left as it is.
+        model: the model, of any state; left as it is.
         first: a state at t = 0, (S,).
         second: a state at t = 1, (S,), such as another agent's or the centroid's.
         t: points in [0, 1], (T,).
-        batches: as in `landscape.risk`, like the three arguments after it.
+        batches: the batches, as in `landscape.risk`, like the three arguments after it.
         loss_fn: mean loss of a batch.
         attack: run anew at each point.
-        seed: of the attack's draws.
+        seed: the seed of the attack's draws.
 
     Returns:
         The risks, (T,); each depends on its own t only.
@@ -78,7 +78,7 @@ def path_risk(
 
 
 def barrier(risks: ArrayLike, t: ArrayLike) -> float:
-    """How far the risk on a path rises above the line between its ends.
+    """Height of the risk on a path above the line between its ends.
 
         max_t J(t) − [(1 − t) J(0) + t J(1)]
 
@@ -163,8 +163,8 @@ def recalibrate(
     Args:
         model: keeps its parameters.
         batches: training data, (x, y), each of at least 2 samples.
-        attack: as in `landscape.risk`.
-        seed: of the attack's draws.
+        attack: the attack, as in `landscape.risk`.
+        seed: the seed of the attack's draws.
     """
     norms = _norms(model)
     if not norms:
@@ -196,17 +196,17 @@ def connect(
     statistics of the batch, the attack with those of its clean points.
 
     Args:
-        model: of any state; left as it is.
+        model: the model, of any state; left as it is.
         first: φ(0), fixed: parameters (P,) or a state (S,), whose statistics are not used.
         second: φ(1), likewise.
         batches: training data, (x, y), used in turn.
         loss_fn: mean loss of a batch.
-        attack: as in `landscape.risk`; run at φ(t).
+        attack: the attack, as in `landscape.risk`; run at φ(t).
         bends: control points between the ends, ≥ 1.
         steps: SGD steps ≥ 0.
         lr: learning rate of the bends.
-        weight_decay: of the bends.
-        seed: of the t and the attack's draws.
+        weight_decay: the weight decay of the bends.
+        seed: the seed of the t and the attack's draws.
 
     Returns:
         The control points, (bends + 2, P).
@@ -262,13 +262,13 @@ def curve_risk(
     """The risk along a Bezier curve, with running statistics measured at each point.
 
     Args:
-        model: of any state; left as it is.
+        model: the model, of any state; left as it is.
         points: control points, (n + 1, P), from `connect`; two of them make a line.
         t: points in [0, 1], (T,).
-        batches: as in `landscape.risk`, like the three arguments after it.
+        batches: the batches, as in `landscape.risk`, like the three arguments after it.
         loss_fn: mean loss of a batch.
         attack: run anew at each point.
-        seed: of the attack's draws.
+        seed: the seed of the attack's draws.
         training: the data for `recalibrate`; None is `batches`.
 
     Returns:

@@ -68,9 +68,9 @@ def trace_samples(
     all images are the averages of those of the shares, weighted by their numbers of images.
 
     Args:
-        model: as in `hessian`.
-        loss_fn: as in `hessian`.
-        batches: as in `hessian`.
+        model: the model, as in `hessian`.
+        loss_fn: the loss function, as in `hessian`.
+        batches: the batches, as in `hessian`.
         probes: their number, ≥ 1.
         seed: seed of the probes, ≥ 0.
 
@@ -114,9 +114,9 @@ def hessian_pairs(
     """The k largest eigenvalues of H (by sign, not size) and their eigenvectors.
 
     Args:
-        model: as in `hessian`.
-        loss_fn: as in `hessian`.
-        batches: as in `hessian`.
+        model: the model, as in `hessian`.
+        loss_fn: the loss function, as in `hessian`.
+        batches: the batches, as in `hessian`.
         k: number of eigenvalues, 1..P.
         seed: seed of the start of the iteration.
 
@@ -161,9 +161,9 @@ def subspace(model: nn.Module, loss_fn: Loss, batches: Batches, basis: ArrayLike
     """Vᵀ H V, the Hessian within a subspace.
 
     Args:
-        model: as in `hessian`.
-        loss_fn: as in `hessian`.
-        batches: as in `hessian`.
+        model: the model, as in `hessian`.
+        loss_fn: the loss function, as in `hessian`.
+        batches: the batches, as in `hessian`.
         basis: Vᵀ, orthonormal rows (m, P), such as the vectors of `hessian_pairs`.
 
     Returns:

@@ -100,8 +100,9 @@ def projected_gradients(
     gradient of a single sample is ever held. In eval mode a sample does not see the others.
 
     Args:
-        model: as in `hessian`.
-        loss_fn: as in `hessian`; a single sample's ℓ is its value on a batch of one.
+        model: the model, as in `hessian`.
+        loss_fn: the loss function, as in `hessian`; a single sample's ℓ is its value on a
+            batch of one.
         x: inputs, (N, ...).
         y: labels, (N, ...).
         basis: rows v_j, (m, P).

@@ -55,7 +55,7 @@ def local_model(
     seed: int,
     step: float | None = None,
 ) -> LocalModel:
-    """What the theory needs to know of a network at its present weights w*.
+    """Derivatives that the theory needs of a network at its present weights w*.
 
     Without an attack H_k is the exact Hessian within the subspace. With one, the points follow the
     weights, which sharpens the risk; a Hessian at held points would not see that. So H_k is then
@@ -68,7 +68,7 @@ def local_model(
         model: the model at w*; in eval mode meanwhile, and left as found.
         shares: for each agent its samples, batches (x, y); as many each, so that all count alike.
         loss_fn: `(outputs, y) -> scalar`, the mean over a batch.
-        attack: as in `curvature.attacked`; None: the samples as they are.
+        attack: the attack, as in `curvature.attacked`; None: the samples as they are.
         dimension: m, 1..P.
         seed: seed of the attack's draws and of the eigenvectors' iteration.
         step: h > 0 in units of w; None is `STEP` · ‖w*‖. A risk with kinks looks the rougher the
@@ -122,7 +122,7 @@ def predict(
 
     Args:
         local: the local model at w*.
-        strategy: as in `theory.excess_risk`.
+        strategy: the strategy, as in `theory.excess_risk`.
         A: combination matrix, (K, K).
         lr: μ > 0.
         batch: B, samples per agent and round.

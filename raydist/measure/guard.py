@@ -79,7 +79,7 @@ def guarded(
     seed: int,
     flags: set[str],
 ) -> Generator[Guarded]:
-    """What every evaluation needs around its attacks: valid arguments, a model ready, no traces.
+    """Surroundings of every attack: valid arguments, a model ready, no traces.
 
     Args:
         model: gives logits (N, classes).
@@ -89,7 +89,7 @@ def guarded(
         package: names of the package's attacks that will run: they need float32 (N, C, H, W).
         classes: number of classes.
         batch: images per forward pass.
-        seed: of the process' random state meanwhile, for models that draw.
+        seed: the seed of the process' random state meanwhile, for models that draw.
         flags: collects what the package's checks find on the first batch.
 
     Yields:
@@ -112,7 +112,7 @@ def logits_of(guard: Guarded, x: Tensor) -> Tensor:
 
 
 def flagger(seen: set[str], flag: str) -> SimpleNamespace:
-    """What the package takes for a logger: each warning becomes the flag, once."""
+    """Logger for the package: each warning becomes the flag, once."""
     return SimpleNamespace(warning=lambda message: seen.add(flag))
 
 
@@ -149,7 +149,7 @@ def _validate_package(
 
 
 def square_misfit(shape: Sequence[int], norm: str) -> str:
-    """Why the package's Square attack cannot run on images of a shape.
+    """Reason why the package's Square attack cannot run on images of a shape.
 
     Its l2 form tiles them with squares of side s = H // 5 from (H − 5 s) // 2 on, H the height. It
     fails where the last tile of a row or column leaves the image, as on 24 x 24 or 32 x 24.

@@ -38,7 +38,7 @@ def filter_normalised(
 
     Args:
         model: at w.
-        seed: of the draw, ≥ 0.
+        seed: the seed of the draw, ≥ 0.
         index: the number ≥ 0 of the direction; a seed has as many as are asked for.
         small: "normalise" or "zero", what becomes of one-dimensional parameters.
 
@@ -124,8 +124,8 @@ def risk(
         batches: (x, y) of any sizes, x (N, C, H, W) in [0, 1] and y (N,) for images.
         loss_fn: `(outputs, y) -> scalar`, the mean over a batch.
         attack: `(model, x, y, generator=...) -> x'`, run here; None is the clean risk.
-        seed: of the attack's draws, ≥ 0: a function of it and the number of the batch, the same
-            wherever the model is.
+        seed: the seed of the attack's draws, ≥ 0: a function of it and the number of the batch, the
+            same wherever the model is.
 
     Returns:
         The risk.
@@ -159,10 +159,10 @@ def scan(
         model: at w.
         directions: d_i, (m, P).
         coordinates: t, (n, m).
-        batches: as in `risk`, like the arguments after it.
+        batches: the batches, as in `risk`, like the arguments after it.
         loss_fn: mean loss of a batch.
         attack: run anew at each point.
-        seed: of the attack's draws.
+        seed: the seed of the attack's draws.
 
     Returns:
         The risks, (n,); each depends on its own coordinates only.

@@ -25,7 +25,7 @@ PLAIN = 0.2  # a gap that a check must be able to see: masked models have tens o
 
 
 def exceeds(gap: float, least: float, images: int) -> bool:
-    """Whether a gap g between two accuracies on the same N images is above `least` beyond chance.
+    """Test whether a gap g of two accuracies on the same N images is above `least` beyond chance.
 
         g − 2 √(g / N) > least
 
@@ -55,11 +55,11 @@ def exceeds(gap: float, least: float, images: int) -> bool:
 
 
 def beyond_chance(gap: float, images: int) -> float:
-    """What of a gap is left when chance is taken off, as in `exceeds`; 0 if nothing is.
+    """The part of a gap that chance does not explain, as in `exceeds`; 0 if there is none.
 
     Args:
-        gap: as in `exceeds`.
-        images: as in `exceeds`.
+        gap: the gap, as in `exceeds`.
+        images: the images, as in `exceeds`.
 
     Returns:
         A number in [0, 1].
@@ -111,7 +111,7 @@ def large_eps_survived(acc: float, images: int, least: float = 0.1) -> bool:
         acc: accuracy under an iterative attack within a ball that holds every answer: ε = 0.5 or
             1 for l∞, where all pixels may turn grey.
         images: number of images.
-        least: what a constant answer keeps, chance: 0.1 with ten classes.
+        least: the accuracy of a constant answer, chance: 0.1 with ten classes.
 
     Returns:
         True if the sign is there.
@@ -123,7 +123,7 @@ def zero_gradient(share: float, images: int, least: float = 0.01) -> bool:
     """The gradient vanishes in floating point (arXiv:2003.01690, section 4).
 
     Args:
-        share: of the images with an input gradient of 0, from `zero_gradients`.
+        share: the share of the images with an input gradient of 0, from `zero_gradients`.
         images: number of images.
         least: the share that is still honest: an odd image may be certain beyond float32.
 
@@ -188,7 +188,7 @@ _NOT_CE = rf"(autoattack|fab(_t)?(_alone)?|square\d*|pgd\d+(x\d+)?_margin)_acc|{
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the checks say of one model, by their names in `CHECKS`.
+    """Findings of the checks on one model, by their names in `CHECKS`.
 
     Attributes:
         signs: checks that found their sign of masking, and warnings that an attack raised.
@@ -246,7 +246,7 @@ def verdict(measured: Mapping[str, float], images: int) -> Judgement:
 
 
 def _has_power(name: str, images: int) -> bool:
-    """Whether a check would see a gap of `PLAIN`; with `least` = 0.1 that takes 81 images."""
+    """Test whether a check would see a gap of `PLAIN`; with `least` = 0.1 that takes 81 images."""
     check, keys = CHECKS[name]
     least: float = inspect.signature(check).parameters["least"].default
     return "images" not in keys or exceeds(PLAIN, least, images)
@@ -290,7 +290,7 @@ def overestimated(right: Mapping[str, NDArray[np.float64]]) -> float | None:
 
 
 def _numbers(measured: Mapping[str, float]) -> dict[str, float]:
-    """What was measured, and what the checks read of it under names of their own."""
+    """Measured numbers, and those that the checks read of them under names of their own."""
 
     def lowest(pattern: str) -> float:
         values = (value for name, value in known.items() if re.fullmatch(pattern, name))
@@ -315,7 +315,7 @@ def _numbers(measured: Mapping[str, float]) -> dict[str, float]:
 
 
 def zero_gradients(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> Mask:
-    """Whose input gradient of the cross-entropy is exactly 0 (arXiv:2003.01690).
+    """Mask of the images whose input gradient is exactly 0 (arXiv:2003.01690).
 
     A model that detaches its input has no gradient at all; that counts as 0.
 

@@ -1,4 +1,4 @@
-"""How far each image is from another label, in the norm of a threat."""
+"""Distance of each image to another label, in the norm of a threat."""
 
 import math
 
@@ -44,14 +44,14 @@ def radii(
         model: gives logits (N, classes), on the device of `x`.
         x: images, float32 (N, C, H, W) in [0, 1].
         y: labels, int64 (N,) in 0..classes − 1.
-        norm: of the perturbation.
+        norm: the norm of the perturbation.
         classes: number of classes ≥ 2.
         eps_max: largest budget > 0; None is one that contains the box.
         batch: images per forward pass.
         seed: seed of the attacks.
         attack: the attack in a ball, a name of pyautoattack's.
-        halvings: how often at most the attack is tried below what is found so far, ≥ 0; rarely
-            more than once, since it rarely succeeds where FAB did.
+        halvings: the number of times, at most, that the attack is tried below what is found so
+            far, ≥ 0; rarely more than once, since it rarely succeeds where FAB did.
 
     Returns:
         (N,): 0 where the image is wrong without attack, inf where nothing below eps_max breaks it.
@@ -103,7 +103,7 @@ def radii(
 def _shortest(
     guard: Guarded, perturb: Perturb, x: Tensor, y: Tensor, threat: ThreatModel
 ) -> NDArray[np.float64]:
-    """How far an attack's points x' are once moved back to where the label changes.
+    """Distances of an attack's points x' once moved back to where the label changes.
 
     Bisects t in [0, 1] on the segment x + t (x' − x), whose end x' is wrong.
 

@@ -1,4 +1,4 @@
-"""How alike two trained models are: their perturbations, their parameters, their gradients.
+"""Similarity of two trained models: their perturbations, their parameters, their gradients.
 
 The statistics that arXiv:2006.08403 compares models by. Models are left exactly as they are.
 """
@@ -17,13 +17,13 @@ _unit = ThreatModel("l2", 1.0).steepest  # δ / ‖δ‖ of each row, 0 where δ
 
 
 def perturbations(model: nn.Module, batches: Batches, attack: Attack, seed: int = 0) -> Tensor:
-    """What an attack adds to each sample, δ = x' − x.
+    """Perturbations that an attack adds to each sample, δ = x' − x.
 
     Args:
         model: the attacked model, in eval mode.
         batches: (x, y) of any sizes.
         attack: `(model, x, y, generator=...) -> x'`.
-        seed: of the attack's draws, which are the same for every model.
+        seed: the seed of the attack's draws, which are the same for every model.
 
     Returns:
         (N, D), one row per sample.
@@ -98,10 +98,10 @@ def gradient_norm(
 
     Args:
         model: at w, in eval mode.
-        batches: as in `landscape.risk`, like the arguments after it.
+        batches: the batches, as in `landscape.risk`, like the arguments after it.
         loss_fn: mean loss of a batch.
         attack: run here; None is the clean gradient.
-        seed: of the attack's draws.
+        seed: the seed of the attack's draws.
 
     Returns:
         The norm, over trainable parameters.

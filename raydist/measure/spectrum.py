@@ -137,7 +137,7 @@ def lanczos(operator: LinearOperator, start: Array, steps: int) -> tuple[Array, 
 def density(
     operator: LinearOperator, *, probes: int, steps: int, points: int, seed: int
 ) -> tuple[Array, Array]:
-    """How the eigenvalues are distributed, by stochastic Lanczos quadrature (arXiv:1901.10159).
+    """Distribution of the eigenvalues, by stochastic Lanczos quadrature (arXiv:1901.10159).
 
         p(t) = (1/P) Σ_i N(t; λ_i, σ²) ≈ mean over probes of Σ_i w_i N(t; t_i, σ²)
 
@@ -148,7 +148,7 @@ def density(
         operator: H, symmetric (P, P).
         probes: starts, ≥ 1.
         steps: products with H for each start, ≥ 1.
-        points: of the grid, ≥ 2; at least 200 to resolve σ.
+        points: the points of the grid, ≥ 2; at least 200 to resolve σ.
         seed: seed of the probes.
 
     Returns:

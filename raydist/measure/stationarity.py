@@ -1,4 +1,4 @@
-"""How stationary the last point of an attack is: FOSC in its three forms."""
+"""Stationarity of an attack's last point: FOSC in its three forms."""
 
 import torch
 from torch import Tensor, nn

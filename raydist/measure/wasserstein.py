@@ -41,8 +41,8 @@ def w_pgd_accuracy(
         y: labels, int64 (N,).
         delta: the budget δ ≥ 0, in units of x.
         steps: gradient steps ≥ 0.
-        norm: of one image's move, "linf", "l2" or "l1".
-        loss: what is ascended; the DLR losses need 3 classes, "ce" does not.
+        norm: the norm of one image's move, "linf", "l2" or "l1".
+        loss: the loss that is ascended; the DLR losses need 3 classes, "ce" does not.
         batch: images per pass of the model, ≥ 1.
 
     Returns:
@@ -94,9 +94,9 @@ def w2_summary(
         x: images (N, ...) in [0, 1], N ≥ 1, on the device of the model: all that share the budget.
         y: labels, int64 (N,).
         delta: the budget δ ≥ 0, in units of x.
-        norm: of one image's move, "linf", "l2" or "l1".
+        norm: the norm of one image's move, "linf", "l2" or "l1".
         steps: gradient steps of W-PGD ≥ 0.
-        loss: what W-PGD ascends for its accuracy; the DLR losses need 3 classes, "ce" does not.
+        loss: the loss that W-PGD ascends for its accuracy; the DLR losses need 3 classes.
         batch: images per pass of the model, ≥ 1.
 
     Returns:

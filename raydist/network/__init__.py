@@ -1,1 +1,1 @@
-"""Who talks to whom: graphs, combination matrices, strategies and their theory."""
+"""The network of agents: graphs, combination matrices, strategies and their theory."""

@@ -44,7 +44,7 @@ def combination_matrix(strategy: Strategy, A: NDArray[np.float64]) -> NDArray[np
 
 
 def sent(strategy: Strategy) -> Literal["w", "phi", "gradient"]:
-    """What an agent sends in a round, m.
+    """The kind of message m that an agent sends in a round.
 
     Args:
         strategy: the strategy.
@@ -84,8 +84,8 @@ def update(
     """w_k⁺ = Σ_l a_lk m_l + (φ_k − m_k), in place of φ_k.
 
     Args:
-        weights: as in `combine`.
-        messages: as in `combine`.
+        weights: the weights, as in `combine`.
+        messages: the messages, as in `combine`.
         phi: φ_k, (P,), becomes w_k⁺; may be one of the messages.
         sent: m_k, (P,); None if that is φ_k.
     """

@@ -258,7 +258,7 @@ def names(graph: nx.Graph | nx.DiGraph) -> list[str]:
 
 
 def title(graph: nx.Graph | nx.DiGraph, k: int) -> str:
-    """What messages call agent k: its number, and its name if it has another one."""
+    """Title of agent k in messages: its number, and its name if it has another one."""
     name = str(graph.nodes[k].get("name", k))
     return f"agent {k}" if name == str(k) else f"agent {k} ({name})"
 

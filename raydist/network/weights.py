@@ -150,7 +150,7 @@ RULES = {
 
 
 def unused(rule: str | Sequence[Sequence[float]] | Array, graph: nx.Graph | nx.DiGraph) -> bool:
-    """Whether the graph's edges have weights, not all 1, that a rule does not look at."""
+    """Check whether a rule ignores weights of the graph's edges that are not all 1."""
     found = [weight for _, _, weight in graph.edges(data="weight", default=1)]
     found += [weight for _, weight in graph.nodes(data="weight", default=1)]
     looks = isinstance(rule, str) and (rule == "edge-weights" or ":" in rule)  # or may do so
@@ -241,7 +241,7 @@ def _check_stochastic(A: Array) -> None:
 
 
 def is_doubly_stochastic(A: Array) -> bool:
-    """Whether no weight is negative and the rows and columns of A sum to 1."""
+    """Check that no weight is negative and that the rows and columns of A sum to 1."""
     sums = np.concatenate([A.sum(axis=0), A.sum(axis=1)])
     return bool((A >= 0).all() and np.allclose(sums, 1, rtol=0, atol=TOLERANCE))
 

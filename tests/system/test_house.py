@@ -1,6 +1,7 @@
 """The house: imports run down, floor by floor, and what is heavy stays in its rooms."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,27 @@ def test_no_module_imports_the_tests_or_the_scripts_and_those_only_read():
         found = {name for name, _ in imports(ast.parse(file.read_text()))}
         assert {name for name in found if within(name, "raydist")} <= reading, file
     assert not list((ROOT / "sweeps").glob("*.py")) + list((ROOT / "topologies").glob("*.py"))
+
+
+RIDDLES = "what which how who whom whose that as where when why whether whatever nothing so"
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_docstrings_begin_with_a_noun_or_an_imperative(room):
+    for file in (file for name, file in MODULES.items() if name.startswith(room)):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                doc = ast.get_docstring(node) or "Documented elsewhere."
+                first, name = doc.split()[0].strip(".,:;"), getattr(node, "name", "the module")
+                assert first.lower() not in RIDDLES.split(), f"{file}: {name} begins with {first}"
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_arguments_are_told_by_a_noun(room):
+    """Not "agents: of each actor", which leaves the reader to find out what is of each actor."""
+    for file in (file for name, file in MODULES.items() if name.startswith(room)):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                for line in (ast.get_docstring(node) or "").splitlines():
+                    found = re.match(r"    [*\w]+: (of|as in|as of|what|which|how) ", line)
+                    assert not found, f"{file}: {node.name}: {line.strip()}"
