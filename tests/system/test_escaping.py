@@ -253,7 +253,7 @@ def test_the_excess_risk_is_the_difference_of_mean_losses_over_images_of_all_sha
     task, model = pool.agents[0].local.task, pool.agents[0].flat.module
 
     def J(w):
-        pool.agents[0].flat.load(torch.tensor(w))
+        pool.agents[0].flat.state_vector.copy_(torch.tensor(w))
         total = 0.0
         for i in range(48):  # one by one, but with the start that the image has in its batch
             k, place = divmod(i, 12)
