@@ -179,7 +179,7 @@ class Board:
             now = time.monotonic()
             if now - look > LOOK:
                 look = now
-                if not self._lives(group):
+                if not self._lives(group) and self._words[word] < n:  # its last word counts
                     self.abort()
                     raise Aborted(f"the process of group {group} is gone")
                 if now - began > SILENCE:
