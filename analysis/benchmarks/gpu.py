@@ -45,7 +45,7 @@ class Round:
 
     def __init__(self, pool: LocalPool) -> None:
         """None is done."""
-        self._group, self._n = pool._group, 0
+        self._group, self._n = pool, 0
         self.combining: list[float] = []
 
     def __call__(self) -> None:

@@ -33,7 +33,7 @@ MEMORY = 8e9  # bytes that the agents of one measurement may take
 def pool_of(agents: int, size: int) -> LocalPool:
     """Agents of one process that do not learn."""
     pool = LocalPool(make_plan(validate(tree(agents, size))))
-    mute(pool._group)
+    mute(pool)
     return pool
 
 

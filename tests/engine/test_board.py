@@ -81,7 +81,7 @@ def on_board(plan, groups, rounds, before=lambda actor, i: None, batch=3):
         for first in range(1, rounds + 1, batch):
             actor.run(first, [False] * min(batch, rounds + 1 - first))
         actor.close(rounds)
-        return np.stack(actor.states())
+        return np.stack(actor.each("ordered_state"))
 
     return [fork(member, i) for i in range(len(groups))]
 
@@ -158,11 +158,12 @@ def test_who_goes_back_leaves_the_board(tmp_path):
     specs, shares = plan.specs(threads=1, cuda=False)[:2], [plan.share(k) for k in groups[0]]
     actor = Actor(specs, shares, plan.held(), edges[0])
     actor.make_board(2, plan.agents)
-    actor.snapshot(0, url)
-    actor.settle()
+    actor.each("snapshot", 0, url)
+    actor.each("settle")
     files = [Path(url) / "round-000000" / f"agent-00{k}.safetensors" for k in groups[0]]
     checksums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    assert actor.restore(0, url, checksums) == ["", ""]
+    actor.leave_board()
+    assert actor.each("restore", 0, url, checksums) == ["", ""]
     *sent, _ = actor.step(1, False)
     actor.step(2, False, *sent)
     assert not boards()

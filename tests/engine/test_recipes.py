@@ -221,7 +221,7 @@ def test_the_average_of_the_centroid_is_judged_beside_it(average):
         expected = centroids[0]
         for w in centroids[1:]:
             expected = 0.5 * expected + 0.5 * w
-    np.testing.assert_allclose(pool._centroid("average"), expected, atol=1e-13)
+    np.testing.assert_allclose(pool.centroid("average"), expected, atol=1e-13)
     pool.shutdown()
     final = run_experiment(tree).final
     assert final[f"{average['name']}_clean_acc"] == robust_accuracy(expected, 0)

@@ -23,7 +23,7 @@ from raydist.engine.pool.pool import LocalPool
 from raydist.engine.recovery import Recovery
 from raydist.engine.snapshot.catalogue import Catalogue
 from raydist.engine.snapshot.manifest import SnapshotError, checksum
-from raydist.engine.snapshot.shard import Shard, Shards, capture, pack, unpack
+from raydist.engine.snapshot.shard import Shard, capture, pack, unpack
 from raydist.errors import AgentDied, AgentError, InputError
 from raydist.network.strategy import STRATEGIES
 from raydist.run import main
@@ -296,22 +296,20 @@ def test_the_state_of_another_experiment_or_agent_is_not_taken(tmp_path):
     for pool in (one, other):
         pool.step(1)
         pool.close(1)
-    shards = Shards(other.agents[0])
-    shards.write(1, str(tmp_path))
-    shards.settle()
+    other.agents[0].snapshot(1, str(tmp_path))
+    other.settle()
     file = tmp_path / "round-000001" / "agent-000.safetensors"
     before = one.states()
     for agent, whose in ((one.agents[0], checksum(b"what one wrote")), (one.agents[1], None)):
         data = file.read_bytes()
         (file.parent / f"agent-{agent.spec.agent:03d}.safetensors").write_bytes(data)
-        why = Shards(agent).restore(1, str(tmp_path), whose or checksum(data))
+        why = agent.restore(1, str(tmp_path), [whose or checksum(data)] * 4)
         assert "its checksum differs" in why or why == "it is of agent 0"
-    shards = Shards(other.agents[1])
-    shards.write(1, str(tmp_path))
-    shards.settle()
+    other.agents[1].snapshot(1, str(tmp_path))
+    other.settle()
     data = (file.parent / "agent-001.safetensors").read_bytes()
     file.write_bytes(data)
-    assert Shards(one.agents[0]).restore(1, str(tmp_path), checksum(data)) == "it is of agent 1"
+    assert one.agents[0].restore(1, str(tmp_path), [checksum(data)]) == "it is of agent 1"
     np.testing.assert_array_equal(one.states(), before)
     for pool in (one, other):
         pool.shutdown()
@@ -413,9 +411,8 @@ def test_a_snapshot_counts_as_soon_as_its_last_part_is_there(tmp_path):
     shelf.publish(([], b"rows"))
     for agent in pool.agents:
         assert not manifest.exists() and not shelf.good
-        shards = Shards(agent)
-        shards.write(1, str(tmp_path))
-        shards.settle()
+        agent.snapshot(1, str(tmp_path))
+        agent.settle()
     end = time.monotonic() + 60
     while shelf.begun is not None and time.monotonic() < end:
         time.sleep(0.01)
@@ -497,7 +494,7 @@ def test_an_open_round_is_not_kept():
     pool = LocalPool(plan_of(LINEAR))
     pool.step(1)
     with pytest.raises(RuntimeError, match="round 1 is not just finished"):
-        Shards(pool.agents[0]).write(1, "nowhere")
+        pool.agents[0].snapshot(1, "nowhere")
     pool.close(1)
     assert capture(pool.agents[0]).numbers["round"] == 1
     pool.shutdown()

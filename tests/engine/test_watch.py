@@ -158,7 +158,7 @@ def test_schedules_begin_again_and_snapshots_vote_together():
     x, votes = (plan.data.scale * x.reshape(len(y), -1) - 0.3053) / 0.3760, []
     for i, n in enumerate((4, 6, 7)):
         end = weights_after(tree, n).mean(axis=0)
-        np.testing.assert_allclose(pool._centroid(f"snapshot-{i}"), end, atol=1e-6)
+        np.testing.assert_allclose(pool.centroid(f"snapshot-{i}"), end, atol=1e-6)
         logits = np.exp(x @ end[:-10].reshape(10, -1).T + end[-10:])
         votes.append(logits / logits.sum(axis=1, keepdims=True))
     right = np.mean(np.mean(votes, axis=0).argmax(axis=1) == y)

@@ -58,7 +58,7 @@ def trap(actor, moment, n):
         "measurement": (agent.measurer, "validate"),
         "evaluation": (agent.measurer, "judge"),
         "weights": (raydist.engine.agent.agent, "save_tensors"),
-        "snapshot": (actor.shards[0], "write"),
+        "snapshot": (agent, "snapshot"),
         "waiting": (raydist.engine.pool.board.Board, "_wait"),
         "writing": (Storage, "write"),
     }[moment]

@@ -129,8 +129,8 @@ def test_the_trivial_task_only_averages_and_averages_exactly(peers):
     pool = LocalPool(plan)
 
     def rest():
-        importlib.import_module("mute").mute(pool._group)
-        return ours.reached(pool._group)
+        importlib.import_module("mute").mute(pool)
+        return ours.reached(pool)
 
     found = ours.timed(pool, plan, rest)
     assert found["error"] < 1e-6 and found["seconds"] > 0

@@ -204,6 +204,10 @@ class Agent:
             return self.average.value.cpu().numpy()
         return self.snapshots[int(which.removeprefix("snapshot-"))].cpu().numpy()
 
+    def ordered_state(self) -> Message:
+        """The present state, in the order of its model's tensors, (S,)."""
+        return self.flat.model_order(self.flat.state()).cpu().numpy()
+
     def add(self, total: Message | None, which: str) -> Message:
         """Σ_k w_k / K, one agent after the other: the centroid, once it is through all of them.
 

@@ -15,10 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raydist.engine.agent.agent import Info, Message
-from raydist.engine.agent.validation import Sums
-from raydist.engine.agent.verdicts import Verdicts
 from raydist.engine.plan import Plan
-from raydist.engine.pool.group import Group
 from raydist.engine.pool.pool import LocalPool, centroid_files
 from raydist.storage import agent_file
 
@@ -43,15 +40,15 @@ class ParallelPool(LocalPool):
         super().__init__(plan)
 
     def reset(self, plan: Plan) -> None:
-        """As `Pool.reset`."""
+        """Build this worker's agents anew."""
         self._plan = plan
         specs = plan.specs(self._threads_each, self._cuda)[dist.get_rank() :: _workers()]
         shares = [plan.share(spec.agent) for spec in specs]
         alone = [replace(spec, neighbours=(spec.agent,), weights=(1.0,)) for spec in specs]
-        self._group = Group(alone, shares, plan.held(), one_model=True)
+        self.build(alone, shares, plan.held(), one_model=True)
 
     def step(self, n: int, noisy: Sequence[bool] = (False,)) -> list[list[Info]]:
-        """As `Pool.step`; the rounds are done, and closed, when it returns."""
+        """Run the rounds; they are done, and closed, when it returns."""
         return [self._round(m, noise) for m, noise in enumerate(noisy, n)]
 
     def _round(self, n: int, noisy: bool) -> list[Info]:
@@ -76,36 +73,23 @@ class ParallelPool(LocalPool):
         return self._gather(infos)
 
     def close(self, n: int) -> None:
-        """As `Pool.close`: a round ends with its step."""
+        """Nothing is open: a round ends with its step."""
 
-    def learn_sensitivity(self, n: int) -> None:
-        """As `Pool.learn_sensitivity`."""
-        own = torch.from_numpy(self._group.add_powers(self._group.powers(n)))
-        self._group.learn_sensitivity(self._sum(own.to(self.agents[0].device)).cpu().numpy())
+    def each(self, method: str, *args: Any, wait: bool = True) -> list[Any]:
+        """Call a method of this worker's agents; every worker gets the answers of all."""
+        return self._gather(super().each(method, *args))
 
-    def measure(self, n: int) -> list[tuple[Info, Sums]]:
-        """As `Pool.measure`."""
-        return self._gather(super().measure(n))
-
-    def evaluate(self, *which: str) -> list[Verdicts]:
-        """As `Pool.evaluate`."""
-        return self._gather(super().evaluate(*which))
+    def centroid(self, which: str = "now") -> Message:
+        """What every agent holds."""
+        return self.agents[0].state(which)
 
     def save(self, folder: str, n: int) -> None:
-        """As `Pool.save`; this worker writes all of them, since all are one model."""
+        """Write all models from the worker that calls it, since all are one."""
         first = self.agents[0]
         for k in range(self._plan.agents):
             first.save(folder, agent_file(k))
-        for name, which in centroid_files(first.spec, n).items():
-            self._group.save_centroid(folder, name, self._centroid(which))
-
-    def states(self) -> list[Message]:
-        """As `Pool.states`."""
-        return self._group.states()[:1] * self._plan.agents
-
-    def _centroid(self, which: str = "now") -> Message:
-        """What every agent holds."""
-        return self.agents[0].state(which)
+        for name, which in centroid_files(self._plan, n).items():
+            first.save(folder, name, self.centroid(which))
 
     def _sum(self, tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)

@@ -5,16 +5,16 @@ reference for `raydist.engine.pool.ray_pool.RayPool`, which runs each as an acto
 weights, bit for bit on the CPU.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydist.engine.agent.agent import Agent, Info, Message
-from raydist.engine.agent.spec import AgentSpec
+from raydist.engine.agent.agent import Info, Message
 from raydist.engine.agent.validation import Sums
 from raydist.engine.agent.verdicts import Verdicts
 from raydist.engine.plan import Plan
@@ -26,17 +26,27 @@ T = TypeVar("T")
 Pending = Any  # what `step` returns: infos, or references to them
 
 
-class Pool(Protocol):
-    """Agents that run rounds together. Rounds are submitted in order and collected later."""
+class Pool(ABC):
+    """Agents that run rounds together.
+
+    A pool is three verbs: `step`, `collect` and `close` run rounds, which are submitted in order
+    and collected later; `each` calls a method of every agent; `centroid` goes through all of them.
+    Whatever else is asked of agents is made of these here, once for every pool.
+    """
+
+    _plan: Plan
 
     @property
-    def batch(self) -> int:
-        """How many rounds it would like to be told at a time."""
-
-    @property
+    @abstractmethod
     def exchange(self) -> str:
         """How messages travel: "memory", "objects" or "board"."""
 
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """How many rounds it would like to be told at a time."""
+
+    @abstractmethod
     def step(self, n: int, noisy: Sequence[bool] = (False,)) -> Pending:
         """Submit rounds of all agents; messages travel along the edges.
 
@@ -45,23 +55,63 @@ class Pool(Protocol):
             noisy: of each of them, whether the inputs get Gaussian noise first.
         """
 
+    @abstractmethod
     def collect(self, pending: Pending) -> list[list[Info]]:
         """Wait for what was submitted in one call; of each round, what each agent measured."""
 
+    @abstractmethod
     def close(self, n: int) -> None:
         """Combine round n at all agents, so that their state can be read."""
 
+    @abstractmethod
+    def each(self, method: str, *args: Any, wait: bool = True) -> list[Any]:
+        """Call a method of every agent.
+
+        Args:
+            method: its name, of `StoredAgent`.
+            *args: its arguments, the same for all; what `centroid` returned may be one.
+            wait: for the answers; else what fails is told by the next call that waits.
+
+        Returns:
+            The answer of each agent, in their order; none without `wait`.
+        """
+
+    @abstractmethod
+    def centroid(self, which: str = "now") -> Any:
+        """The mean of a state over all agents, as in `Agent.add`: it, or a reference to it."""
+
+    @abstractmethod
+    def reset(self, plan: Plan) -> None:
+        """Put all agents, as new ones, at round 0 of a plan of the same shape."""
+
+    @abstractmethod
+    def revive(self) -> None:
+        """Put new agents, at round 0, in the place of dead ones; forget the open round."""
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Give everything back."""
+
     def learn_sensitivity(self, n: int) -> None:
         """After the closed round n, give all agents the sensitivity Υ of the whole network."""
+        power = np.sum(self.each("power", n), axis=0)
+        self.each("learn_sensitivity", power, wait=False)
 
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
         """The state after the closed round n: of each agent, and its part of the validation."""
+        return self.each("measure", n, self.centroid())
 
     def evaluate(self, *which: str) -> list[Verdicts]:
-        """Verdicts on test images, of the centroid of the states `which` (as in `Agent.state`).
+        """Judge models on test images.
 
-        Each agent judges one part. Several: their ensemble. None: each agent's own model on all.
+        Args:
+            *which: states, as in `Agent.state`, of whose centroid each agent judges its part of
+                the images; several: the ensemble of them; none: each agent's own model on all.
+
+        Returns:
+            The verdicts of each agent.
         """
+        return self.each("evaluate", *map(self.centroid, which))
 
     def save(self, folder: str, n: int) -> None:
         """Write the models of all agents and of the centroid, after the closed round n.
@@ -70,27 +120,24 @@ class Pool(Protocol):
             folder: a path or an fsspec URL that every agent reaches.
             n: the round.
         """
+        files = centroid_files(self._plan, n)
+        self.each("save_models", folder, list(files), *map(self.centroid, files.values()))
 
     def snapshot(self, n: int, url: str) -> None:
         """Begin to write the state after the closed round n, in the background."""
+        self.each("snapshot", n, url, wait=False)
 
     def settle(self) -> list[str]:
         """Wait until no agent writes; of each, why it could not write its last part, or ""."""
+        return self.each("settle")
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
         """The state of a snapshot to all agents; of each, why it cannot be used, or ""."""
-
-    def reset(self, plan: Plan) -> None:
-        """All agents as new ones, at round 0 of a plan of the same shape."""
-
-    def revive(self) -> None:
-        """Put new agents, at round 0, in the place of dead ones; forget the open round."""
+        return self.each("restore", n, url, checksums)
 
     def states(self) -> list[Message]:
         """w_k and running statistics of every agent, in the order of its model's tensors."""
-
-    def shutdown(self) -> None:
-        """Give everything back."""
+        return self.each("ordered_state")
 
 
 def _told(
@@ -110,8 +157,8 @@ def _told(
     return run
 
 
-class LocalPool:
-    """All agents in this process, one after the other."""
+class LocalPool(Group, Pool):
+    """All agents in this process, one after the other: a round is done when `step` returns."""
 
     batch, exchange = 1, "memory"
 
@@ -121,107 +168,67 @@ class LocalPool:
         self.reset(plan)
 
     def reset(self, plan: Plan) -> None:
-        """As `Pool.reset`."""
+        """Build the agents anew."""
+        self._plan = plan
         specs = plan.specs(threads=1, cuda=_use_cuda(plan))
         try:
-            self._group = Group(specs, map(plan.share, range(plan.agents)), plan.held())
+            self.build(specs, map(plan.share, range(plan.agents)), plan.held())
         except Exception as error:
             raise raised("an agent could not start", error) from error
 
-    @property
-    def busy(self) -> str:
-        """The agent that works, or worked last, as messages call it."""
-        return self._group.busy
-
-    @property
-    def agents(self) -> list[Agent]:
-        """The agents, in their order."""
-        return self._group.agents
-
     @_told
-    def step(self, n: int, noisy: Sequence[bool] = (False,)) -> list[list[Info]]:
-        """As `Pool.step`; the rounds are done when it returns."""
+    def step(self, n: int, noisy: Sequence[bool] = (False,)) -> Pending:
+        """Run the rounds; they are done when it returns."""
         infos = []
         for m, noise in enumerate(noisy, n):
-            if self._group.open:
-                self.close(m - 1)
-            infos.append(self._group.adapt(m, noise))
+            if self.open:
+                self.combine(m - 1, {})
+            infos.append(self.adapt(m, noise))
         return infos
 
     def collect(self, pending: list[list[Info]]) -> list[list[Info]]:
-        """As `Pool.collect`."""
+        """What `step` returned."""
         return pending
 
     @_told
     def close(self, n: int) -> None:
-        """As `Pool.close`."""
-        self._group.combine(n, {})
+        """Combine round n."""
+        self.combine(n, {})
 
     @_told
-    def learn_sensitivity(self, n: int) -> None:
-        """As `Pool.learn_sensitivity`."""
-        self._group.learn_sensitivity(self._group.add_powers(self._group.powers(n)))
+    def each(self, method: str, *args: Any, wait: bool = True) -> list[Any]:
+        """Call a method of every agent; all have answered when it returns."""
+        return super().each(method, *args)
 
     @_told
-    def measure(self, n: int) -> list[tuple[Info, Sums]]:
-        """As `Pool.measure`."""
-        return self._group.measure(n, self._centroid())
-
-    @_told
-    def evaluate(self, *which: str) -> list[Verdicts]:
-        """As `Pool.evaluate`."""
-        return self._group.evaluate(*map(self._centroid, which))
-
-    @_told
-    def save(self, folder: str, n: int) -> None:
-        """As `Pool.save`."""
-        self._group.save(folder)
-        for name, which in centroid_files(self.agents[0].spec, n).items():
-            self._group.save_centroid(folder, name, self._centroid(which))
-
-    def snapshot(self, n: int, url: str) -> None:
-        """As `Pool.snapshot`."""
-        self._group.snapshot(n, url)
-
-    def settle(self) -> list[str]:
-        """As `Pool.settle`."""
-        return self._group.settle()
-
-    def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
-        """As `Pool.restore`."""
-        return self._group.restore(n, url, checksums)
+    def centroid(self, which: str = "now") -> Message:
+        """The mean itself."""
+        return self.add(None, which)
 
     def revive(self) -> None:
-        """As `Pool.revive`; nobody dies alone here."""
-
-    def states(self) -> list[Message]:
-        """As `Pool.states`."""
-        return self._group.states()
+        """Nobody dies alone here."""
 
     def shutdown(self) -> None:
-        """As `Pool.shutdown`; the process gets its number of threads back."""
-        self.settle()
+        """Wait until nobody writes; the process gets its number of threads back."""
+        super().each("settle")
         torch.set_num_threads(self._threads)
 
-    def _centroid(self, which: str = "now") -> Message:
-        return self._group.centroid(None, which)
 
-
-def centroid_files(spec: AgentSpec, n: int) -> dict[str, str]:
+def centroid_files(plan: Plan, n: int) -> dict[str, str]:
     """The files of the centroid after round n and which state of the agents each is the mean of.
 
     Args:
-        spec: of any agent.
+        plan: the run.
         n: the last round.
 
     Returns:
         Name -> state: the present one; the average, if there is one; the ends of the periods, if
         the schedules have several.
     """
-    config = spec.config
+    config = plan.config
     files = {"centroid": "now"} | ({"average": "average"} if config.average else {})
     if config.periods:
-        files |= {f"snapshot-{i}": f"snapshot-{i}" for i in range(spec.times.ended(n))}
+        files |= {f"snapshot-{i}": f"snapshot-{i}" for i in range(plan.times.ended(n))}
     return {f"{name}.safetensors": which for name, which in files.items()}
 
 

@@ -7,7 +7,6 @@ board, and then one call is many rounds.
 import os
 import time
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -43,15 +42,15 @@ class Actor(Group):
         self._specs = specs  # what it is called, also where it cannot be built
         # What arrives is a read-only view of the object store, and is only read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        super().__init__(specs, shares, held)
+        self._board: Board | None = None
+        self.build(specs, shares, held)
         if len(self.agents) == 1:
             self.agents[0].send_its_own()
         self._edges = edges
-        self._board: Board | None = None
 
     def reset(self, *inputs: Any) -> None:
         """Begin another run in the same process."""
-        self.settle()
+        self.each("settle")
         self.leave_board()
         self.__init__(*inputs)  # type: ignore[misc]
 
@@ -140,11 +139,6 @@ class Actor(Group):
         if self._board is not None:
             self._board.leave()
         self._board = None
-
-    def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
-        """As `Group.restore`; what stands on the board is of other rounds."""
-        self.leave_board()
-        return super().restore(n, url, checksums)
 
     def run(self, n: int, noisy: list[bool]) -> tuple[float, list[list[Info]]]:
         """Rounds with a board.

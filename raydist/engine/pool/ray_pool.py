@@ -17,15 +17,13 @@ from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raydist.engine.agent.agent import Info, Message
+from raydist.engine.agent.agent import Info
 from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.task import Split
-from raydist.engine.agent.validation import Sums
-from raydist.engine.agent.verdicts import Verdicts
 from raydist.engine.cluster.layout import Layout
 from raydist.engine.plan import Plan
 from raydist.engine.pool.edges import Edges, edges_between
-from raydist.engine.pool.pool import centroid_files
+from raydist.engine.pool.pool import Pool
 from raydist.engine.pool.ray_actor import Actor
 from raydist.engine.pool.ray_errors import agent_error, first_cause, gone, start
 
@@ -34,10 +32,10 @@ MOST_ROUNDS = 1000
 log = logging.getLogger("raydist")
 
 
-class RayPool:
+class RayPool(Pool):
     """Agents as Ray actors, in the placement group of the trial or in one of their own."""
 
-    exchange: str
+    exchange = "objects"
     _messages: dict[int, Any]
     _closed: list[Any]
     _running: list[Any]
@@ -67,25 +65,25 @@ class RayPool:
             raise
 
     def reset(self, plan: Plan) -> None:
-        """As `Pool.reset`, in the same, warm, processes."""
+        """Begin another run in the same, warm, processes."""
         self._prepare(plan)
         self._replace_dead()
         self._wait([actor.reset.remote(*self._inputs(i)) for i, actor in enumerate(self._actors)])
         self._get_ready()
 
     def revive(self) -> None:
-        """As `Pool.revive`."""
+        """Replace the dead actors."""
         self._forget()
         self._replace_dead()
         self._get_ready()
 
     @property
     def batch(self) -> int:
-        """As `Pool.batch`: with a board, rounds of about a second."""
+        """With a board, rounds of about a second."""
         return self._batch if self.exchange == "board" else 1
 
     def step(self, n: int, noisy: Sequence[bool] = (False,)) -> list[Any]:
-        """As `Pool.step`, one round without a board; returns references to what is measured."""
+        """Submit rounds, one without a board; returns references to what is measured."""
         if self.exchange == "board":
             self._join_board()
             pending = [actor.run.remote(n, list(noisy)) for actor in self._actors]
@@ -101,7 +99,7 @@ class RayPool:
         return infos
 
     def collect(self, pending: list[Any]) -> list[list[Info]]:
-        """As `Pool.collect`."""
+        """Wait for what was measured."""
         found = self._get(pending)
         if self.exchange == "objects":
             return [list(chain(*found))]
@@ -113,59 +111,35 @@ class RayPool:
         return rounds
 
     def close(self, n: int) -> None:
-        """As `Pool.close`."""
+        """Tell all actors to combine round n."""
         for actor, inbox in zip(self._actors, self._receive(), strict=True):
             self._closed.append(actor.close.remote(n, *inbox))
         self._messages = {}
 
-    def learn_sensitivity(self, n: int) -> None:
-        """As `Pool.learn_sensitivity`."""
-        powers = [actor.powers.remote(n) for actor in self._actors]
-        power = self._actors[0].add_powers.remote(*powers)
-        self._closed += [a.learn_sensitivity.remote(power) for a in self._actors]
+    def each(self, method: str, *args: Any, wait: bool = True) -> list[Any]:
+        """Call a method of every agent, one call for each actor."""
+        name = f"Actor.{method}"  # what Ray calls it
+        calls = [actor.each.options(name=name).remote(method, *args) for actor in self._actors]
+        if wait:
+            return list(chain(*self._get(calls)))
+        self._closed += calls
+        return []
 
-    def measure(self, n: int) -> list[tuple[Info, Sums]]:
-        """As `Pool.measure`."""
-        centroid = self._centroid()
-        return list(chain(*self._get([a.measure.remote(n, centroid) for a in self._actors])))
-
-    def evaluate(self, *which: str) -> list[Verdicts]:
-        """As `Pool.evaluate`."""
-        centroids = [self._centroid(each) for each in which]
-        return list(chain(*self._get([a.evaluate.remote(*centroids) for a in self._actors])))
-
-    def save(self, folder: str, n: int) -> None:
-        """As `Pool.save`; every actor writes its agents' files."""
-        calls = [actor.save.remote(folder) for actor in self._actors]
-        calls += [
-            self._actors[0].save_centroid.remote(folder, name, self._centroid(which))
-            for name, which in centroid_files(self._specs[0], n).items()
-        ]
-        self._get(calls)
-
-    def snapshot(self, n: int, url: str) -> None:
-        """As `Pool.snapshot`; every actor writes its agents' files."""
-        self._closed += [actor.snapshot.remote(n, url) for actor in self._actors]
-
-    def settle(self) -> list[str]:
-        """As `Pool.settle`."""
-        return list(chain(*self._get([actor.settle.remote() for actor in self._actors])))
+    def centroid(self, which: str = "now") -> Any:
+        """It passes through all actors: the sum is in the order of the agents, and takes little."""
+        total = None
+        for actor in self._actors:
+            total = actor.add.remote(total, which)
+        return total
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
-        """As `Pool.restore`; every actor reads its agents' files."""
+        """Bring all agents back; what stands on a board is of other rounds."""
         self._forget()
-        calls = [
-            actor.restore.remote(n, url, [checksums[k] for k in group])
-            for actor, group in zip(self._actors, self._layout.groups, strict=True)
-        ]
-        return list(chain(*self._wait(calls)))
-
-    def states(self) -> list[Message]:
-        """As `Pool.states`."""
-        return list(chain(*self._get([actor.states.remote() for actor in self._actors])))
+        self._closed += [actor.leave_board.remote() for actor in self._actors]
+        return super().restore(n, url, checksums)
 
     def shutdown(self) -> None:
-        """As `Pool.shutdown`."""
+        """End the actors, and free what was reserved."""
         self._messages = {}
         for actor in self._actors:
             ray.kill(actor)
@@ -239,13 +213,6 @@ class RayPool:
         group = self._layout.groups[i]
         specs = [self._specs[k] for k in group]
         return specs, [self._plan.share(k) for k in group], self._held, self._edges[i]
-
-    def _centroid(self, which: str = "now") -> Any:
-        """It passes through all actors: the sum is in the order of the agents, and takes little."""
-        total = None
-        for actor in self._actors:
-            total = actor.centroid.remote(total, which)
-        return total
 
     def _receive(self) -> list[list[Any]]:
         """The messages that wait for each actor; none after a round was closed."""

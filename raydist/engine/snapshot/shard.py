@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Thread
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from raydist.engine.agent.agent import Agent
+from raydist.engine.agent.agent import Agent, Message
 from raydist.engine.snapshot.manifest import (
     SnapshotError,
     checksum,
@@ -115,16 +116,13 @@ def unpack(data: bytes) -> Shard:
         raise SnapshotError(f"not a shard: {error}") from error
 
 
-class Shards:
-    """An agent's parts of the snapshots: written in the background, read back."""
+class StoredAgent(Agent):
+    """An agent that leaves its state in files, in the background, and takes it back from there."""
 
-    def __init__(self, agent: Agent) -> None:
-        """Nothing is read or written yet."""
-        self._agent, self._file = agent, agent_file(agent.spec.agent)
-        self._writer: Thread | None = None
-        self._trouble = ""
+    _writer: Thread | None = None
+    _trouble = ""
 
-    def write(self, n: int, url: str) -> None:
+    def snapshot(self, n: int, url: str) -> None:
         """Begin to write the state after round n; the agent goes on as soon as it is copied.
 
         Args:
@@ -134,10 +132,10 @@ class Shards:
         Raises:
             RuntimeError: if round n is not finished.
         """
-        if self._agent.open or n != self._agent.round:
+        if self.open or n != self.round:
             raise RuntimeError(f"{self._file} cannot be written: round {n} is not just finished")
         self.settle()
-        args = capture(self._agent), url, f"{folder_of(n)}/{self._file}"
+        args = capture(self), url, f"{folder_of(n)}/{self._file}"
         self._writer = Thread(target=self._write, args=args, daemon=True)
         self._writer.start()
 
@@ -162,20 +160,38 @@ class Shards:
         except Exception as error:  # nobody waits for this thread: `settle` tells
             self._trouble = f"{self._file}: {type(error).__name__}: {error}"
 
-    def restore(self, n: int, url: str, sha256: str) -> str:
+    def restore(self, n: int, url: str, checksums: Sequence[str]) -> str:
         """Go back, or forward, to the state after round n.
 
         Args:
             n: the round of the snapshot.
             url: the store of the run's snapshots.
-            sha256: of this agent's part.
+            checksums: of all agents' parts.
 
         Returns:
             "", or why it cannot be used: then the agent is at no round at all.
         """
         self.settle()
+        sha256 = checksums[self.spec.agent]
         try:
-            apply(self._agent, unpack(read_checked(Storage(url), folder_of(n), self._file, sha256)))
+            apply(self, unpack(read_checked(Storage(url), folder_of(n), self._file, sha256)))
         except (SnapshotError, KeyError, RuntimeError) as error:  # of another shape, too
             return str(error)
         return ""
+
+    def save_models(self, folder: str, names: Sequence[str], *centroids: Message) -> None:
+        """Write the agent's model; the first agent writes the centroids' as well.
+
+        Args:
+            folder: a path or an fsspec URL.
+            names: the files of the centroids.
+            *centroids: their vectors.
+        """
+        self.save(folder, self._file)
+        if self.spec.agent == 0:
+            for name, centroid in zip(names, centroids, strict=True):
+                self.save(folder, name, centroid)
+
+    @property
+    def _file(self) -> str:
+        return agent_file(self.spec.agent)
