@@ -7,15 +7,16 @@ All take `(model, x, y, threat)` and return the last iterate. None leaves a trac
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from raydist.adversary.objective import cross_entropies, kl_divergences
 from raydist.adversary.threat import ThreatModel, rows
+from raydist.lookup import resolve
 from raydist.vector import frozen
 
 Start = Literal["uniform", "zero", "normal"]
@@ -156,6 +157,44 @@ def ascend(
 
         found = run() if restarts == 1 else _best(value, (run() for _ in range(restarts)))
     return Ascent(*found)
+
+
+def by_name(name: str, params: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """An attack of the user's own, held to the contract of all.
+
+    Args:
+        name: "package.module:function" of a function
+            (model, x, y, threat, *, generator, **params) -> points.
+        params: its further keyword arguments.
+
+    Returns:
+        That function of (model, x, y, threat, *, generator). Meanwhile the model is in eval mode
+        and has no trainable parameter. It raises ValueError for points that are no tensor as x is,
+        or that the threat does not allow.
+    """
+    function = resolve(name)
+
+    def attack(
+        model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, generator: torch.Generator
+    ) -> Tensor:
+        with frozen(model), torch.enable_grad():
+            found = function(model, x.clone(), y, threat, generator=generator, **params)
+        if not isinstance(found, Tensor) or (found.shape, found.dtype) != (x.shape, x.dtype):
+            got = type(found).__name__
+            if isinstance(found, Tensor):
+                got = f"{found.dtype} of shape {tuple(found.shape)}"
+            raise ValueError(
+                f'attack "{name}" returned {got}, expected points as its images: {x.dtype} of '
+                f"shape {tuple(x.shape)}"
+            )
+        found = found.detach()
+        if why := threat.outside(found, x):
+            raise ValueError(
+                f'attack "{name}" returned points that {why}: write threat.project(x_adv, x)'
+            )
+        return found
+
+    return attack
 
 
 def _best(value: Callable[[Tensor], Tensor], runs: Iterator[_Run]) -> _Run:

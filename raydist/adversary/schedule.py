@@ -11,6 +11,8 @@ from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
+from raydist.lookup import named
+
 Schedule = Callable[..., float]
 
 
@@ -79,7 +81,8 @@ def lr_at(name: str, progress: float, lr: float, **params: Any) -> float:
     - cosine: final + (μ − final) (1 + cos πp) / 2
 
     Args:
-        name: "constant", "piecewise" or "cosine".
+        name: "constant", "piecewise", "cosine", or anyone's "package.module:function", called as
+            function(progress, lr, **params).
         progress: the fraction of the run that is done, in [0, 1].
         lr: the initial rate μ.
         **params: parameters; of piecewise, `milestones`, increasing fractions of the run, and
@@ -111,7 +114,8 @@ def eps_at(name: str, progress: float, eps: float, **params: Any) -> float:
     With eps_max = 2 ε and eps_min = 0 both reach the target at half of the run.
 
     Args:
-        name: "constant", "linear" or "cosine".
+        name: "constant", "linear", "cosine", or anyone's "package.module:function", called as
+            function(progress, eps, **params).
         progress: the fraction of the run that is done, in [0, 1].
         eps: the target ε ≥ 0, the value from the clip point on.
         **params: parameters; of linear and cosine, `eps_max` ≥ eps (default eps) and `eps_min`
@@ -196,14 +200,18 @@ def _evaluate(
     target: float,
     params: Mapping[str, Any],
 ) -> float:
-    if name not in schedules:
-        raise ValueError(f"{what} schedule is {name!r}, expected one of: {', '.join(schedules)}")
+    schedule = named(schedules, name, f"{what} schedule")
     if not 0 <= progress <= 1:
         raise ValueError(f"progress is {progress}, expected a fraction in [0, 1]: round / rounds")
-    schedule = schedules[name]
     try:
         _check_parameters(schedule, tuple(params))
     except TypeError as error:
         known = ", ".join(list(inspect.signature(schedule).parameters)[2:]) or "none"
         raise ValueError(f"{what} schedule {name!r}: {error}; its parameters: {known}") from error
-    return schedule(progress, target, **params)
+    value = schedule(progress, target, **params)
+    if ":" in name and not 0 <= value <= (target if what == "eps" else math.inf):
+        raise ValueError(
+            f"{what} schedule {name!r} returned {value!r} at progress {progress:g}, expected a "
+            f"number from 0 to {f'{target:g}' if what == 'eps' else 'below infinity'}"
+        )
+    return value

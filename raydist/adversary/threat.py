@@ -10,6 +10,7 @@ from torch import Tensor
 Norm = Literal["linf", "l2", "l1"]
 
 ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+ROUNDING = 1e-5  # of points that lie on the sphere, in float32
 DUAL_ORDER: dict[Norm, float] = {"linf": 1.0, "l2": 2.0, "l1": math.inf}
 
 
@@ -138,6 +139,25 @@ class ThreatModel:
         scaled = flat / torch.where(largest > 0, largest, 1.0)
         length = self.norm_of(scaled).unsqueeze(1)  # ≥ 1, or 0
         return (scaled / length.clamp_min(1.0)).view(g.shape)
+
+    def outside(self, x_adv: Tensor, x: Tensor) -> str:
+        """Why points are not allowed: they leave the ball or the box by more than rounding does.
+
+        Args:
+            x_adv: the points, (N, ...).
+            x: the clean points, (N, ...).
+
+        Returns:
+            In words, "" if all are allowed.
+        """
+        low, high = self.bounds
+        slack = ROUNDING * max(1.0, float(x.abs().max()) if x.numel() else 0.0)
+        farthest = float(self.norm_of(x_adv - x).max()) if len(x) else 0.0
+        if not farthest <= self.eps * (1 + ROUNDING) + slack:  # nan, too
+            return f"lie {farthest:g} from the images in {self.norm}, beyond eps = {self.eps:g}"
+        if not bool(((x_adv >= low - slack) & (x_adv <= high + slack)).all()):
+            return f"leave the box from {low:g} to {high:g}"
+        return ""
 
     def norm_of(self, delta: Tensor) -> Tensor:
         """‖δ‖ of each sample in the norm of the ball: (N, ...) to (N,)."""

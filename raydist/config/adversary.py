@@ -50,7 +50,14 @@ class CosineEps(MovingEps):
     name: Literal["cosine"]
 
 
-EpsSchedule = Annotated[ConstantEps | LinearEps | CosineEps, By("constant")]
+class OwnEps(UserTable):
+    """A schedule of the user's own, "package.module:function"."""
+
+    name: str
+    per: Literal["epoch", "round"] = "round"
+
+
+EpsSchedule = Annotated[ConstantEps | LinearEps | CosineEps | OwnEps, By("constant")]
 
 
 class AgentThreat(Table):
@@ -167,7 +174,11 @@ class KlPgd(Stepped):
         return 2 * eps / max(1, self.steps) if norm == "l2" else eps / 4
 
 
-Attack = Annotated[NoAttack | Pgd | Fgsm | KlPgd, By("pgd")]
+class OwnAttack(AnyAttack, UserTable):
+    """An attack of the user's own, "package.module:function"."""
+
+
+Attack = Annotated[NoAttack | Pgd | Fgsm | KlPgd | OwnAttack, By("pgd")]
 
 
 class AnyLoss(Table):

@@ -35,7 +35,6 @@ from raydist.config.adversary import (
 )
 from raydist.config.fields import (
     Table,
-    UserTable,
     check_budget,
     fields_in,
     fill,
@@ -353,8 +352,10 @@ def plain(key: str, value: object) -> Any:
 
 def _check_free(config: Experiment) -> None:
     """What no field describes, the parameters of the user's own, has finite numbers."""
-    tables = {name: getattr(config, name) for name in ("data", "model", "loss")}
-    free = {f"{n}.params": t.params for n, t in tables.items() if isinstance(t, UserTable)}
+    tables = {name: getattr(config, name) for name in ("data", "model", "loss", "attack", "optim")}
+    tables |= {"optim.schedule": config.optim.schedule, "threat.schedule": config.threat.schedule}
+    tables["data.partition"] = getattr(config.data, "partition", None)
+    free = {f"{n}.params": t.params for n, t in tables.items() if hasattr(t, "params")}
     if ":" in config.topology.kind:
         free["topology"] = config.topology.model_extra or {}
     for key, table in free.items():

@@ -48,6 +48,21 @@ class UserTable(Table):
     """Keyword arguments of that function."""
 
 
+def arguments(table: Table, *without: str) -> dict[str, Any]:
+    """The keyword arguments for what a table names.
+
+    Args:
+        table: its fields, or for a thing of the user's own its `params`, are the arguments.
+        *without: fields that are none.
+
+    Returns:
+        Name of the argument -> value.
+    """
+    found = table.model_dump(exclude={"name", *without})
+    own: dict[str, Any] = found.pop("params", {})
+    return found | own
+
+
 @dataclass(frozen=True)
 class By:
     """A union of tables, of which a name chooses one: to be written into its `Annotated`.

@@ -10,6 +10,7 @@ from raydist.config.fields import (
     Share,
     Table,
     UserTable,
+    arguments,
     check_rows,
     either,
     increasing,
@@ -44,7 +45,13 @@ class Piecewise(Table):
     """Factor by which it is multiplied."""
 
 
-Schedule = Annotated[ConstantRate | Piecewise | Cosine, By("constant")]
+class OwnRate(UserTable):
+    """A schedule of the user's own, "package.module:function"."""
+
+    name: str
+
+
+Schedule = Annotated[ConstantRate | Piecewise | Cosine | OwnRate, By("constant")]
 
 
 class AnyOptim(Table):
@@ -62,7 +69,7 @@ class AnyOptim(Table):
 
     def options(self) -> dict[str, Any]:
         """The options of the optimiser, as `learning.optim.build` calls them."""
-        return self.model_dump(exclude={"combine", "schedule"})
+        return arguments(self, "combine", "schedule") | {"name": self.name}
 
 
 class Adam(AnyOptim):
@@ -99,7 +106,31 @@ class Sgd(AnyOptim):
         return self
 
 
-Optim = Annotated[Sgd | Adam | Deat, By("sgd")]
+class TorchOptim(AnyOptim):
+    """A class of torch.optim, by its own name."""
+
+    name: Literal[
+        "ASGD",
+        "Adadelta",
+        "Adafactor",
+        "Adagrad",
+        "Adam",
+        "AdamW",
+        "Adamax",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "Rprop",
+        "SGD",
+    ]
+    params: dict[str, Any] = Field(default_factory=dict)  # further keyword arguments of the class
+
+
+class OwnOptim(AnyOptim, UserTable):
+    """An optimiser of the user's own, "package.module:Class"."""
+
+
+Optim = Annotated[Sgd | Adam | Deat | TorchOptim | OwnOptim, By("sgd")]
 
 
 class AnyAverage(Table):
@@ -181,7 +212,13 @@ class Quantity(Table):
     """Concentration: small is uneven."""
 
 
-Partition = Annotated[Iid | Dirichlet | Shards | Quantity, By("iid")]
+class OwnPartition(UserTable):
+    """A partition of the user's own, "package.module:function"."""
+
+    name: str
+
+
+Partition = Annotated[Iid | Dirichlet | Shards | Quantity | OwnPartition, By("iid")]
 
 
 class Transform(Table):

@@ -4,13 +4,16 @@ import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from raydist.adversary.schedule import Timetable
+from raydist.config.adversary import OwnAttack
 from raydist.config.experiment import Experiment
-from raydist.config.fields import fields_in
+from raydist.config.fields import UserTable, fields_in
 from raydist.config.training import Pictures, Point, Quadratic
 from raydist.engine.agent.own import Own
 from raydist.engine.agent.risk import unpredictable
-from raydist.engine.agent.task import quadratic_of
+from raydist.engine.agent.task import quadratic_of, rate_named
 from raydist.errors import AgentError, InputError
+from raydist.learning import optim
 from raydist.learning.data import Data
 from raydist.measure import attacks
 
@@ -140,6 +143,12 @@ def check_images(config: Experiment, data: Data, share: int) -> None:
         images = getattr(config.evaluate, key)
         if isinstance(images, int) and images < agents:
             raise InputError(f"evaluate.{key} is {images}, expected {agents} or more")
+    rule = config.stop.fosc
+    if isinstance(config.attack, OwnAttack) and rule is not None and rule.on == "train":
+        raise InputError(
+            f'stop.fosc.on is "train", but attack "{config.attack.name}" leaves no gradient there: '
+            'write on = "validation"'
+        )
     for name in config.evaluate.attacks:
         checked("evaluate.attacks", attacks.parse, name)
     norm = config.threat.norm
@@ -168,6 +177,26 @@ def check_images(config: Experiment, data: Data, share: int) -> None:
             f'evaluate.autoattack needs dtype = "float32", not "{config.dtype}": '
             "write evaluate.autoattack = 0"
         )
+
+
+def check_own(config: Experiment, times: Timetable) -> None:
+    """Optimiser and schedules, where they may be the user's own, do what agents ask of them.
+
+    Args:
+        config: the experiment.
+        times: of the run.
+
+    Raises:
+        InputError: if they do not.
+    """
+    checked("optim", optim.try_out, **config.optim.options())
+    rounds = sorted({1 + n * (times.rounds - 1) // 100 for n in range(101)})
+    if isinstance(config.optim.schedule, UserTable):
+        for n in rounds:
+            checked("optim.schedule", rate_named(config), times.progress(n))
+    if isinstance(config.threat.schedule, UserTable):
+        for n in rounds:
+            checked("threat.schedule", Own(config, 0).in_round, n, times)
 
 
 def _check_excess_risk(config: Experiment, share: int) -> None:

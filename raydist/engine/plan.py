@@ -18,15 +18,24 @@ from raydist.adversary.schedule import Timetable
 from raydist.config.adversary import Wasserstein
 from raydist.config.experiment import Experiment
 from raydist.config.fields import in_rounds
-from raydist.config.training import Dirichlet, Images, OwnImages, Pictures, Quantity, Shards
+from raydist.config.training import (
+    Dirichlet,
+    Images,
+    OwnImages,
+    OwnPartition,
+    Pictures,
+    Quantity,
+    Shards,
+)
 from raydist.engine.agent import risk
 from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.task import Split
-from raydist.engine.checks import check_images, check_quadratic, checked, input_of
+from raydist.engine.checks import check_images, check_own, check_quadratic, checked, input_of
 from raydist.engine.probe import probe, probe_key
 from raydist.errors import InputError
 from raydist.learning import data as datasets
 from raydist.learning import partition
+from raydist.lookup import resolve
 from raydist.network import strategy, topology, weights
 from raydist.results.identity import checkpoint_of, named_files
 from raydist.seeding import Purpose, drawing, numpy_rng
@@ -265,6 +274,7 @@ def make_plan(
     rounds = config.rounds or max(1, round((config.epochs or 0) * _epoch(config, data)))
     rate = weights.mixing_rate(A)
     plan = Plan(config, graph, A, rate, rounds, data, shares, parameters, activations)
+    check_own(config, plan.times)
     ends = [0, *plan.times.ends]
     if sorted(set(ends)) != ends:
         raise InputError(
@@ -334,6 +344,10 @@ def shares_of(config: Experiment, labels: NDArray[np.int64]) -> list[NDArray[np.
     """
     assert isinstance(config.data, Pictures)
     table, agents, seed = config.data.partition, config.topology.agents, config.seed
+    if isinstance(table, OwnPartition):
+        with drawing(Purpose.IN_CODE, seed):
+            shares = resolve(table.name)(labels.copy(), agents, seed, **table.params)
+        return partition.check_own(table.name, shares, len(labels), agents)
     if isinstance(table, Dirichlet):
         return partition.dirichlet(labels, agents, table.alpha, seed)
     if isinstance(table, Quantity):

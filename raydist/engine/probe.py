@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from raydist.adversary.attack import by_name
 from raydist.adversary.schedule import Timetable
+from raydist.config.adversary import OwnAttack
 from raydist.config.experiment import Experiment
 from raydist.config.training import KnownNetwork, Network
 from raydist.engine.agent.foreign import is_foreign
+from raydist.engine.agent.own import Own
 from raydist.engine.agent.passes import unsafe_in_channels_last
 from raydist.engine.agent.step import LocalStep
 from raydist.engine.agent.task import DTYPES, build_model, image_task, loss_named
@@ -61,6 +64,9 @@ def probe_key(config: Experiment) -> str:
         ("model", "loss", "dtype", "precision", "channels_last"), True
     )
     kept["data"] = {"set", "params", "root", "validation", "batch"}
+    own = [name for name in config.evaluate.attacks if ":" in name]
+    if own or isinstance(config.attack, OwnAttack):
+        kept |= {"attack": True, "threat": True, "evaluate": {"attacks"}}
     return config.model_dump_json(include=kept)
 
 
@@ -115,7 +121,17 @@ class _Trial:
             self._learn(max(images, min(self.config.data.batch, LARGEST // max(1, each))))
         else:
             self._loss(*self._images(images))
+        self._attacks(images)
         return each
+
+    def _attacks(self, images: int) -> None:
+        """The user's own attacks of the evaluation."""
+        threat, draw = Own(self.config, 0).threat, torch.Generator()
+        for name in self.config.evaluate.attacks:
+            if ":" in name:
+                x, y = self._images(images)
+                attack = checked("evaluate.attacks", by_name, name, {})
+                checked("evaluate.attacks", attack, self.model, x, y, threat, generator=draw)
 
     def _images(self, images: int) -> tuple[Tensor, Tensor]:
         x, y = (part[:images] for part in self.data.train)
@@ -234,7 +250,8 @@ class _Trial:
         local = LocalStep(config, 0, Timetable(1), task, self.flat)
         if config.loss.name == "wasserstein":
             local.distributional.learn(local.distributional.power(0))
-        batch = checked("model", local.attack, 1, False)
+        own = isinstance(config.attack, OwnAttack)
+        batch = checked("attack" if own else "model", local.attack, 1, False)
         self._loss(batch.x, batch.y, batch.points.x_adv)
         checked("loss", local.gradient, batch)
 

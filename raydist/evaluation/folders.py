@@ -77,7 +77,10 @@ def _functions(tree: Any, key: str = "") -> Iterator[str]:
     if isinstance(tree, dict):
         for name, value in tree.items():
             yield from _functions(value, name)
-    elif key in ("name", "set", "kind") and isinstance(tree, str):
+    elif isinstance(tree, list):
+        for value in tree if key == "attacks" else []:
+            yield from _functions(value, "name")
+    elif key in ("name", "set", "kind", "weights", "strategy") and isinstance(tree, str):
         if re.fullmatch(r"[\w.]+:[\w.]+", tree):
             yield tree
 

@@ -2,12 +2,15 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, overload
 
 import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
+
+from raydist.lookup import named
 
 
 def _spare_the_compiler() -> None:
@@ -19,14 +22,6 @@ def _spare_the_compiler() -> None:
     for method in vars(Optimizer).values():
         if undecorated := getattr(method, "__wrapped__", None):
             vars(undecorated).setdefault("__dynamo_disable", undecorated)
-
-
-class _SGD(torch.optim.SGD):
-    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
-
-
-class _Adam(torch.optim.Adam):
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
 _spare_the_compiler()
@@ -111,43 +106,84 @@ class DEAT(Optimizer):
         state["h1"], state["h2"] = h, state["h1"]
 
 
+OPTIMISERS: Mapping[str, Callable[..., Any]] = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, Optimizer) and kind is not Optimizer
+} | {
+    "sgd": torch.optim.SGD,  # torch's add the weight decay to the gradient
+    "adam": torch.optim.Adam,
+    "deat": DEAT,
+}
+
+
+@cache
+def _spared(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """A class of torch with a step that does not import the compiler; others as they are."""
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)) or not (
+        kind.__module__.startswith("torch.optim")
+    ):
+        return kind
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), {"step": step})
+
+
 def build(
-    name: str,
-    params: ParamsT,
-    lr: float,
-    *,
-    momentum: float = 0.0,
-    nesterov: bool = False,
-    weight_decay: float = 0.0,
-    k1: float = 1.0,
-    k2: float = 0.81,
-    normalise: bool = True,
+    name: str, params: ParamsT, lr: float, *, weight_decay: float = 0.0, **options: Any
 ) -> Optimizer:
     """An optimiser by its name.
 
     Args:
-        name: "sgd" or "adam" (torch's: weight decay is added to the gradient), or "deat".
+        name: a name in `OPTIMISERS`, or anyone's "package.module:Class".
         params: the parameters, as of any torch optimiser.
         lr: learning rate μ.
-        momentum: the momentum of sgd, in [0, 1).
-        nesterov: whether sgd takes Nesterov's momentum.
         weight_decay: ≥ 0.
-        k1: weight of the previous chain of deat.
-        k2: decay of the averages of deat.
-        normalise: whether deat normalises its step.
+        **options: further keyword arguments of the class.
 
     Returns:
         The optimiser.
 
     Raises:
-        ValueError: the name is unknown, or momentum is given to another one than sgd.
+        ValueError: the name is unknown, or the class does not take an argument.
     """
-    if name == "sgd":
-        return _SGD(params, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-    if name not in ("adam", "deat"):
-        raise ValueError(f'optim.name is "{name}", expected one of sgd, adam, deat: write "sgd"')
-    if momentum or nesterov:
-        raise ValueError(f'optim "{name}" takes no momentum or nesterov: write name = "sgd"')
-    if name == "adam":
-        return _Adam(params, lr, weight_decay=weight_decay)
-    return DEAT(params, lr, k1=k1, k2=k2, weight_decay=weight_decay, normalise=normalise)
+    kind = named(OPTIMISERS, name, "optim.name")
+    known = inspect.signature(kind).parameters
+    if weight_decay or "weight_decay" in known:
+        options["weight_decay"] = weight_decay
+    anything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    for key in options:
+        if key not in known and not anything:
+            names = ", ".join([*known][1:])
+            raise ValueError(f'optim "{name}" takes no {key}: its parameters are {names}')
+    found = _spared(kind)(params, lr=lr, **options)
+    if not isinstance(found, Optimizer):
+        raise ValueError(f'optim "{name}" is {type(found).__name__}, expected a torch optimiser')
+    return found
+
+
+def try_out(name: str, **options: Any) -> None:
+    """Two steps of an optimiser, as an agent makes them on the vector of its weights.
+
+    Args:
+        name: as of `build`.
+        **options: as of `build`.
+
+    Raises:
+        ValueError: agents cannot use it.
+    """
+    theta = torch.nn.Parameter(torch.ones(2))
+    place, optimiser = theta.data_ptr(), build(name, [theta], **options)
+    for _ in range(2):
+        theta.grad = torch.ones(2)
+        optimiser.step()
+    if theta.data_ptr() != place:
+        raise ValueError(
+            f'optim "{name}" puts the weights elsewhere, expected a change in place: write '
+            "p.add_(...), not p.data = ..."
+        )
+    for key, value in optimiser.state[theta].items():
+        if not isinstance(value, torch.Tensor | float | int | None):
+            raise ValueError(
+                f'optim "{name}" keeps {key} of type {type(value).__name__}, which no snapshot '
+                "holds: write a tensor or a number"
+            )

@@ -4,6 +4,7 @@ Each function returns K index arrays that are disjoint and together complete; no
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -111,6 +112,37 @@ def quantity(size: int, agents: int, alpha: float, seed: int) -> Shares:
     owner[rng.permutation(size)] = np.searchsorted(ends[:-1], np.arange(size) + 0.5)
     _fill_empty(owner, agents, rng)
     return [np.flatnonzero(owner == k) for k in range(agents)]
+
+
+def check_own(name: str, shares: Sequence[ArrayLike], size: int, agents: int) -> Shares:
+    """What a partition of the user's own returned, checked.
+
+    Args:
+        name: of the function.
+        shares: K arrays of indices in [0, N).
+        size: number of samples N.
+        agents: number of agents K.
+
+    Returns:
+        The shares.
+
+    Raises:
+        ValueError: there are not K of them, one is empty, or together they do not hold every
+            sample once.
+    """
+    found = [np.asarray(share) for share in shares]
+    if len(found) != agents or any(s.ndim != 1 or s.size == 0 for s in found):
+        raise ValueError(
+            f'partition "{name}" returned shares of sizes {[s.shape for s in found][:8]}, expected '
+            f"{agents} arrays of indices, none empty"
+        )
+    given = np.concatenate(found)
+    if given.dtype.kind not in "iu" or not np.array_equal(np.sort(given), np.arange(size)):
+        raise ValueError(
+            f'partition "{name}" returned {given.size} indices ({given.dtype}), expected each of '
+            f"0 to {size - 1} once"
+        )
+    return [share.astype(np.int64) for share in found]
 
 
 def _check_alpha(alpha: float) -> None:

@@ -6,6 +6,7 @@
     apgd-ce, apgd-dlr, apgd-t              APGD, the last on targets (arXiv:2003.01690)
     fab, fab-t                             minimum norm (arXiv:1907.02044)
     square[<queries>]                      without gradients, 5000 queries (arXiv:1912.00049)
+    module:function                        anyone's (model, x, y, threat, *, generator) -> points
 
 Such as pgd20, pgd50x5, pgd100@1/255-margin, square1000. A step is ε / 4 unless it is given.
 """
@@ -19,21 +20,23 @@ from fractions import Fraction
 import numpy as np
 from torch import Tensor, nn
 
+from raydist.adversary.attack import by_name
 from raydist.adversary.objective import margin
 from raydist.adversary.threat import ThreatModel
+from raydist.lookup import resolve
 from raydist.measure.accuracy import pgd_correct
 from raydist.measure.autoattack import PACKAGE, broken, perturbations
 from raydist.measure.cascade import Mask
 from raydist.measure.guard import NEEDS, Guarded, guarded, square_misfit
 from raydist.measure.radii import radii
-from raydist.seeding import Purpose, seed_for
+from raydist.seeding import Purpose, drawing, seed_for, torch_generator
 
 __all__ = ["Attack", "breaks", "column", "parse", "radii", "skipped"]
 
 EXAMPLES = ("fgsm", "pgd10", "pgd50x5", "pgd20-margin", "pgd100@1/255", *PACKAGE, "square1000")
 GRAMMAR = (
-    "fgsm, pgd<steps>[x<restarts>][@<step>][-margin], apgd-ce, apgd-dlr, apgd-t, fab, fab-t or "
-    "square[<queries>]"
+    "fgsm, pgd<steps>[x<restarts>][@<step>][-margin], apgd-ce, apgd-dlr, apgd-t, fab, fab-t, "
+    'square[<queries>] or "module:function"'
 )
 _PGD = re.compile(r"pgd([1-9]\d*)(?:x([1-9]\d*))?(?:@(\d+/\d+|\d*\.?\d+))?(-margin)?", re.ASCII)
 _SQUARE = re.compile(r"square([1-9]\d*)?", re.ASCII)
@@ -44,7 +47,7 @@ class Attack:
     """An attack as its name describes it.
 
     Attributes:
-        kind: "fgsm", "pgd", or a name of the package's.
+        kind: "fgsm", "pgd", a name of the package's, or "module:function".
         steps: the steps of PGD.
         restarts: runs of PGD; an image is broken if one of them breaks it.
         alpha: length of PGD's step; None is eps / 4.
@@ -76,7 +79,9 @@ def parse(name: str) -> Attack:
         >>> parse("pgd50x5")
         Attack(kind='pgd', steps=50, restarts=5, alpha=None, margin=False, queries=5000)
     """
-    if name == "fgsm" or name in PACKAGE:
+    if ":" in name:
+        resolve(name)
+    if name == "fgsm" or name in PACKAGE or ":" in name:
         return Attack(name)
     if found := _SQUARE.fullmatch(name):
         return Attack("square", queries=int(found[1]))
@@ -183,6 +188,8 @@ def breaks(
     attack, seen = parse(name), set() if flags is None else flags
     package = [attack.kind] if attack.kind in PACKAGE else []
     with guarded(model, x, y, threat, package, classes, batch, seed, seen) as guard:
+        if ":" in name:
+            return _by_own(name, guard, x, y, threat, batch, seed)
         if not package:
             return _by_gradient_steps(attack, guard, x, y, threat, batch, seed)
         run = perturbations(guard, threat, seed, x.device, attack.queries)
@@ -190,6 +197,22 @@ def breaks(
         if threat.eps > 0:
             right = np.flatnonzero(~wrong)
             wrong[right] = broken(guard, run[attack.kind], x, y, right, batch)
+    return wrong
+
+
+def _by_own(
+    name: str, guard: Guarded, x: Tensor, y: Tensor, threat: ThreatModel, batch: int, seed: int
+) -> Mask:
+    """`breaks` of an attack of the user's own, on the images that are right without it."""
+    attack, draw = by_name(name, {}), torch_generator(Purpose.EVALUATE, seed, device=x.device)
+
+    def perturb(x: Tensor, y: Tensor) -> Tensor:
+        return attack(guard, x, y, threat, generator=draw)
+
+    wrong = broken(guard, lambda x, y: x, x, y, np.arange(len(x)), batch)
+    right = np.flatnonzero(~wrong)
+    with drawing(Purpose.IN_CODE, seed, device=x.device):
+        wrong[right] = broken(guard, perturb, x, y, right, batch)
     return wrong
 
 

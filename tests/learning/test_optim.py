@@ -202,8 +202,8 @@ def test_built_optimisers_take_the_steps_known_by_hand(options, steps):
     ("name", "options", "message"),
     [
         ("sdg", {}, 'optim.name is "sdg"'),
-        ("adam", {"momentum": 0.9}, "no momentum"),
-        ("deat", {"nesterov": True}, "no momentum"),
+        ("adam", {"momentum": 0.9}, "takes no momentum: its parameters are lr, betas"),
+        ("deat", {"nesterov": True}, "takes no nesterov: its parameters are lr, k1, k2"),
         ("deat", {"k2": 1.0}, "k2 1.0"),
         ("deat", {"k1": -1.0}, "k1 -1.0"),
         ("deat", {"weight_decay": -1.0}, "weight_decay -1.0"),

@@ -233,6 +233,112 @@ def drawn_graph(agents):
     return nx.Graph([(k, around[i - 1]) for i, k in enumerate(around)])
 
 
+# attacks
+
+
+def shifted(model, x, y, threat, *, generator, part=1.0):
+    """As far as is allowed, into a random corner."""
+    corner = torch.randint(0, 2, x.shape, generator=generator) * 2.0 - 1
+    return threat.project(x + part * threat.eps * corner.to(x), x)
+
+
+def ascends(model, x, y, threat, *, generator, steps=2):
+    """PGD, as its users write it: with the gradients of the parameters left behind."""
+    x_adv = threat.random_start(x, generator)
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_()
+        F.cross_entropy(model(x_adv), y, reduction="sum").backward()
+        step = threat.eps / 4 * threat.steepest(x_adv.grad, x_adv)
+        x_adv = threat.project(x_adv.detach() + step, x)
+    return x_adv
+
+
+def draws_globally(model, x, y, threat, *, generator):
+    DRAWN.append((float(torch.rand(())), float(np.random.rand()), random.random()))
+    return threat.project(x + threat.eps * DRAWN[-1][0], x)
+
+
+def too_far(model, x, y, threat, *, generator):
+    return (x + 2 * threat.eps).clamp(0, 1)
+
+
+def out_of_the_box(model, x, y, threat, *, generator):
+    return x + threat.eps
+
+
+def flat_points(model, x, y, threat, *, generator):
+    return x.flatten(1)
+
+
+def no_points(model, x, y, threat, *, generator):
+    return None
+
+
+def not_a_number(model, x, y, threat, *, generator):
+    return x * float("nan")
+
+
+# optimisers
+
+
+class Plain(torch.optim.Optimizer):
+    """SGD, as its users write it."""
+
+    def __init__(self, params, lr, scale=1.0):
+        super().__init__(params, {"lr": lr, "scale": scale})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                state["seen"] = state.get("seen", torch.zeros_like(p)) + p.grad
+                p.add_(p.grad, alpha=-group["lr"] * group["scale"])
+
+
+class Elsewhere(Plain):
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            p.data = p.data - 0.1 * p.grad
+
+
+class Hoards(Plain):
+    def step(self):
+        super().step()
+        self.state[self.param_groups[0]["params"][0]]["past"] = [1.0]
+
+
+# schedules
+
+
+def halves(progress, top, after=0.5):
+    return top if progress < after else top / 2
+
+
+def doubles(progress, top):
+    return 2 * top
+
+
+def negative(progress, top):
+    return -1.0
+
+
+# partitions and rules
+
+
+def stripes(labels, agents, seed, skip=0):
+    return [np.arange(k + skip, len(labels), agents) for k in range(agents)]
+
+
+def drawn_partition(labels, agents, seed):
+    return np.array_split(np.random.permutation(len(labels)), agents)
+
+
+def fewer(labels, agents, seed):
+    return [np.arange(3)] * (agents - 1)
+
+
 def lazy_rule(graph):
     """Half of what the averaging rule moves."""
     size = len(graph)

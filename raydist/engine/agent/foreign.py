@@ -1,4 +1,4 @@
-"""Code that is not ours: a model or a loss that the experiment names as "module:function".
+"""Code that is not ours: a model, loss or attack that the experiment names as "module:function".
 
 It may draw from global randomness and put weights or gradients elsewhere. Ours does neither, so
 that nothing is done, and spent, for it.
@@ -15,8 +15,8 @@ from raydist.vector import FlatModel
 
 
 def is_foreign(config: Experiment) -> bool:
-    """Whether the model or the loss of an experiment is not ours."""
-    return ":" in config.model.name or ":" in config.loss.name
+    """Whether the model, the loss or the attack of an experiment is not ours."""
+    return any(":" in table.name for table in (config.model, config.loss, config.attack))
 
 
 def drawn(

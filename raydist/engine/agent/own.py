@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raydist.adversary.schedule import Timetable, eps_at
 from raydist.adversary.threat import ThreatModel
-from raydist.config.adversary import MovingEps, Stepped, Wasserstein
+from raydist.config.adversary import MovingEps, OwnEps, Stepped, Wasserstein
 from raydist.config.experiment import Experiment
 from raydist.config.training import Pictures
 from raydist.learning.data import transformed
@@ -45,11 +45,15 @@ class Own:
     def in_round(self, n: int, times: Timetable) -> ThreatModel:
         """Its threat in round n of a run: all agents' budgets follow the common schedule."""
         table, eps = self._config.threat.schedule, self._config.threat.eps
-        if not isinstance(table, MovingEps):
+        if isinstance(table, OwnEps):
+            whole = eps or 1.0
+            part = eps_at(table.name, times.progress(n, table.per), whole, **table.params) / whole
+        elif isinstance(table, MovingEps):
+            bounds = {"eps_max": table.eps_max, "eps_min": table.eps_min}
+            params = {name: value / eps for name, value in bounds.items() if value and eps}
+            part = eps_at(table.name, times.progress(n, table.per), 1.0, **params)
+        else:
             return self.threat
-        bounds = {"eps_max": table.eps_max, "eps_min": table.eps_min}
-        params = {name: value / eps for name, value in bounds.items() if value and eps}
-        part = eps_at(table.name, times.progress(n, table.per), 1.0, **params)
         return ThreatModel(self.threat.norm, part * self.threat.eps, self.threat.bounds)
 
     def alpha(self, threat: ThreatModel) -> float:

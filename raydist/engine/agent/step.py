@@ -16,12 +16,12 @@ from raydist.adversary import awp, telemetry
 from raydist.adversary.attack import Ascent, Gradient, PerSample, by_autograd
 from raydist.adversary.fosc import first_order_gap
 from raydist.adversary.instability import add_gaussian
-from raydist.adversary.schedule import Timetable, lr_at
+from raydist.adversary.schedule import Timetable
 from raydist.adversary.threat import ThreatModel
 from raydist.config.experiment import Experiment
 from raydist.engine.agent.foreign import Border
 from raydist.engine.agent.passes import CudaGraph, computed, tf32
-from raydist.engine.agent.task import Task
+from raydist.engine.agent.task import Task, rate_named
 from raydist.engine.agent.wasserstein import Distributional
 from raydist.learning import optim
 from raydist.seeding import Purpose, torch_generator
@@ -65,10 +65,7 @@ class LocalStep:
         self.config, self.agent, self.task, self.flat = config, agent, task, flat
         self._times = times
         self._device = flat.w.device
-        rate = config.optim.schedule
-        self._lr = partial(
-            lr_at, rate.name, lr=config.optim.lr, **rate.model_dump(exclude={"name"})
-        )
+        self._lr = rate_named(config)
         self.model = computed(flat.module, config)
         self.distributional = Distributional(config, self.model, task)
         self.optimiser = self._optimiser(flat.w)
@@ -203,7 +200,7 @@ class LocalStep:
 
     def lr(self, n: int) -> float:
         """The learning rate of round n."""
-        return self._lr(progress=self._times.progress(n))
+        return self._lr(self._times.progress(n))
 
     def state(self) -> list[Tensor]:
         """The optimiser's vectors, (P,) each, such as momentum."""

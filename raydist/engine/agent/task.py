@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from raydist.adversary import loss as losses
 from raydist.adversary import objective
-from raydist.adversary.attack import Ascent, AttackLoss, Gradient, ascend, by_autograd
+from raydist.adversary.attack import Ascent, AttackLoss, Gradient, ascend, by_autograd, by_name
+from raydist.adversary.schedule import lr_at
 from raydist.adversary.threat import ThreatModel
-from raydist.config.adversary import Fgsm, KlPgd, OwnLoss, Pgd
+from raydist.config.adversary import Fgsm, KlPgd, OwnAttack, OwnLoss, Pgd
 from raydist.config.experiment import Experiment
+from raydist.config.fields import arguments
 from raydist.config.training import Network, OwnNetwork, Pictures
 from raydist.config.training import Quadratic as QuadraticData
 from raydist.engine.agent.own import Own
@@ -120,6 +122,12 @@ def loss_named(config: Experiment) -> Callable[..., Tensor]:
     return partial(LOSSES[table.name], **table.model_dump(include={"beta", "gamma"}))
 
 
+def rate_named(config: Experiment) -> Callable[[float], float]:
+    """The learning rate of a configuration as a function of progress."""
+    table = config.optim.schedule
+    return partial(lr_at, table.name, lr=config.optim.lr, **arguments(table))
+
+
 def attack_named(config: Experiment, own: Own, each: AttackLoss = "ce") -> Attack:
     """The training attack of an agent.
 
@@ -132,6 +140,8 @@ def attack_named(config: Experiment, own: Own, each: AttackLoss = "ce") -> Attac
         A function as `Task.attack`, for any budget of the agent's threat.
     """
     table, steps = config.attack, partial(ascend, steps=0)
+    if isinstance(table, OwnAttack):
+        return _own_attack(table)
     if isinstance(table, Fgsm):
         steps = partial(ascend, steps=1, start=table.start, loss=each)
     elif isinstance(table, Pgd):
@@ -153,6 +163,24 @@ def attack_named(config: Experiment, own: Own, each: AttackLoss = "ce") -> Attac
     ) -> Ascent:
         alpha = own.alpha(threat)
         return steps(model, x, y, threat, alpha=alpha, generator=draw, gradient=gradient)
+
+    return attack
+
+
+def _own_attack(table: OwnAttack) -> Attack:
+    """An attack of the user's own, which leaves no gradient behind."""
+    function = by_name(table.name, table.params)
+
+    def attack(
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        draw: torch.Generator,
+        gradient: Gradient = by_autograd,
+    ) -> Ascent:
+        x_adv = function(model, x, y, threat, generator=draw)
+        return Ascent(x_adv, x_adv, None)
 
     return attack
 
