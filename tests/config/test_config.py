@@ -175,7 +175,19 @@ TOGETHER = {
     "loss.beta": [{"loss": {"name": "trades", "beta": n}} for n in (1, 2)],
     **{
         f"{table}.params": [{table: {key: "a:b", "params": {"a": n}}} for n in (1, 2)]
-        for table, key in {"loss": "name", "model": "name", "data": "set"}.items()
+        for table, key in {
+            "attack": "name",
+            "data": "set",
+            "loss": "name",
+            "model": "name",
+            "optim": "name",
+        }.items()
+    },
+    **{
+        f"{outer}.{inner}.params": [
+            {outer: {inner: {"name": "a:b", "params": {"a": n}}}} for n in (1, 2)
+        ]
+        for outer, inner in (("data", "partition"), ("optim", "schedule"), ("threat", "schedule"))
     },
     "model.start": [QUADRATIC | {"model": {"name": "point", "start": [n]}} for n in (0.0, 1.0)],
     "optim.nesterov": [{"optim": {"momentum": 0.9, "nesterov": n}} for n in (False, True)],
@@ -338,12 +350,12 @@ def test_a_wrong_value_is_told_in_one_line_that_names_its_key(key):
         (
             tree(optim={"schedule": 3}),
             "optim.schedule is 3, expected a table with keys such as "
-            "name, milestones, factor, final",
+            "name, milestones, factor, final, params",
         ),
         (
             tree(optim={"schedule": "cosin"}),
-            'optim.schedule.name is "cosin", expected one of constant, piecewise, cosine: '
-            'write "cosine"',
+            'optim.schedule.name is "cosin", expected one of constant, piecewise, cosine or '
+            '"package.module:function": write "cosine"',
         ),
         (
             tree(optim={"schedule": "piecewise"}),
@@ -396,7 +408,8 @@ def test_a_wrong_value_is_told_in_one_line_that_names_its_key(key):
         ),
         (
             tree(data={"partition": "x"}),
-            'data.partition.name is "x", expected one of iid, dirichlet, shards, quantity',
+            'data.partition.name is "x", expected one of iid, dirichlet, shards, quantity '
+            'or "package.module:function"',
         ),
         (tree(roundz=5), "roundz is not a known key: did you mean rounds?"),
         (tree(data={"btach": 5}), "data.btach is not a known key: did you mean batch?"),

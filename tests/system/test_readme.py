@@ -170,17 +170,37 @@ def test_your_own_model_data_graph_and_loss_train(mine):
     mine("raydist/README.md")
     result = raydist.run_experiment(
         {
-            "topology": {"kind": "mine:wheel", "agents": 6},
+            "topology": {"kind": "mine:wheel", "agents": 6, "weights": "mine:lazy"},
             "rounds": 20,
             "data": {"set": "mine:stripes", "params": {"n": 400}, "batch": 10},
             "model": {"name": "mine:net", "params": {"hidden": 16}},
             "loss": {"name": "mine:smooth", "params": {"amount": 0.2}},
             "threat": {"eps": 0.05},
-            "evaluate": {"test_images": 64, "validation_images": 16, "autoattack": 16},
+            "evaluate": {"test_images": 64, "validation_images": 16, "autoattack": 16}
+            | {"attacks": ["mine:corner"]},
         }
     )
     assert result.final["clean_acc"] > 0.9
+    assert result.final["mine_corner_acc"] <= result.final["clean_acc"]
     assert result.final["autoattack_acc"] <= result.final["clean_acc"]
+
+
+def test_your_own_attack_optimiser_schedules_and_partition_train(mine):
+    import raydist
+
+    mine("raydist/README.md")
+    result = raydist.run_experiment(
+        BASE
+        | {
+            "rounds": 3,
+            "attack": "mine:corner",
+            "data": {"set": "digits", "batch": 8, "partition": "mine:by_label"},
+            "threat": {"eps": 0.1, "schedule": "mine:warm"},
+            "optim": {"name": "mine:Signs", "lr": 1e-3, "schedule": "mine:warm"},
+            "evaluate": {"test_images": 16, "validation_images": 16, "autoattack": 0},
+        }
+    )
+    assert result.final["status"] == "completed"
 
 
 def test_the_own_loss_of_the_readme_trains(mine):
