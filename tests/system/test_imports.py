@@ -50,7 +50,7 @@ def test_a_run_needs_no_compiler():
 import sys
 from raydist import run_experiment
 
-for name in ("sgd", "adam", "deat"):
+for name in ("sgd", "adam", "deat", "AdamW"):
     run_experiment({
         "topology": {"kind": "ring", "agents": 3},
         "rounds": 2,
