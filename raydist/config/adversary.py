@@ -55,6 +55,7 @@ class OwnEps(UserTable):
 
     name: str
     per: Literal["epoch", "round"] = "round"
+    """Interval at which the budget moves."""
 
 
 EpsSchedule = Annotated[ConstantEps | LinearEps | CosineEps | OwnEps, By("constant")]

@@ -61,7 +61,7 @@ class AnyOptim(Table):
     lr: Annotated[float, Field(ge=0, le=10**6)] = 0.1
     """Learning rate."""
     weight_decay: NonNegative = 0.0
-    """Weight decay: coupled in sgd and adam, decoupled in deat."""
+    """Weight decay: coupled in sgd and adam, decoupled in deat, else as the class has it."""
     combine: bool = False
     """Combine momentum and the like with the same A, as the weights are."""
     schedule: Schedule = ConstantRate(name="constant")
@@ -123,7 +123,8 @@ class TorchOptim(AnyOptim):
         "Rprop",
         "SGD",
     ]
-    params: dict[str, Any] = Field(default_factory=dict)  # further keyword arguments of the class
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Further keyword arguments of the class."""
 
 
 class OwnOptim(AnyOptim, UserTable):
@@ -174,7 +175,7 @@ class Topology(Table):
         str | list[list[float]], either("the name of a rule or the matrix as a list of rows")
     ] = "metropolis"
     """Combination matrix A: metropolis, averaging, uniform, edge-weights (those of a graph of
-    your own), or the matrix itself, whose columns sum to 1."""
+    your own), "package.module:function", or the matrix itself, whose columns sum to 1."""
 
     @model_validator(mode="after")
     def _rectangular(self) -> Self:
