@@ -134,8 +134,8 @@ def named(
     Args:
         table: ours, by name.
         name: one of these, or "package.module:function".
-        key: as of `ours`.
-        further: as of `ours`.
+        key: where it was written, for the message.
+        further: what else could have been written, for the message.
 
     Returns:
         The member.

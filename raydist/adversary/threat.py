@@ -141,7 +141,7 @@ class ThreatModel:
         return (scaled / length.clamp_min(1.0)).view(g.shape)
 
     def outside(self, x_adv: Tensor, x: Tensor) -> str:
-        """Why points are not allowed: they leave the ball or the box by more than rounding does.
+        """Reason why points are not allowed: they leave ball or box by more than rounding does.
 
         Args:
             x_adv: the points, (N, ...).

@@ -162,11 +162,11 @@ def build(
 
 
 def try_out(name: str, **options: Any) -> None:
-    """Two steps of an optimiser, as an agent makes them on the vector of its weights.
+    """Make two steps with an optimiser, as an agent does on the vector of its weights.
 
     Args:
-        name: as of `build`.
-        **options: as of `build`.
+        name: its name, as `build` has it.
+        **options: its options, as `build` has them.
 
     Raises:
         ValueError: agents cannot use it.

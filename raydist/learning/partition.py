@@ -115,10 +115,10 @@ def quantity(size: int, agents: int, alpha: float, seed: int) -> Shares:
 
 
 def check_own(name: str, shares: Sequence[ArrayLike], size: int, agents: int) -> Shares:
-    """What a partition of the user's own returned, checked.
+    """Check the shares that a partition of the user's own returned.
 
     Args:
-        name: of the function.
+        name: the name of the function.
         shares: K arrays of indices in [0, N).
         size: number of samples N.
         agents: number of agents K.
