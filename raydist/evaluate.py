@@ -17,8 +17,17 @@ from raydist.storage import locate
 
 
 def main(
-    runs: Annotated[list[str], typer.Argument(help="Folders of studies, trials or runs.")],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Folders of studies, trials or runs; with --model section.key=value."),
+    ] = None,
     *,
+    model: Annotated[
+        str | None, typer.Option(help="Instead of RUNS: a model of ours, or module:function.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Its weights, with --model.")] = None,
+    data: Annotated[str | None, typer.Option(help="Its images, with --model.")] = None,
+    out: Annotated[str | None, typer.Option(help="Its results, with --model.")] = None,
     parts: Annotated[
         str, typer.Option(help=f"What to measure: all, or some of {', '.join(PARTS)}.")
     ] = "robustness,masking",
@@ -51,7 +60,8 @@ def main(
     gpus: Annotated[float | None, typer.Option(min=0, help="Of one task, --pool ray.")] = None,
     quiet: cli.Quiet = False,
 ) -> int:
-    """Measure the robustness and the flatness of what was trained in RUNS."""
+    """Measure the robustness and the flatness of what was trained in RUNS, or of --model."""
+    _check_what(runs, model, data, {"--checkpoint": checkpoint, "--data": data, "--out": out})
     if attacks is not None and preset is not None:
         raise InputError("--attacks and --preset: write one of them")
     if preset is not None and preset not in PRESETS:
@@ -64,7 +74,7 @@ def main(
     request = Request(
         parts=PARTS if parts == "all" else _names(parts),
         attacks=tuple(names),
-        models=_names(models),
+        models=_names(models) if model is None else ("model",),
         images=_count("--images", images),
         norm=norm,
         eps=_budget("--eps", eps),
@@ -77,9 +87,15 @@ def main(
         grid=grid,
         reach=reach,
     )
+    folders = runs or []
+    if model is not None and data is not None:
+        from raydist.evaluation.named import budget_of, name_model
+
+        threat = budget_of(norm, request.eps)
+        folders = [str(name_model(model, data, checkpoint, threat, folders, out))]
     try:
         frame = evaluate_runs(
-            runs, request, pool, address=address, cpus=cpus, gpus=gpus, quiet=quiet
+            folders, request, pool, address=address, cpus=cpus, gpus=gpus, quiet=quiet
         )
     except (KeyboardInterrupt, Exception) as error:
         return cli.told(error, "the same command, which goes on where it stopped")
@@ -87,13 +103,26 @@ def main(
         console.print(evaluation_table(frame))
         for note in evaluation_notes(frame):
             console.print(note, style="dim")
-        where = f"{locate(runs[0])}/evaluation"
+        where = f"{locate(folders[0])}/evaluation"
         console.print(f"table {where}/evaluation.csv   pictures {where}/*.png")
     if "error" not in frame:
         return 0
     for _, row in frame[frame["error"].notna()].iterrows():
         say(f"failed: {row['trial']} {row['model']}: {row['error']}")
     return cli.FAILED
+
+
+def _check_what(
+    runs: list[str] | None, model: str | None, data: str | None, of_model: dict[str, str | None]
+) -> None:
+    """Either runs are named, or a model with its images."""
+    if model is not None and data is None:
+        raise InputError("--data is missing: write --data cifar10, or module:function")
+    if model is None and not runs:
+        raise InputError("what to evaluate? write python -m raydist.evaluate RUN, or --model")
+    for flag, value in of_model.items():
+        if model is None and value is not None:
+            raise InputError(f"{flag} belongs to a model on its own: write --model module:function")
 
 
 def _names(text: str) -> tuple[str, ...]:

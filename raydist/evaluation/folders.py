@@ -7,33 +7,37 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from raydist.adversary.threat import ThreatModel
 from raydist.config.experiment import validate
 from raydist.engine.checks import checked
 from raydist.engine.plan import forget_data, load_data
 from raydist.errors import InputError
+from raydist.evaluation.named import FILE, NamedModel
 from raydist.evaluation.trial import Trial
 
 
 def open_subject(folder: Path) -> Trial:
-    """The trial in a folder, as its files are now.
+    """The trial in a folder, or the model that is named there, as the files are now.
 
     Args:
         folder: an absolute path.
 
     Returns:
-        The trial.
+        The trial, or the model.
 
     Raises:
         InputError: if no image model was trained to its end there.
     """
+    single = (folder / FILE).exists()
+    name = FILE if single else "experiment.json"
     try:
-        text = (folder / "experiment.json").read_text()
-        config = json.loads(text)["config"]
+        tree = json.loads((folder / name).read_text())
+        config, threat = tree["config"], tree["threat"] if single else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder} holds no run: expected experiment.json in it") from error
-    if not list((folder / "weights").glob("*.safetensors")):
+    if not single and not list((folder / "weights").glob("*.safetensors")):
         raise InputError(f"{folder} has no weights: the trial has not ended, resume its study")
-    return _opened(folder, json.dumps(config))
+    return _opened(folder, json.dumps(config), json.dumps(threat))
 
 
 def forget() -> None:
@@ -43,15 +47,18 @@ def forget() -> None:
 
 
 @lru_cache(maxsize=4)
-def _opened(folder: Path, config: str) -> Trial:
-    """The trial of a folder and what its experiment.json says: kept while both are the same."""
+def _opened(folder: Path, config: str, threat: str) -> Trial:
+    """The trial of a folder and what its file says: kept while both are the same."""
     try:
         experiment = validate(json.loads(config))
     except InputError as error:
         raise InputError(f"{folder}/experiment.json is of another release ({error})") from error
     if experiment.data.set == "quadratic":
         raise InputError(f'{folder} has no images to evaluate: its data.set is "quadratic"')
-    return Trial(folder, experiment, checked("data", load_data, experiment))
+    data, budget = checked("data", load_data, experiment), json.loads(threat)
+    if budget is None:
+        return Trial(folder, experiment, data)
+    return NamedModel(folder, experiment, data, ThreatModel(**budget))
 
 
 def functions_named(folders: Iterable[Path]) -> list[str]:
@@ -65,8 +72,9 @@ def functions_named(folders: Iterable[Path]) -> list[str]:
     """
     found: dict[str, None] = {}
     for folder in folders:
+        name = FILE if (folder / FILE).exists() else "experiment.json"
         try:
-            tree = json.loads((folder / "experiment.json").read_text())
+            tree = json.loads((folder / name).read_text())
         except (OSError, ValueError):
             continue
         found |= dict.fromkeys(_functions(tree))
@@ -100,7 +108,7 @@ def trials(runs: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for run in runs:
         root = run.expanduser().absolute()
-        below = [root / "experiment.json", *sorted(root.glob("*/experiment.json"))]
+        below = [root / FILE, root / "experiment.json", *sorted(root.glob("*/experiment.json"))]
         inside = [file.parent for file in below if file.exists()]
         if not inside:
             raise InputError(
