@@ -14,6 +14,7 @@ import pandas as pd
 import typer
 
 from raydist import load, load_rounds
+from raydist.metrics import SHOWN
 from raydist.results import plot
 from raydist.results.seeds import LIKE, comparable
 
@@ -28,7 +29,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
         Accuracies in percent; for the quadratic task the excess risk and its theory.
     """
     done = frame[frame["status"].isin(["completed", "stopped"])]
-    accuracies = [name for name in ("clean_acc", *plot.ROBUST) if name in done]
+    accuracies = [name for name in ("clean_acc", *SHOWN["robust"]) if name in done]
     risks = [name for name in ("excess_risk", "excess_risk_theory") if name in done]
     shown = done.assign(**{name: 100 * done[name] for name in accuracies})
     by = ["strategy", "threat.eps", *LIKE]

@@ -7,17 +7,8 @@ from pydantic import Field, PositiveInt, model_validator
 from raydist.config.experiment import Experiment
 from raydist.config.fields import Span, Table
 from raydist.errors import InputError
-
-# What every trial reports whenever its state is measured. Test images are not among it: whoever
-# chooses trials by them has no unseen ones left.
-METRICS = {
-    "quadratic": ("excess_risk", "loss", "grad_norm", "disagreement", "distance"),
-    "images": (
-        *("val_pgd10_acc", "val_clean_acc", "val_fgsm_acc", "val_loss"),
-        *("val_fosc", "val_fosc_box", "val_fosc_relative"),
-        *("loss", "fosc", "grad_norm", "disagreement", "distance"),
-    ),
-}
+from raydist.lookup import closest
+from raydist.metrics import SHOWN, find
 
 
 class Search(Table):
@@ -35,7 +26,7 @@ class Search(Table):
     metric: str = "val_pgd10_acc"
     """Metric by which optuna and the scheduler judge."""
     mode: Literal["max", "min"] | None = None
-    """Better end of the metric; without it max for accuracies, else min."""
+    """Better end of the metric; without it the one of the glossary."""
     scheduler: Literal["asha", "median"] | None = None
     """Rule that ends trials early."""
     grace: Span = 0.1
@@ -46,7 +37,7 @@ class Search(Table):
     @property
     def better(self) -> Literal["max", "min"]:
         """Which end of the metric is the good one."""
-        return self.mode or ("max" if self.metric.endswith("_acc") else "min")
+        return self.mode or ("max" if find(self.metric).better == "high" else "min")
 
     @property
     def judges(self) -> bool:
@@ -55,11 +46,13 @@ class Search(Table):
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
-        names = sorted({name for names in METRICS.values() for name in names})
+        names = sorted({*SHOWN["search"], *SHOWN["search-quadratic"]})
         if self.metric not in names:
+            meant = closest(self.metric, names)
             raise ValueError(
                 f'metric is "{self.metric}", expected one that trials report while they train: '
-                f"{', '.join(names)}"
+                + ", ".join(names)
+                + (f": did you mean {meant}?" if meant else "")
             )
         if not self.judges and {"metric", "mode"} & self.model_fields_set:
             raise ValueError(
@@ -81,7 +74,7 @@ class Search(Table):
         Raises:
             InputError: if it is not.
         """
-        known = METRICS["quadratic" if config.data.set == "quadratic" else "images"]
+        known = SHOWN["search-quadratic" if config.data.set == "quadratic" else "search"]
         if self.judges and self.metric not in known:
             raise InputError(
                 f'search.metric is "{self.metric}", which data.set = "{config.data.set}" does not '

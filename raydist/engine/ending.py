@@ -14,7 +14,8 @@ from raydist.engine.checks import one_line
 from raydist.engine.plan import Plan
 from raydist.engine.pool.pool import Pool
 from raydist.errors import AgentDied
-from raydist.measure.columns import CLEAN, ENSEMBLE, Known, base, over_agents
+from raydist.measure.columns import CLEAN, ENSEMBLE, Known, over_agents
+from raydist.metrics import counted
 from raydist.results.record import Outcome, Record
 from raydist.storage import agent_file
 
@@ -47,7 +48,7 @@ def last_record(
     final: dict[str, float | str] = {"train_loss": known["loss"], **watched}
     final |= {name: known[name] for name in kept if name in known}
     held = [name for name in record.centroid if name.startswith("val_")]
-    final |= {f"{base(name)}_images": float(plan.validated) for name in held}
+    final |= {counted(name): float(plan.validated) for name in held}
     if plan.config.exchange == "auto":
         final["exchange_chosen"] = pool.exchange
     if math.inf in theory:

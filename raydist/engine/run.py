@@ -17,7 +17,7 @@ from raydist.errors import AgentError, InputError
 from raydist.lock import Held, hold
 from raydist.results import door
 from raydist.results.identity import check_versions
-from raydist.results.terminal import Words, console, numbers, progress
+from raydist.results.terminal import Words, console, progress, status
 from raydist.storage import Storage
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _run(plan: "Plan", pool: "Pool", folder: "Folder | None", held: Held, quiet:
 
         def tell(record: "Record") -> None:
             held.check()
-            bar.update(task, completed=record.round, status=_status(record))
+            bar.update(task, completed=record.round, status=status(record.numbers))
 
         return complete(plan, pool, folder, tell)
 
@@ -201,9 +201,3 @@ def _run_on_ray(
             return run_on_train(plan, scaling(plan.config, cluster_resources()), folder)
         resources = layout(plan.config, cluster_resources())
         return _run(plan, RayPool(plan, resources), folder, held, quiet)
-
-
-def _status(record: "Record") -> str:
-    shown = ("loss", "val_clean_acc", "val_pgd10_acc", "val_fosc", "excess_risk")
-    known = record.numbers
-    return numbers({name: known[name] for name in shown if name in known})

@@ -10,22 +10,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from raydist import metrics
 from raydist.results.plot import CYCLE, STYLES
 
 Scans = Mapping[str, Any]  # measure -> value, of one trial's centroid
 PLANES = 6  # trials at most whose landscapes are drawn
-ORDER = (
-    "clean",
-    "fgsm",
-    "pgd",
-    "apgd_ce",
-    "apgd_dlr",
-    "apgd_t",
-    "fab",
-    "square",
-    "autoattack",
-    "w",
-)
 
 
 def draw(frame: pd.DataFrame, scans: Mapping[str, Scans], folder: Path) -> list[Path]:
@@ -67,7 +56,7 @@ def robustness(frame: pd.DataFrame) -> Figure | None:
     """
     names = [str(name) for name in frame]
     columns = [n for n in names if n.endswith("_acc") and not n.startswith("val_")]
-    columns.sort(key=lambda name: next(i for i, o in enumerate([*ORDER, ""]) if name.startswith(o)))
+    columns.sort(key=metrics.order)
     if not columns:
         return None
     height = 1.2 + len(frame) * (0.3 + 0.16 * len(columns))
@@ -78,7 +67,7 @@ def robustness(frame: pd.DataFrame) -> Figure | None:
     for i, name in enumerate(columns):
         offset = at + (len(columns) / 2 - i - 0.5) * step
         values = 100 * frame[name].to_numpy(dtype=float)
-        ax.barh(offset, values, height=step, color=colours[i], label=name.removesuffix("_acc"))
+        ax.barh(offset, values, height=step, color=colours[i], label=metrics.find(name).heading)
         for y, value in zip(offset, values, strict=True):
             if np.isfinite(value):
                 ax.text(value + 0.5, y, f"{value:.1f}", va="center", fontsize=6)

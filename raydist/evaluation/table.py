@@ -22,9 +22,8 @@ from raydist.evaluation.units import (
     single,
 )
 from raydist.measure import accuracy
-from raydist.measure.columns import CLEAN, SPLITS, Known, Numbers, base, columns
-
-OF_THE_MODEL = ("masking", "masking_images", "masking_unchecked")  # not of what was asked
+from raydist.measure.columns import CLEAN, SPLITS, Known, Numbers, columns
+from raydist.metrics import base, counted
 
 
 def asked_numbers(subject: Subject, model: str, request: Request, ledger: Ledger) -> Numbers:
@@ -51,9 +50,9 @@ def asked_numbers(subject: Subject, model: str, request: Request, ledger: Ledger
         if split == "test" or len(asked) > 1:
             found |= _prefixed(prefix, columns(replace(known, right=right)))
     everything = columns(known_of(subject, ledger, weights, "test", threat))
-    found = {name: value for name, value in found.items() if name not in OF_THE_MODEL}
+    found = {name: value for name, value in found.items() if base(name) != "masking"}
     if "masking" in request.parts and threat.eps > 0:
-        found |= {name: everything[name] for name in OF_THE_MODEL if name in everything}
+        found |= {name: of for name, of in everything.items() if base(name) == "masking"}
     reasons = left_out(subject, request)
     if reasons:
         found["left_out"] = "; ".join(f"{name}: {why}" for name, why in reasons.items())
@@ -155,7 +154,7 @@ def scan_numbers(subject: Subject, values: Mapping[str, Any], threat: ThreatMode
         of = float(min(images, there))
         if name == "barrier" and found.get("barrier_images") == of:
             value = max(value, float(found["barrier"]))
-        found |= {name: value, f"{base(name)}_images": of}
+        found |= {name: value, counted(name): of}
     return found
 
 
@@ -223,7 +222,7 @@ def w2_numbers(
     if not shared:
         return found
     for name, value in done[shared].items():
-        found |= {name: value, f"{base(name)}_images": float(shared)}
+        found |= {name: value, counted(name): float(shared)}
     clean = _only(ledger.images(weights, f"test/{CLEAN}"), subject, shared)
     radii = _only(radii, subject, shared)
     if len(radii) == len(clean) == shared and any(clean.values()):

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from raydist.measure import attacks, masking
 from raydist.measure.cascade import FEW_CLASSES, FLAGS, STANDARD, Mask
+from raydist.metrics import COUNTS, base, counted
 
 CLEAN, ENSEMBLE = "clean", "ensemble"
 SQUARE_BROKE = 0.002  # more than that share left to Square is a warning, as in the package
-COUNTS = ("_images", "_probes")  # what a number is of
-SUFFIXES = ("_acc", *COUNTS, "_error", "_unchecked", "_flags")
 SPLITS = {"test": "", "validation": "val_"}  # what the names of a split's numbers begin with
 OF_SEVERAL = ("overestimation", "masking")  # read from all accuracies together
 Numbers = dict[str, float | str]
@@ -63,14 +62,6 @@ def alone(attack: str) -> str:
     if attack in ("square", "square5000"):
         return "square5000"
     return f"{attack}-alone" if attack in ("apgd-t", "fab", "fab-t") else attack
-
-
-def base(name: str) -> str:
-    """The number that a column belongs to: `pgd10` of `pgd10_acc` and of `pgd10_images`."""
-    name, at, budget = name.partition("@")
-    for suffix in SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name + at + budget
 
 
 def joined(earlier: Mapping[str, Any], later: Mapping[str, Any], prefix: str = "") -> Numbers:
@@ -122,7 +113,7 @@ def columns(known: Known) -> Numbers:
         `overestimation`; `masking` and `masking_unchecked`; with each of them `X_images`.
     """
     each = _per_image(known)
-    found: Numbers = {f: math.nan for name in each for f in (name, f"{base(name)}_images")}
+    found: Numbers = {f: math.nan for name in each for f in (name, counted(name))}
     gaps: list[tuple[bool, int, float]] = []  # one beyond chance, else one of most images
     judged: list[tuple[int, masking.Judgement]] = []
     for images in _image_sets(each):
@@ -130,12 +121,11 @@ def columns(known: Known) -> Numbers:
         means = {name: float(values.mean()) for name, values in here.items()}
         n = int(images.sum())
         for name, value in means.items():
-            found |= {name: value, f"{base(name)}_images": float(n)}
+            found |= {name: value, counted(name): float(n)}
         gap = masking.overestimated(here)
         if gap is not None:
             means["overestimation"] = gap
             gaps.append((masking.beyond_chance(gap, n) > 0, n, gap))
-        means.pop("square_acc", None)  # not what Square does alone, which the checks look at
         judged.append((n, masking.verdict(means, n)))
     flags = _flags(known, each)
     if gaps:

@@ -8,7 +8,6 @@ the gradient vanishes: no check is enough alone.
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from raydist import metrics
 from raydist.adversary.objective import cross_entropies
 from raydist.measure.cascade import FLAGS, Mask
+from raydist.metrics import Metric
 from raydist.vector import frozen
 
 PLAIN = 0.2  # a gap that a check must be able to see: masked models have tens of points
@@ -180,11 +181,6 @@ NOT_OF_MASKING = ("few-classes", "partial")  # flags that are about the ensemble
 # no gradient of the cross-entropy alone can make these look clear
 DECISIVE = frozenset({"overestimation", "square-stronger"})
 
-_PGD = r"pgd(\d+)_acc"
-_DLR = r"apgd_(dlr|t)(_alone)?_acc"
-_OTHER_BUDGETS = ("pgd10_2eps_acc", "pgd10_large_eps_acc")
-_NOT_CE = rf"(autoattack|fab(_t)?(_alone)?|square\d*|pgd\d+(x\d+)?_margin)_acc|{_DLR}"
-
 
 @dataclass(frozen=True)
 class Judgement:
@@ -213,12 +209,9 @@ def verdict(measured: Mapping[str, float], images: int) -> Judgement:
     """All checks whose numbers were measured.
 
     Read are: `overestimation` (else `pgd10_acc` minus the lowest accuracy, if an attack is among
-    them that ascends another loss than cross-entropy), `fgsm_acc`, `pgd<steps>_acc`, `apgd_ce_acc`,
-    `apgd_dlr_acc`, `apgd_t_acc`, `fab_acc`, `fab_t_acc` (of the cascade or alone, also named
-    `apgd_t_alone_acc` and so on), `autoattack_acc`; Square alone as `square<queries>_acc`, or as
-    `square_acc` unless `autoattack_acc` stands beside it: then it is what the whole cascade left;
-    PGD-10 within 2 ε as `pgd10_2eps_acc` and within a ball that holds
-    every answer as `pgd10_large_eps_acc`; `zero_gradient_share`; `fosc_relative`.
+    them that ascends another loss than cross-entropy), the accuracies under attacks by what
+    `raydist.metrics` says of them (Square counts where it saw every image), `zero_gradient_share`
+    and `fosc_relative`.
 
     Args:
         measured: numbers of one model by their names in tables; others are not looked at, and nan
@@ -282,32 +275,44 @@ def overestimated(right: Mapping[str, NDArray[np.float64]]) -> float | None:
     Returns:
         The gap; None unless PGD-10 and an attack on another loss than cross-entropy are there.
     """
-    tried = [n for n in right if n.endswith("_acc") and n not in _OTHER_BUDGETS]
-    if "pgd10_acc" not in tried or not any(re.fullmatch(_NOT_CE, name) for name in tried):
+    budgets = {name: metrics.find(name).budget for name in right if name.endswith("_acc")}
+    tried = [name for name, budget in budgets.items() if not budget]
+    if "pgd10_acc" not in tried or not any(_not_ce(metrics.find(name)) for name in tried):
         return None
     worst = np.min([right[name] for name in tried], axis=0)
     return float((right["pgd10_acc"] - worst).mean())
 
 
+def _not_ce(metric: Metric) -> bool:
+    """Whether it is the accuracy under an attack on another loss than cross-entropy."""
+    return metric.attack != "" and metric.ascends != "ce"
+
+
+def _steps(metric: Metric) -> int:
+    """How many steps plain PGD took, without restarts and with its usual step; 0 if it is not."""
+    plain = metric.attack == "pgd" and metric.ascends == "ce" and metric.given.keys() == {"steps"}
+    return int(metric.given["steps"]) if plain else 0
+
+
 def _numbers(measured: Mapping[str, float]) -> dict[str, float]:
     """Measured numbers, and those that the checks read of them under names of their own."""
-
-    def lowest(pattern: str) -> float:
-        values = (value for name, value in known.items() if re.fullmatch(pattern, name))
-        return min(values, default=math.nan)
-
     known = {name: value for name, value in measured.items() if not math.isnan(value)}
-    steps = sorted(int(match[1]) for name in known if (match := re.fullmatch(_PGD, name)))
-    pgd, not_ce = lowest(_PGD), lowest(_NOT_CE)
+    found = {name: metrics.find(name) for name in known}
+
+    def lowest(wanted: Callable[[Metric], object]) -> float:
+        return min((known[name] for name in known if wanted(found[name])), default=math.nan)
+
+    steps = sorted((_steps(metric), name) for name, metric in found.items() if _steps(metric))
+    pgd, not_ce = lowest(_steps), lowest(_not_ce)
     derived = {
         "overestimation": known.get("pgd10_acc", math.nan) - (pgd if pgd < not_ce else not_ce),
         "pgd": pgd,
-        "square": lowest(r"square\d+_acc" if "autoattack_acc" in known else r"square\d*_acc"),
-        "dlr": lowest(_DLR),
+        "square": lowest(lambda metric: metric.attack == "square" and metric.alone),
+        "dlr": lowest(lambda metric: metric.ascends == "dlr"),
     }
     if len(steps) > 1:
-        derived["fewest_steps"] = known[f"pgd{steps[0]}_acc"]
-        derived["most_steps"] = known[f"pgd{steps[-1]}_acc"]
+        derived["fewest_steps"] = known[steps[0][1]]
+        derived["most_steps"] = known[steps[-1][1]]
     numbers = {name: value for name, value in (derived | known).items() if not math.isnan(value)}
     if numbers.get("pgd10_acc") == 0:  # it cannot be too high, however far from converged PGD-10 is
         numbers.pop("fosc_relative", None)

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from raydist import metrics
 from raydist.results.seeds import comparable, kinds
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; a marker and a dash besides.
@@ -23,7 +24,6 @@ STYLES: dict[str, dict[str, Any]] = {
 CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 HUGE = 1e100  # what a run reaches just before it diverges: no axis can show it
 ROUNDING = 1e-10  # smaller values are zero up to rounding: a logarithm would show only that
-ROBUST = {"autoattack_acc": "AutoAttack", "pgd20_acc": "PGD-20", "pgd10_acc": "PGD-10"}
 
 
 def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
@@ -40,6 +40,7 @@ def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
     if metric is None:
         _nothing(ax, "no robust accuracy was measured")
         return
+    heading = metrics.find(metric).heading
     frame = frame.assign(group=_groups(frame), percent=100 * frame[metric])
     for i, (name, rows) in enumerate(frame.groupby("group", sort=False)):
         alike, others = _alike(rows, "threat.eps", metric)
@@ -53,7 +54,7 @@ def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
     ax.set_xticks(ticks, [f"{eps * 255:.0f}/255" if whole else f"{eps:g}" for eps in ticks])
     ax.set(
         xlabel="budget ε in training and test (fraction of the pixel range)",
-        ylabel=f"{ROBUST[metric]} accuracy of the centroid (%){_images(frame, metric)}",
+        ylabel=f"{heading} accuracy of the centroid (%){_images(frame, metric)}",
     )
     ax.set_ylim(bottom=0)
     ax.legend()
@@ -70,10 +71,11 @@ def accuracy_by_trial(ax: Axes, frame: pd.DataFrame) -> None:
     if metric is None:
         _nothing(ax, "no robust accuracy was measured")
         return
+    heading = metrics.find(metric).heading
     frame = frame.sort_values("trial", ascending=False)
     at = range(len(frame))
     ax.barh(at, 100 * frame["clean_acc"], color="#BBBBBB", label="clean")
-    ax.barh(at, 100 * frame[metric], color="#0072B2", height=0.5, label=ROBUST[metric])
+    ax.barh(at, 100 * frame[metric], color="#0072B2", height=0.5, label=heading)
     ax.set_yticks(at, [_short(trial) for trial in frame["trial"]], fontsize=7)
     ax.set(xlabel=f"accuracy of the centroid (%){_images(frame, metric)}", xlim=(0, 100))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
@@ -149,11 +151,12 @@ def _short(trial: str) -> str:
 
 
 def _robust(frame: pd.DataFrame) -> str | None:
-    return next((name for name in ROBUST if name in frame and frame[name].notna().any()), None)
+    robust = metrics.SHOWN["robust"]
+    return next((name for name in robust if name in frame and frame[name].notna().any()), None)
 
 
 def _images(frame: pd.DataFrame, metric: str) -> str:
-    counts = metric.removesuffix("_acc") + "_images"
+    counts = metrics.counted(metric)
     seen = sorted(frame[counts].dropna().unique()) if counts in frame else []
     return f"\non {', '.join(f'{n:.0f}' for n in seen)} test images" if seen else ""
 

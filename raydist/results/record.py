@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from raydist.measure.columns import base, joined
+from raydist.measure.columns import joined
+from raydist.metrics import base
 from raydist.results.agents import AgentDtype
 from raydist.storage import Storage
 

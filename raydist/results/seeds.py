@@ -3,7 +3,7 @@
 import pandas as pd
 
 from raydist.config.experiment import Experiment
-from raydist.measure.columns import base
+from raydist.metrics import counted
 
 LIKE = ("status", "rounds_run")  # runs are compared where these agree
 
@@ -69,10 +69,10 @@ def comparable(trials: pd.DataFrame, name: str) -> "pd.Series[float]":
         the largest); of all that have it, if it is not of images.
     """
     values: pd.Series[float] = trials[name].dropna()
-    images = f"{base(name)}_images"
-    if images not in trials or values.empty:
+    counts = counted(name)
+    if counts not in trials or values.empty:
         return values
-    of = trials.loc[values.index, images].fillna(0)
+    of = trials.loc[values.index, counts].fillna(0)
     chosen: pd.Series[float] = values[of == of.mode().max()]
     return chosen
 

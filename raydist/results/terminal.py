@@ -14,8 +14,9 @@ from rich.progress import Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from raydist import signals
+from raydist import metrics, signals
 from raydist.errors import printable
+from raydist.metrics import SHOWN
 
 if TYPE_CHECKING:  # --help and a wrong setting need no table
     import pandas as pd
@@ -75,20 +76,6 @@ def progress(quiet: bool, *columns: str | ProgressColumn) -> Progress:
     return Progress(*columns, console=console, transient=True, disable=off)
 
 
-# Final numbers that a table shows where a study has them: heading, and factor to its unit.
-COLUMNS = {
-    "clean_acc": ("clean %", 100.0),
-    "pgd20_acc": ("PGD-20 %", 100.0),
-    "autoattack_acc": ("AutoAttack %", 100.0),
-    "fosc": ("FOSC", 1.0),
-    "disagreement": ("disagr.", 1.0),
-    "excess_risk": ("excess risk", 1.0),
-    "excess_risk_theory": ("theory", 1.0),
-    "seconds": ("s", 1.0),
-    "status": ("status", 1.0),
-}
-
-
 def number(value: Any) -> str:
     """A value in few characters: three significant digits."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -101,6 +88,11 @@ def number(value: Any) -> str:
 def numbers(values: Mapping[str, Any]) -> str:
     """Names and values in one line."""
     return "  ".join(f"{name} {number(value)}" for name, value in values.items())
+
+
+def status(values: Mapping[str, Any], place: str = "progress") -> str:
+    """What a line has room for, of the numbers of a trial that runs or has ended ("end")."""
+    return numbers({name: values[name] for name in SHOWN[place] if name in values})
 
 
 def results_table(frame: "pd.DataFrame", axes: Sequence[str]) -> Table:
@@ -118,29 +110,32 @@ def results_table(frame: "pd.DataFrame", axes: Sequence[str]) -> Table:
     short = [name.rpartition(".")[2] for name in columns]
     for name, last in zip(columns, short, strict=True):
         table.add_column(last if short.count(last) == 1 else name)
-    shown = [name for name in COLUMNS if name in frame and frame[name].notna().any()]
+    shown = [name for name in SHOWN["table"] if name in frame and frame[name].notna().any()]
     for name in shown:
         table.add_column(heading(frame, name), justify="left" if name == "status" else "right")
     for _, row in frame.sort_values(columns, key=_sortable).iterrows():
-        cells = [
-            row[name] if isinstance(row[name], str) else row[name] * COLUMNS[name][1]
-            for name in shown
-        ]
-        table.add_row(*(number(cell) for cell in [*(row[name] for name in columns), *cells]))
+        cells = [number(row[name]) for name in columns]
+        table.add_row(*cells, *(_cell(name, row[name]) for name in shown))
     return table
 
 
 def heading(frame: "pd.DataFrame", name: str) -> str:
     """A column's heading: where accuracies are of unlike images, of how many its own are."""
-    title = COLUMNS[name][0]
-    counts = {n: _images(frame, n) for n in COLUMNS if n.endswith("_acc") and n in frame}
+    title = metrics.find(name).title
+    rates = [n for n in SHOWN["table"] if metrics.find(n).unit == "%" and n in frame]
+    counts = {n: images_of(frame, n) for n in rates}
     alike = len({count for count in counts.values() if count}) < 2
     return title if alike or not counts.get(name) else f"{title}\nof {counts[name]}"
 
 
-def _images(frame: "pd.DataFrame", name: str) -> str:
-    """Of how many images an accuracy is, in all rows that have it; "" if that is not known."""
-    counts = name.removesuffix("_acc") + "_images"
+def _cell(name: str, value: Any) -> str:
+    """A value of a column in the column's unit."""
+    return number(value * 100 if metrics.find(name).unit == "%" else value)
+
+
+def images_of(frame: "pd.DataFrame", name: str) -> str:
+    """Of how many images a number is, in all rows that have it; "" if that is not known."""
+    counts = metrics.counted(name)
     if counts not in frame:
         return ""
     return ", ".join(f"{n:.0f}" for n in sorted(frame[counts].dropna().unique()))
@@ -158,13 +153,14 @@ def seeds_table(points: "pd.DataFrame", axes: Sequence[str]) -> Table:
     """
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     columns = _axis_columns(points, [axis for axis in axes if axis != "seed"])
-    shown = [name for name in COLUMNS if f"{name}_sd" in points and points[name].notna().any()]
+    there = [name for name in SHOWN["table"] if f"{name}_sd" in points]
+    shown = [name for name in there if points[name].notna().any()]
     for name in columns:
         table.add_column(name.rpartition(".")[2])
     for said in ("seeds", *(heading(points, name) for name in shown), "status"):
         table.add_column(said, justify="left" if said == "status" else "right")
     for _, row in points.iterrows():
-        cells = [_mean(row, name, COLUMNS[name][1]) for name in shown]
+        cells = [_mean(row, name) for name in shown]
         ended = str(row["status"])
         if ended not in ("completed", "failed") and not math.isnan(row.get("rounds_run", math.nan)):
             ended += f" at {row['rounds_run']:.0f}"  # the others ran to their end
@@ -172,11 +168,11 @@ def seeds_table(points: "pd.DataFrame", axes: Sequence[str]) -> Table:
     return table
 
 
-def _mean(row: "pd.Series[Any]", name: str, factor: float) -> str:
+def _mean(row: "pd.Series[Any]", name: str) -> str:
     """Mean ± deviation; in brackets over how many seeds, where that is not over all of the row."""
     some = row.get(f"{name}_seeds", math.nan)
     counted = "" if math.isnan(some) else f" ({some:.0f})"
-    return f"{number(row[name] * factor)} ± {number(row[f'{name}_sd'] * factor)}{counted}"
+    return f"{_cell(name, row[name])} ± {_cell(name, row[f'{name}_sd'])}{counted}"
 
 
 def _axis_columns(frame: "pd.DataFrame", axes: Sequence[str]) -> list[str]:
@@ -199,10 +195,9 @@ def _sortable(column: "pd.Series[Any]") -> "pd.Series[Any]":
 def footnotes(frame: "pd.DataFrame") -> list[str]:
     """What a reader of the table must know besides."""
     notes = []
-    for name in ("clean_acc", "autoattack_acc"):
-        if _images(frame, name):
-            what = {"clean_acc": "accuracies", "autoattack_acc": "AutoAttack"}[name]
-            notes.append(f"{what} on {_images(frame, name)} test images")
+    for name, what in {"clean_acc": "accuracies", "autoattack_acc": "AutoAttack"}.items():
+        if images_of(frame, name):
+            notes.append(f"{what} on {images_of(frame, name)} test images")
     if "autoattack_flags" in frame:
         raised = sorted({flag for flag in frame["autoattack_flags"].dropna() if flag})
         notes += [f"AutoAttack raised: {flag} (column autoattack_flags)" for flag in raised]
@@ -210,10 +205,6 @@ def footnotes(frame: "pd.DataFrame") -> list[str]:
 
 
 WIDEST = 4  # trials and models side by side
-NOT_SHOWN = (  # above the columns, in a note, or beside their own number
-    *("trial", "model", "autoattack_flags", "masking_unchecked"),
-    *("hessian_trace_error", "clean_hessian_trace_error", "left_out", "error"),
-)
 
 
 def evaluation_table(frame: "pd.DataFrame") -> Table:
@@ -227,11 +218,10 @@ def evaluation_table(frame: "pd.DataFrame") -> Table:
     """
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     short = frame["trial"].map(lambda trial: trial.rpartition("-")[0] or trial)
-    columns = (str(name) for name in frame)
-    names = [n for n in columns if n not in NOT_SHOWN and not n.endswith(("_images", "_probes"))]
-    names = [name for name in names if frame[name].notna().any()]
+    columns = [str(name) for name in frame if frame[name].notna().any()]
+    names = [n for n in columns if n not in SHOWN["note"] and not n.endswith(metrics.BESIDE)]
     if len(frame) > WIDEST:
-        names = [n for n in names if n in (*COLUMNS, "pgd10_acc", "masking", "hessian_trace")]
+        names = [name for name in names if name in SHOWN["evaluation"]]
         table.add_column("trial")
         table.add_column("model")
         for name in names:
@@ -247,21 +237,17 @@ def evaluation_table(frame: "pd.DataFrame") -> Table:
     return table
 
 
-def _percent(name: str) -> bool:
-    return name.endswith("_acc") or name in ("overestimation", "zero_gradient_share")
-
-
 def _heading(frame: "pd.DataFrame", name: str) -> str:
     """A number's heading: of how many images it is, if not of those that were asked for."""
-    title = f"{name.removesuffix('_acc')} %" if _percent(name) else name
-    counts = _images(frame, name) if _percent(name) else ""
-    return title if counts in ("", _images(frame, "evaluation")) else f"{title} of {counts}"
+    unit = metrics.find(name).unit
+    title = f"{name.removesuffix('_acc')} {unit}".strip()
+    counts = images_of(frame, name) if unit == "%" else ""
+    return title if counts in ("", images_of(frame, "evaluation")) else f"{title} of {counts}"
 
 
 def _cells(frame: "pd.DataFrame", name: str) -> list[str]:
     """A column as text, with its standard error if there is one."""
-    values = frame[name] * 100 if _percent(name) else frame[name]
-    cells = [number(value) for value in values]
+    cells = [_cell(name, value) for value in frame[name]]
     if f"{name}_error" in frame:
         errors_of = frame[f"{name}_error"]
         cells = [f"{cell} ± {number(e)}" for cell, e in zip(cells, errors_of, strict=True)]
@@ -270,7 +256,7 @@ def _cells(frame: "pd.DataFrame", name: str) -> list[str]:
 
 def evaluation_notes(frame: "pd.DataFrame") -> list[str]:
     """What a reader of the evaluation's table must know besides."""
-    notes = [f"accuracies on {_images(frame, 'evaluation')} test images"]
+    notes = [f"accuracies on {images_of(frame, 'evaluation')} test images"]
     if "hessian_trace" in frame:
         notes.append("hessian_...: of the loss at frozen adversarial points; clean_...: clean loss")
     told = {"left_out": "left out", "autoattack_flags": "the attacks' own checks raised"}

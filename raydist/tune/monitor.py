@@ -10,16 +10,12 @@ from collections.abc import Sequence
 
 from ray.util.metrics import Counter, Gauge
 
+from raydist import metrics
 from raydist.errors import printable
 from raydist.results.record import Event, Record, survived
 from raydist.storage import Storage
 
 PHASES = ("attack", "adapt", "combine")
-GAUGES = {
-    "fosc": "First-order stationary condition of the training attack, mean over agents.",
-    "val_fosc": "First-order stationary condition at PGD-10 on validation images, of the centroid.",
-    "disagreement": "Mean squared distance of the agents' weights from their centroid.",
-}
 FILE = "log.txt"
 
 
@@ -39,12 +35,9 @@ class Metrics:
             ("study", "trial", "phase"),
         )
         self._gauges = {
-            name: Gauge(f"raydist_{name}", text, ("study", "trial"))
-            for name, text in GAUGES.items()
+            name: Gauge(f"raydist_{name}", metrics.find(name).meaning, ("study", "trial"))
+            for name in metrics.SHOWN["prometheus"]
         }
-        self._recoveries = Gauge(
-            "raydist_recoveries", "How often the trial went on after a death.", ("study", "trial")
-        )
         self._study = study
 
     def tell(self, trial: str, records: Sequence[Record], events: Sequence[Event]) -> None:
@@ -64,11 +57,10 @@ class Metrics:
             seconds = sum(found) / len(records[-1].agents)
             if seconds > 0:
                 self._seconds.inc(seconds, tags | {"phase": phase})
-        known = records[-1].numbers
+        known = records[-1].numbers | survived(events)
         for name, gauge in self._gauges.items():
             if math.isfinite(known.get(name, math.nan)):
                 gauge.set(known[name], tags)
-        self._recoveries.set(survived(events)["recoveries"], tags)
 
 
 class TrialLog(logging.Handler):

@@ -9,9 +9,7 @@ from rich.text import Text
 
 from raydist.errors import printable
 from raydist.lock import Held
-from raydist.results.terminal import Words, console, numbers, progress
-
-SHOWN = ("loss", "val_clean_acc", "val_pgd10_acc", "val_fosc", "excess_risk")
+from raydist.results.terminal import Words, console, progress, status
 
 
 class TuneProgress(tune.Callback):
@@ -64,15 +62,14 @@ class TuneProgress(tune.Callback):
             self._running[name] = self._bar.add_task(
                 name.rpartition("-")[0] or name, total=result.get("rounds"), status=""
             )
-        status = numbers({key: result[key] for key in SHOWN if key in result})
-        self._bar.update(self._running[name], completed=result.get("round", 0), status=status)
+        said = {"completed": result.get("round", 0), "status": status(result)}
+        self._bar.update(self._running[name], **said)
         self._bar.update(self._overall, status="")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune when a trial has ended well."""
         last = trial.last_result
-        kept = {k: last[k] for k in ("clean_acc", "pgd20_acc", "autoattack_acc") if k in last}
-        self._end(str(trial), f"{last.get('status', 'ended')} {numbers(kept)}")
+        self._end(str(trial), f"{last.get('status', 'ended')} {status(last, 'end')}")
         # Tune keeps every trial for good, and writes all of them again and again. Nobody will read
         # the ten windows of each number that it reported, 90 kB, its name is made, 13 kB, and the
         # first thing that its process told is an object of Ray's.

@@ -15,12 +15,12 @@ from safetensors.numpy import load_file
 
 from raydist import load, load_rounds, over_seeds, run_experiment, run_sweep
 from raydist.config.experiment import validate
-from raydist.config.search import METRICS
 from raydist.config.study import from_tree
 from raydist.engine.driver import train
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.errors import InputError
+from raydist.metrics import SHOWN
 from raydist.results.record import Outcome, Record
 from raydist.storage import Storage
 from raydist.sweep import counted
@@ -141,11 +141,11 @@ def test_a_study_without_optuna_installed_says_how_to_get_it(tmp_path, monkeypat
         run_sweep(tree, out=tmp_path / "study")
 
 
-@pytest.mark.parametrize(("kind", "base"), [("quadratic", QUADRATIC), ("images", DIGITS)])
+@pytest.mark.parametrize(("kind", "base"), [("search-quadratic", QUADRATIC), ("search", DIGITS)])
 def test_every_metric_is_reported_whenever_the_state_is_measured(kind, base):
     rounds = run_experiment({**base, "rounds": 4, "evaluate": {**DIGITS["evaluate"], "every": 2}})
     found = rounds.rounds[rounds.rounds["agent"].isin(["mean", "centroid"])]
-    for name in METRICS[kind]:
+    for name in SHOWN[kind]:
         assert {2, 4} <= set(found[found["metric"] == name]["round"]), name
 
 
