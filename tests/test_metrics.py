@@ -122,7 +122,7 @@ def test_families_take_over_what_their_number_is():
     assert find("ema_hessian_trace_error").heading == "ema ± Hessian trace"
     assert find("pgd100_step_1_255_acc").given == {"steps": "100", "step": "1_255"}
     assert not find("pgd0_acc").meaning and not find("nonsense_images").meaning
-    assert find("zero_gradient_share_images").meaning
+    assert find("zero_gradient_share_images").meaning and find("w2_images").meaning
 
 
 @pytest.mark.parametrize("name", [*attacks.EXAMPLES, "pgd7@.5", "pgd7x3@0.25-margin"])

@@ -107,6 +107,7 @@ def test_many_combinations_to_draw_from_are_checked_one_axis_at_a_time():
     ("axes", "search", "line"),
     [
         (LR, {"metric": "clean_acc"}, r'search.metric is "clean_acc", expected one that trials'),
+        (LR, {"metric": "val_pgd20_acc"}, r"that trials .*: did you mean val_pgd10_acc\?"),
         (LR, {"metric": "loss"}, r"search.metric and mode belong to algorithm = \"optuna\" or"),
         (LR, {"grace": 3}, r"search.grace belongs to a scheduler: remove it or write"),
         (LR, {"scheduler": "median", "reduction": 3}, r'search.reduction belongs to "asha"'),
