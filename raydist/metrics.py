@@ -1,4 +1,4 @@
-"""Every number that raydist reports: what it is called, its unit, which end is better, its meaning.
+"""Every number that raydist reports: name, heading, unit, better end and meaning.
 
 Tables, pictures, progress, Prometheus, search, the masking checks and the README's glossary read
 this file. A name may stand for a family: `<steps>` is filled in, what stands in [brackets] may be
@@ -39,7 +39,7 @@ class Metric:
         alone: whether the attack saw every image, not only those that the ensemble's members
             before it left.
         budget: of the attack, "" for the one that was asked for.
-        given: what a family's name was filled in with.
+        given: values of the family's `<...>` in the name that was looked up.
     """
 
     name: str
@@ -180,7 +180,7 @@ METRICS = (
 )
 # fmt: on
 
-# Which of them stand where a few have to do, in this order.
+# The columns that stand where only a few have room, in this order.
 SHOWN = {
     # the final table of a study
     "table": (
@@ -214,7 +214,7 @@ SUFFIXES = ("_acc", *BESIDE, "_unchecked", "_flags")
 
 @cache
 def find(name: str) -> Metric:
-    """What a column is.
+    """Look up a column.
 
     Args:
         name: of the column.
@@ -245,13 +245,13 @@ def find(name: str) -> Metric:
 
 @cache
 def _pattern(name: str) -> re.Pattern[str]:
-    """What matches the columns of a family."""
+    """Expression that matches the columns of a family."""
     text = name.replace("[", "(?:").replace("]", ")?")
     return re.compile(re.sub(r"<(\w+)>", lambda key: f"(?P<{key[1]}>{VALUES[key[1]]})", text))
 
 
 def _filled(metric: Metric, given: Mapping[str, str], of: Metric) -> Metric:
-    """A family's line with its texts filled in, for one of the columns of another metric."""
+    """Fill in the texts of a family's line, for a column of the metric `of`."""
 
     def filled(text: str, inner: str) -> str:
         optional = r"\[([^\]]*<(\w+)>[^\]]*)\]"
@@ -268,13 +268,13 @@ def _filled(metric: Metric, given: Mapping[str, str], of: Metric) -> Metric:
 
 
 def order(name: str) -> int:
-    """The place of a column among all, which follow one another as they stand here."""
+    """Place of a column in `METRICS`; unknown ones come last."""
     names = [metric.name for metric in METRICS]
     return names.index(find(name).name) if find(name).meaning else len(names)
 
 
 def base(name: str) -> str:
-    """The number that a column belongs to: `pgd10` of `pgd10_acc` and of `pgd10_images`."""
+    """Name of the number that a column belongs to: `pgd10` of `pgd10_acc` and `pgd10_images`."""
     name, at, budget = name.partition("@")
     for suffix in SUFFIXES:
         name = name.removesuffix(suffix)
@@ -282,5 +282,5 @@ def base(name: str) -> str:
 
 
 def counted(name: str) -> str:
-    """The column that says of how many images a number is: `pgd10_images` of `pgd10_acc`."""
+    """Column that counts the images of a number: `pgd10_images` of `pgd10_acc`."""
     return f"{base(name)}_images"

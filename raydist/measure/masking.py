@@ -284,12 +284,12 @@ def overestimated(right: Mapping[str, NDArray[np.float64]]) -> float | None:
 
 
 def _not_ce(metric: Metric) -> bool:
-    """Whether it is the accuracy under an attack on another loss than cross-entropy."""
+    """Test whether a metric is an accuracy under an attack on another loss than cross-entropy."""
     return metric.attack != "" and metric.ascends != "ce"
 
 
 def _steps(metric: Metric) -> int:
-    """How many steps plain PGD took, without restarts and with its usual step; 0 if it is not."""
+    """Steps of plain PGD, without restarts and with its usual step length; 0 for other metrics."""
     plain = metric.attack == "pgd" and metric.ascends == "ce" and metric.given.keys() == {"steps"}
     return int(metric.given["steps"]) if plain else 0
 

@@ -91,7 +91,7 @@ def numbers(values: Mapping[str, Any]) -> str:
 
 
 def status(values: Mapping[str, Any], place: str = "progress") -> str:
-    """What a line has room for, of the numbers of a trial that runs or has ended ("end")."""
+    """Numbers of a trial in one line: while it runs, or with place = "end" of an ended one."""
     return numbers({name: values[name] for name in SHOWN[place] if name in values})
 
 
