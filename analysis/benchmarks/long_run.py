@@ -23,7 +23,7 @@ from growth import quadratic
 from targets import Row, row, tell
 
 from raydist.config.experiment import validate
-from raydist.engine.driver import FLUSH_SECONDS, train
+from raydist.engine.driver import train
 from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.engine.recovery import Recovery
@@ -110,7 +110,7 @@ class LongRun:
         self._records = train(self._pool, plan, self._keeper)
         self.age, self.size, self.writing = 0.0, 0, dict[int, float]()
         self._done = array("d")  # when each round was
-        self._looked = self._flushed = time.monotonic()
+        self._looked = time.monotonic()
 
     def go(self, rounds: int) -> float:
         """Some more rounds, as `complete` does them.
@@ -123,12 +123,8 @@ class LongRun:
         """
         began = time.process_time()
         for record in islice(self._records, rounds):
-            self._folder.add(record)
             now = time.monotonic()
             self._done.append(now)
-            if now - self._flushed > FLUSH_SECONDS:
-                self._folder.flush()
-                self._flushed = time.monotonic()
             if now - self._looked > CADENCE / 8:
                 self._look(now)
             if record.outcome is not None:

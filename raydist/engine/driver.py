@@ -1,6 +1,5 @@
 """The driver: rounds as a generator of records, run to the end. It never touches a weight."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -17,8 +16,6 @@ from raydist.errors import AgentDied
 from raydist.results.folder import Folder, final_numbers
 from raydist.results.record import Outcome, Record, Result
 from raydist.results.rounds import Rounds
-
-FLUSH_SECONDS = 2.0
 
 
 class _TooFar(Exception):
@@ -46,7 +43,7 @@ def train(
     Args:
         pool: agents at round 0.
         plan: the run.
-        keeper: of its snapshots; default: none are taken, a death costs all rounds.
+        keeper: of its records and snapshots; default: none are kept, a death costs all rounds.
         ending: called with the pool and its last round when that is done, before anything is
             judged.
         early: called after a measured round was told; a reason, in words, ends the run there, and
@@ -83,7 +80,9 @@ def train(
                 for record in _rounds(pool, plan, watch, keeper, start, last, leaves, close, begun):
                     if record.round > told or record.outcome is not None:
                         told, latest = record.round, record
+                        keeper.add(record)
                         yield record
+                        keeper.flush()
                 return
             except _TooFar as end:
                 last = end.last
@@ -262,14 +261,9 @@ def complete(
         if folder is not None:
             folder.begin(plan.config, plan.graph, plan.A, plan.mixing_rate, plan.contents)
         keeper = Recovery(plan, folder)
-        rounds = Rounds(None, keeper.seconds) if folder is None else folder.rounds
-        flushed = time.monotonic()
+        rounds = keeper.rounds = keeper.rounds or Rounds(None, keeper.seconds)
         for record in train(pool, plan, keeper, ending):
-            rounds.add(record)
             tell(record)
-            if folder is not None and time.monotonic() - flushed > FLUSH_SECONDS:
-                folder.flush()
-                flushed = time.monotonic()
         last, seconds = record, keeper.seconds()
         rounds.flush()
         if folder is not None:

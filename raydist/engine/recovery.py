@@ -14,13 +14,20 @@ from raydist.engine.watch import Watch
 from raydist.errors import AgentDied, AgentError
 from raydist.results.folder import Folder, Stopwatch
 from raydist.results.record import Event, Record
+from raydist.results.rounds import Rounds
 
+FLUSH_SECONDS = 2.0  # at most this long until a record is on its disk
 PATIENCE = 2  # cadences for which a snapshot is written before the run waits for its disk
 log = logging.getLogger("raydist")
 
 
 class Recovery:
-    """Keeps the state of one run, and knows what happened to it."""
+    """Keeps the records and the state of one run, and knows what happened to it.
+
+    Attributes:
+        events: what happened.
+        rounds: where the records are kept; None: nowhere.
+    """
 
     def __init__(self, plan: Plan, folder: Folder | None = None) -> None:
         """Nothing is read or written yet.
@@ -30,11 +37,12 @@ class Recovery:
             folder: its folder, begun; None: nothing is kept, and a death costs all rounds.
         """
         self.events: list[Event] = [] if folder is None else folder.events
+        self.rounds: Rounds | None = None if folder is None else folder.rounds
         self._plan, self._folder, self._table = plan, folder, plan.config.snapshot
         self._clock = Stopwatch() if folder is None else folder.clock
         self._began = time.monotonic()
         self._taken = {0: self._began}  # when the state that may be needed was copied, by round
-        self._last = self._began
+        self._last = self._flushed = self._began
         self._failed: int | None = None  # the last snapshot that could not be written
         self._deaths = 0
         self._open: list[tuple[AgentDied, int]] = []  # deaths, at which round: not yet made good
@@ -49,9 +57,20 @@ class Recovery:
         """How long the run has taken, with what earlier tries took."""
         return self._clock.seconds()
 
+    def add(self, record: Record) -> None:
+        """Keep a record."""
+        if self.rounds is not None:
+            self.rounds.add(record)
+
+    def flush(self) -> None:
+        """Write the records now and then."""
+        if self._folder is not None and time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._folder.flush()
+            self._flushed = time.monotonic()
+
     def newest(self) -> Record | None:
         """The record of the last round that is kept; None if there is none."""
-        return None if self._folder is None else self._folder.rounds.newest()
+        return None if self.rounds is None else self.rounds.newest()
 
     def due(self, n: int) -> bool:
         """Whether the state after round n is to be kept; not that after the last one."""
@@ -109,8 +128,8 @@ class Recovery:
             pool: the agents; the round of the record is closed.
             record: the last one, before anything is judged.
         """
+        self.add(record)
         if self._folder is not None:
-            self._folder.add(record)
             self._folder.flush()
         if self._shelf is not None and self._table.every != 0:
             self._settle(pool)

@@ -118,7 +118,6 @@ class Trial(tune.Trainable):
         self.point = self.job.point(config)
         self.folder = Folder(f"{self.job.out}/{folder_name(self.point)}")
         self.records: Iterator[Record] | None = None
-        self.last = -1  # the round of the last record
         self.early = ""
 
     def end_early(self, reason: str) -> None:
@@ -143,8 +142,8 @@ class Trial(tune.Trainable):
             done = self.folder.final(experiment)
             if done is not None:
                 return _at_the_end(done) | {"round": done["rounds_run"], "done": True}
-            self._open(experiment)
-        record = self._next_worth_reporting()
+            self.records = self._open(experiment)
+        record = next(self.records)
         report = {"round": record.round, "rounds": self.rounds, **record.numbers}
         report |= self._objective(record)
         if record.outcome is None:
@@ -154,23 +153,21 @@ class Trial(tune.Trainable):
         final = self.folder.finish(record, self.keeper.seconds())
         return report | _at_the_end(final) | {"done": True}
 
-    def _next_worth_reporting(self) -> Record:
-        # Where trials are compared, only what is measured: the same rounds in every trial.
-        search, began = self.job.study.search, time.monotonic()
-        assert self.records is not None
-        found: list[Record] = []
-        for record in self.records:
-            if record.round > self.last:  # the round after which it was ended early comes again
-                self.folder.add(record)
+    def _worth_reporting(self, records: Iterator[Record]) -> Iterator[Record]:
+        """Where trials are compared, only what is measured: the same rounds in every trial."""
+        search, last = self.job.study.search, -1
+        began, found = time.monotonic(), list[Record]()
+        for record in records:
+            if record.round > last:  # the round after which it was ended early comes again
                 found.append(record)
-            self.last = record.round
+            last = record.round
             seconds = time.monotonic() - began
             late = seconds > (PAUSE_SECONDS if record.centroid else REPORT_SECONDS)
             if record.outcome is not None or (_judged(record, search) if search.judges else late):
-                break
-        if found:
-            self._metrics.tell(self.folder.name, found, self.folder.events)
-        return record
+                if found:
+                    self._metrics.tell(self.folder.name, found, self.folder.events)
+                yield record
+                began, found = time.monotonic(), []
 
     def _objective(self, record: Record) -> dict[str, float]:
         """What the study compares its trials by, finite even where a run diverged."""
@@ -181,8 +178,8 @@ class Trial(tune.Trainable):
         worst = -WORST if search.better == "max" else WORST
         return {OBJECTIVE: value if math.isfinite(value) else worst}
 
-    def _open(self, experiment: Experiment) -> None:
-        """Begin the run, or go on with it."""
+    def _open(self, experiment: Experiment) -> Iterator[Record]:
+        """Begin the run, or go on with it; the records that are to be reported."""
         stored = self.job.images.get(images_of(experiment))
         plan = make_plan(experiment, images=ray.get(stored) if stored else None)
         self.folder.begin(experiment, plan.graph, plan.A, plan.mixing_rate, plan.contents)
@@ -190,9 +187,10 @@ class Trial(tune.Trainable):
         self.rounds, self.keeper = plan.rounds, Recovery(plan, self.folder)
         weights = f"{self.folder.url}/weights"
         pool = self._pool_for(plan)
-        self.records = train(
+        records = train(
             pool, plan, self.keeper, lambda pool, n: pool.save(weights, n), lambda: self.early
         )
+        return self._worth_reporting(records)
 
     def _pool_for(self, plan: Plan) -> Pool:
         """The warm agents if they have the right shape, else new ones."""

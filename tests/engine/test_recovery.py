@@ -51,8 +51,7 @@ def finished(plan, pool, path):
         pool.save(f"{path}/weights", n)
         states[:] = pool.states()
 
-    for record in train(pool, plan, keeper, ending):
-        folder.add(record)
+    *_, record = train(pool, plan, keeper, ending)
     folder.finish(record, keeper.seconds())
     return np.stack(states), record, folder
 

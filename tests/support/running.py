@@ -47,7 +47,6 @@ def run(plan, path, pool=None, until=None):
 
     try:
         for record in train(pool, plan, keeper, ending):
-            folder.add(record)
             pool.settle()  # so that the snapshots of a test are where it expects them
             if record.round == until:
                 folder.flush()
