@@ -151,23 +151,19 @@ def named(
     return resolve(name) if ":" in name else ours(table, name, key, further)
 
 
-def resolve(name: str) -> Callable[..., Any]:
-    """The function that `name` names.
+def member(name: str) -> Any:
+    """The thing that `name` names, whatever it is.
 
     The current directory is importable, as it is under `python -m`.
 
     Args:
-        name: "package.module:function".
+        name: "package.module:thing".
 
     Returns:
-        The function (or class, or other callable) itself.
+        The thing itself.
 
     Raises:
-        ValueError: `name` has no colon, its module does not import, or there is no such callable.
-
-    Example:
-        >>> resolve("math:gcd")(12, 18)
-        6
+        ValueError: `name` has no colon, its module does not import, or it holds no such thing.
     """
     module_name, colon, attribute = name.partition(":")
     if not (colon and module_name and attribute):
@@ -184,7 +180,26 @@ def resolve(name: str) -> Callable[..., Any]:
             f'"{name}": module {module_name} ({getattr(module, "__file__", "built in")}) '
             f"has no {attribute}: check the spelling after the colon"
         )
-    function: Callable[..., Any] = getattr(module, attribute)
+    return getattr(module, attribute)
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """The function that `name` names, as `member` finds it.
+
+    Args:
+        name: "package.module:function".
+
+    Returns:
+        The function (or class, or other callable) itself.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> resolve("math:gcd")(12, 18)
+        6
+    """
+    function: Callable[..., Any] = member(name)
     if not callable(function):
         kind = type(function).__name__
         raise ValueError(f'"{name}" is not a function, it is of type {kind}: name a function')

@@ -42,7 +42,7 @@ def shared(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def limit(size: int, rounds: int) -> float:
     """Seconds of a round of two plain processes with a shared map and a barrier."""
-    from raydist.network.strategy import combine
+    from raydist.network.combination import combine
 
     slots, seconds = shared(2, AGENTS, size), shared(2)
     counters = shared(2, 8, dtype=torch.int64)

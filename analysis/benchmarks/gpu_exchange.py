@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
 from raydist.engine.cluster.session import ray_session
-from raydist.network.strategy import combine
+from raydist.network.combination import combine
 
 AGENTS = 16
 NEIGHBOURS = (-2, -1, 0, 1, 2)

@@ -57,6 +57,10 @@ from raydist.config.training import (
 )
 from raydist.config.values import shown
 from raydist.errors import SECRETS, InputError
+from raydist.lookup import one_of
+from raydist.network.strategy import STRATEGIES
+
+OWN_NAME = '"package.module:name"'  # of a strategy, which is a value
 
 
 def _as_table(value: object, key: str) -> object:
@@ -64,9 +68,12 @@ def _as_table(value: object, key: str) -> object:
     return {key: value} if isinstance(value, str) else value
 
 
-def _bare(value: object) -> object:
-    """A table that holds nothing but a name as that name."""
-    return value["name"] if isinstance(value, dict) and [*value] == ["name"] else value
+def _strategy(value: object) -> object:
+    """The name of a strategy, also where a table holds nothing else."""
+    name = value["name"] if isinstance(value, dict) and [*value] == ["name"] else value
+    if not isinstance(name, str) or (":" not in name and name not in STRATEGIES):
+        raise ValueError(f"expected {one_of([*STRATEGIES, OWN_NAME], name)}")
+    return name
 
 
 def _no_number(value: object) -> object:
@@ -89,11 +96,9 @@ class Experiment(Table):
     things lie and what an agent reserves: the machine decides these.
     """
 
-    # as network.strategy.Strategy: a configuration is read and refused before torch is there
-    strategy: Annotated[
-        Literal["centralized", "consensus", "diffusion", "local"], BeforeValidator(_bare)
-    ] = "diffusion"
-    """Rule by which agents combine what they send."""
+    strategy: Annotated[str, BeforeValidator(_strategy)] = "diffusion"
+    """Rule by which agents combine what they send: centralized, consensus, diffusion, local, or
+    "package.module:name"."""
     engine: Literal["agents", "train"] = "agents"
     """Engine: agents, each with a model of its own, or train, centralized alone and data
     parallel on Ray Train."""

@@ -36,7 +36,8 @@ from raydist.errors import InputError
 from raydist.learning import data as datasets
 from raydist.learning import partition
 from raydist.lookup import resolve
-from raydist.network import strategy, topology, weights
+from raydist.network import topology, weights
+from raydist.network.strategy import find
 from raydist.results.identity import checkpoint_of, named_files
 from raydist.seeding import Purpose, drawing, numpy_rng
 from raydist.storage import Storage
@@ -247,9 +248,8 @@ def make_plan(
     with drawing(Purpose.IN_CODE, config.topology.seed):
         A = checked("topology", weights.build, config.topology.weights, graph)
     checked("topology", weights.check, A, graph)
-    A = strategy.combination_matrix(config.strategy, A)
-    combines = config.strategy in ("consensus", "diffusion")
-    if combines and weights.unused(config.topology.weights, graph):
+    given, A = A, checked("strategy", _combined, config.strategy, A)
+    if A is given and weights.unused(config.topology.weights, graph):
         warnings.warn(
             f'the edge weights of topology "{config.topology.kind}" are not used: write '
             'topology.weights = "edge-weights" to combine with them',
@@ -298,6 +298,15 @@ def _epoch(config: Experiment, data: datasets.Data | None) -> int:
     if data is None:
         return 1
     return max(1, len(data.train[1]) // (config.topology.agents * config.data.batch))
+
+
+def _combined(name: str, A: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix that a strategy combines with."""
+    found = find(name).matrix(A)
+    if ":" in name:
+        found = np.asarray(found, dtype=np.float64)
+        weights.check(found)
+    return found
 
 
 def _graph(config: Experiment) -> nx.Graph | nx.DiGraph:

@@ -23,6 +23,7 @@ from raydist.measure.curvature import Attack, attacked, hessian_pairs, projected
 from raydist.measure.derivatives import Batches, Loss, gradient
 from raydist.measure.spectrum import Array
 from raydist.network import theory
+from raydist.network.strategy import Strategy
 from raydist.seeding import Purpose, seed_for
 from raydist.vector import at, flat, trainable
 
@@ -116,7 +117,12 @@ def local_model(
 
 
 def predict(
-    local: LocalModel, strategy: str, A: ArrayLike, lr: float, batch: int, rounds: Sequence[float]
+    local: LocalModel,
+    strategy: str | Strategy,
+    A: ArrayLike,
+    lr: float,
+    batch: int,
+    rounds: Sequence[float],
 ) -> Array:
     """The mean excess risk of agents that start at w*, as far as it lies in the subspace.
 

@@ -13,101 +13,98 @@ centralized is one model and the mean gradient over all K·B samples: every agen
 averages all K of them and takes the same step. From a common start this equals diffusion with
 A = 11ᵀ/K; consensus with that A is something else. (arXiv:2509.11337; Sayed, "Adaptation,
 Learning, and Optimization over Networks", 2014, chapters 5 and 7.)
+
+A strategy is a value of two facts, `sends` and `matrix`, which agents, the theory and the
+configuration read here. Another one is another value, under a name in `STRATEGIES` or anyone's
+"package.module:name":
+
+    gossip_twice = Strategy(sends="phi", matrix=lambda A: A @ A)
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from raydist.lookup import member, ours
 
-Strategy = Literal["centralized", "consensus", "diffusion", "local"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-BLOCK = 2**17  # numbers, which the cache of a core keeps while the messages pass through it
+if TYPE_CHECKING:  # a configuration is read and refused before NumPy is there
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
 
 
-def combination_matrix(strategy: Strategy, A: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The matrix that a strategy combines with, given the graph's matrix A.
+def graph(A: "Array") -> "Array":
+    """Take the graph's own matrix."""
+    return A
+
+
+def mean(A: "Array") -> "Array":
+    """Take 11ᵀ/K: everybody hears everybody, equally."""
+    import numpy as np
+
+    return np.full(A.shape, 1.0 / len(A))
+
+
+def alone(A: "Array") -> "Array":
+    """Take the identity: nobody hears anybody."""
+    import numpy as np
+
+    return np.eye(len(A))
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """The rule by which agents learn together.
+
+    Attributes:
+        sends: the message m of an agent: "w", its iterate before the local step; "phi", the one
+            after it; "gradient", the gradient at w, and then all step with the combined gradient.
+        matrix: the matrix to combine with, given the graph's A; (K, K), columns sum to 1.
+    """
+
+    sends: Literal["w", "phi", "gradient"]
+    matrix: Callable[["Array"], "Array"] = graph
+
+    @property
+    def steps_together(self) -> bool:
+        """Whether agents step with the combined gradient instead of each with its own."""
+        return self.sends == "gradient"
+
+    def factors(self, A: "Array") -> tuple["Array", "Array"]:
+        """The matrices A_1 and A_2 of the recursion in `raydist.network.theory`."""
+        eye, combined = alone(A), self.matrix(A)
+        return (combined, eye) if self.sends == "w" else (eye, combined)
+
+    def given(self) -> "Strategy":
+        """The same strategy for a matrix to which `matrix` was applied before."""
+        return replace(self, matrix=graph)
+
+
+STRATEGIES = {
+    "centralized": Strategy("gradient", mean),
+    "consensus": Strategy("w"),
+    "diffusion": Strategy("phi"),
+    "local": Strategy("phi", alone),
+}
+
+
+def find(name: str) -> Strategy:
+    """The strategy of a name.
 
     Args:
-        strategy: the strategy.
-        A: combination matrix of the graph, (K, K), columns sum to 1.
+        name: a name in `STRATEGIES`, or "package.module:name" of anyone's.
 
     Returns:
-        11ᵀ/K for centralized, the identity for local, A otherwise.
+        The strategy.
+
+    Raises:
+        ValueError: there is none of that name.
     """
-    agents = A.shape[0]
-    if strategy == "centralized":
-        return np.full((agents, agents), 1.0 / agents)
-    return np.eye(agents) if strategy == "local" else A
-
-
-def sent(strategy: Strategy) -> Literal["w", "phi", "gradient"]:
-    """The kind of message m that an agent sends in a round.
-
-    Args:
-        strategy: the strategy.
-
-    Returns:
-        "w": the iterate before the local step; "phi": the one after it; "gradient": at w.
-    """
-    if strategy == "centralized":
-        return "gradient"
-    return "w" if strategy == "consensus" else "phi"
-
-
-def combine(
-    weights: Sequence[float], messages: Sequence[torch.Tensor], out: torch.Tensor
-) -> torch.Tensor:
-    """Σ_l a_lk m_l, summed in the order given (a fixed order makes the result reproducible).
-
-    Args:
-        weights: the a_lk of the neighbourhood N_k (which includes k).
-        messages: the m_l in the same order, each (P,).
-        out: where the combination goes, (P,); may be one of the messages.
-
-    Returns:
-        `out`.
-    """
-    for here, *theirs in _blocks(out, *messages):
-        _combine(weights, theirs, here)
-    return out
-
-
-def update(
-    weights: Sequence[float],
-    messages: Sequence[torch.Tensor],
-    phi: torch.Tensor,
-    sent: torch.Tensor | None,
-) -> None:
-    """w_k⁺ = Σ_l a_lk m_l + (φ_k − m_k), in place of φ_k.
-
-    Args:
-        weights: the weights, as in `combine`.
-        messages: the messages, as in `combine`.
-        phi: φ_k, (P,), becomes w_k⁺; may be one of the messages.
-        sent: m_k, (P,); None if that is φ_k.
-    """
-    if sent is None:
-        combine(weights, messages, phi)
-        return
-    for here, mine, *theirs in _blocks(phi, sent, *messages):
-        own = here - mine
-        _combine(weights, theirs, here)
-        here.add_(own)
-
-
-def _combine(weights: Sequence[float], messages: Sequence[torch.Tensor], out: torch.Tensor) -> None:
-    first, *others = [m.clone() if m.data_ptr() == out.data_ptr() else m for m in messages]
-    torch.mul(first, weights[0], out=out)
-    for a_lk, m_l in zip(weights[1:], others, strict=True):
-        out.add_(m_l, alpha=a_lk)
-
-
-def _blocks(*vectors: torch.Tensor) -> Iterable[Sequence[torch.Tensor]]:
-    """Vectors part by part, which a CPU sums up within its cache; elsewhere as they are."""
-    if vectors[0].numel() <= BLOCK or vectors[0].device.type != "cpu":
-        return [vectors]
-    parts = [vector.split(BLOCK) for vector in vectors]  # type: ignore[no-untyped-call]
-    return zip(*parts, strict=True)
+    found = member(name) if ":" in name else ours(STRATEGIES, name, "strategy")
+    if not isinstance(found, Strategy):
+        kind = type(found).__name__
+        raise ValueError(
+            f'strategy "{name}" is of type {kind}, expected a raydist.network.strategy.Strategy'
+        )
+    return found

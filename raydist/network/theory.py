@@ -19,26 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raydist.network.strategy import Strategy, find
+
 Array = NDArray[np.float64]
-
-STRATEGIES = ("centralized", "consensus", "diffusion", "local")
-
-
-def _factors(strategy: str, A: Array) -> tuple[Array, Array]:
-    """A_1 and A_2 of a strategy."""
-    eye = np.eye(len(A))
-    match strategy:
-        case "consensus":
-            return A, eye
-        case "diffusion":
-            return eye, A
-        case "centralized":
-            return eye, np.full_like(A, 1 / len(A))
-        case "local":
-            return eye, eye
-    raise ValueError(
-        f'no theory for strategy "{strategy}", expected one of {", ".join(STRATEGIES)}'
-    )
 
 
 def _block_diagonal(blocks: Array) -> Array:
@@ -75,7 +58,7 @@ def _limit(F: Array, drift: Array, spread: Array) -> tuple[Array, Array]:
 
 
 def excess_risk(
-    strategy: str,
+    strategy: str | Strategy,
     A: ArrayLike,
     hessians: ArrayLike,
     gradients: ArrayLike,
@@ -97,7 +80,7 @@ def excess_risk(
     for others it is the short-term model of arXiv:2509.11337.
 
     Args:
-        strategy: "centralized", "consensus", "diffusion" or "local".
+        strategy: the strategy, or its name.
         A: combination matrix, shape (K, K), columns sum to 1; centralized and local ignore it.
         hessians: H_k at w*, shape (K, M, M).
         gradients: d_k at w*, shape (K, M).
@@ -121,7 +104,8 @@ def excess_risk(
     A, H, d, R = (np.asarray(x, dtype=np.float64) for x in (A, hessians, gradients, noise))
     _check(A, H, d, R, rounds)
     K, M = d.shape
-    A1, A2 = _factors(strategy, A)
+    rule = find(strategy) if isinstance(strategy, str) else strategy
+    A1, A2 = rule.factors(A)
     G = np.kron(A2.T, np.eye(M))
     F = G @ (np.kron(A1.T, np.eye(M)) - lr * _block_diagonal(H))
     drift = lr * G @ d.ravel()

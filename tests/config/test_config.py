@@ -403,8 +403,8 @@ def test_a_wrong_value_is_told_in_one_line_that_names_its_key(key):
         ),
         (
             tree(strategy="difusion"),
-            'strategy is "difusion", expected one of centralized, consensus, diffusion, local: '
-            'write "diffusion"',
+            'strategy is "difusion", expected one of centralized, consensus, diffusion, local or '
+            '"package.module:name": write "diffusion"',
         ),
         (
             tree(data={"partition": "x"}),

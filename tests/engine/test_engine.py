@@ -23,7 +23,8 @@ from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.engine.watch import Watch
 from raydist.errors import InputError
-from raydist.network.strategy import STRATEGIES, update
+from raydist.network.combination import update
+from raydist.network.strategy import STRATEGIES
 from raydist.network.theory import excess_risk
 from raydist.results.record import Record
 from raydist.seeding import Purpose, numpy_rng, torch_generator
@@ -383,7 +384,7 @@ def test_what_a_combination_takes_stands_at_its_own_round(monkeypatch):
     monkeypatch.setattr(
         "raydist.engine.agent.passes.time", SimpleNamespace(perf_counter=lambda: now[0])
     )
-    monkeypatch.setattr("raydist.network.strategy.update", slowly)
+    monkeypatch.setattr("raydist.network.combination.update", slowly)
     tree = quadratic(agents=1, kind="complete", rounds=8, evaluate={"every": 3})
     assert values(run_experiment(tree), "seconds_combine") == {n: n for n in range(1, 9)}
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from raydist.network import strategy
+from raydist.network import combination, strategy
 
 WEIGHTS = [0.1, 0.2, 0.4, 0.3]
-SIZE = 2 * strategy.BLOCK + 3
+SIZE = 2 * combination.BLOCK + 3
 
 
 def vectors():
@@ -23,22 +23,22 @@ def plain(messages):
 
 def test_blocks_sum_in_the_order_given():
     messages = vectors()
-    assert torch.equal(strategy.combine(WEIGHTS, messages, torch.empty(SIZE)), plain(messages))
+    assert torch.equal(combination.combine(WEIGHTS, messages, torch.empty(SIZE)), plain(messages))
 
 
 @pytest.mark.parametrize("place", range(len(WEIGHTS)))
 def test_the_result_may_take_the_place_of_a_message(place):
     messages, expected = vectors(), plain(vectors())
-    assert torch.equal(strategy.combine(WEIGHTS, messages, messages[place]), expected)
+    assert torch.equal(combination.combine(WEIGHTS, messages, messages[place]), expected)
     messages = vectors()
-    strategy.update(WEIGHTS, messages, messages[place], None)
+    combination.update(WEIGHTS, messages, messages[place], None)
     assert torch.equal(messages[place], expected)
 
 
 def test_what_was_not_sent_is_added_behind_the_sum():
     messages, phi = vectors(), torch.linspace(-1, 1, SIZE)
     sent, expected = messages[1], plain(messages) + (phi - messages[1])
-    strategy.update(WEIGHTS, messages, phi, sent)
+    combination.update(WEIGHTS, messages, phi, sent)
     assert torch.equal(phi, expected)
 
 
@@ -55,9 +55,9 @@ def test_what_was_not_sent_is_added_behind_the_sum():
 )
 def test_what_a_strategy_combines_with(name, rows):
     pairs = torch.block_diag(torch.full((2, 2), 0.5), torch.eye(2)).double().numpy()
-    assert strategy.combination_matrix(name, pairs).tolist() == rows
+    assert strategy.find(name).matrix(pairs).tolist() == rows
 
 
 def test_what_is_sent():
     table = {"centralized": "gradient", "consensus": "w", "diffusion": "phi", "local": "phi"}
-    assert {name: strategy.sent(name) for name in strategy.STRATEGIES} == table
+    assert {name: rule.sends for name, rule in strategy.STRATEGIES.items()} == table

@@ -6,7 +6,8 @@ import pytest
 from reference import leading_order, modal_excess_risk
 
 from raydist.network import weights
-from raydist.network.theory import STRATEGIES, excess_risk
+from raydist.network.strategy import STRATEGIES
+from raydist.network.theory import excess_risk
 from raydist.network.topology import build
 
 RING = weights.metropolis(build("ring", 16))
@@ -278,7 +279,7 @@ def test_modes_diverge_where_consensus_does():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"strategy": "gossip"}, 'no theory for strategy "gossip", expected one of centralized,'),
+        ({"strategy": "gossip"}, 'strategy is "gossip", expected one of centralized,'),
         ({"A": np.eye(3)}, r"A has shape \(3, 3\), expected \(4, 4\)"),
         ({"hessians": np.eye(2)}, r"hessians has shape \(2, 2\), expected \(4, 2, 2\)"),
         ({"noise": np.eye(2)}, r"noise has shape \(2, 2\)"),

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from raydist.network.strategy import Strategy
+
 DRAWN = []  # what `noisy` drew, in the order of its calls
 
 
@@ -322,6 +324,14 @@ def doubles(progress, top):
 
 def negative(progress, top):
     return -1.0
+
+
+# strategies
+
+same_diffusion = Strategy(sends="phi")
+half_consensus = Strategy(sends="w", matrix=lambda A: (A + np.eye(len(A))) / 2)
+same_centralized = Strategy("gradient", lambda A: np.full(A.shape, 1 / len(A)))
+halves_all = Strategy("phi", lambda A: A / 2)
 
 
 # partitions and rules

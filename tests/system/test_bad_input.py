@@ -280,8 +280,8 @@ CASES = {
     ),
     "strategy": (
         {"strategy": '"difusion"'},
-        'strategy is "difusion", expected one of centralized, consensus, diffusion, local: '
-        'write "diffusion"',
+        'strategy is "difusion", expected one of centralized, consensus, diffusion, local or '
+        '"package.module:name": write "diffusion"',
     ),
     "data set": (
         {"data.set": '"cifar11"'},
@@ -363,7 +363,8 @@ CASES = {
     ),
     "control characters": (
         {"strategy": '"a\\u001b[31m"'},
-        'strategy is "a\\u001b[31m", expected one of centralized, consensus, diffusion, local',
+        'strategy is "a\\u001b[31m", expected one of centralized, consensus, diffusion, local or '
+        '"package.module:name"',
     ),
     "a key of two lines": (
         {'"a\\nb"': "1"},

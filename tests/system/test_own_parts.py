@@ -229,3 +229,34 @@ def test_parameters_without_a_field_are_finite():
 def test_the_quadratic_task_takes_an_optimiser_and_says_that_no_theory_is_about_it():
     plan = make_plan(validate(quadratic(optim={"name": "AdamW"})))
     assert plan.theory_missing == "optim is not plain SGD"
+
+
+@pytest.mark.parametrize("name", ["diffusion", "centralized"])
+def test_a_strategy_of_ones_own_is_the_one_that_it_repeats(name):
+    tables = {"optim": {"momentum": 0.9, "combine": True}, "telemetry": {"every": 1}}
+    own = run_experiment(digits(strategy=f"{OWN}same_{name}", **tables))
+    ours = run_experiment(digits(strategy=name, **tables))
+    np.testing.assert_array_equal(own.weights, ours.weights)
+    assert {*own.rounds.metric} == {*ours.rounds.metric}
+
+
+def test_the_theory_is_about_a_strategy_of_ones_own():
+    """Half the consensus: the excess risk of the run is the predicted one to the last digits."""
+    run = run_experiment(quadratic(strategy=OWN + "half_consensus", kind="path"))
+    for n, expected in values(run, "excess_risk_theory").items():
+        assert values(run, "excess_risk")[n] == pytest.approx(expected, rel=1e-9, abs=1e-13)
+    other = run_experiment(quadratic(strategy="consensus", kind="path"))
+    assert np.abs(run.weights - other.weights).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("lazy_rule", "lazy_rule. is of type function, expected a raydist.network.strategy"),
+        ("halves_all", "strategy: column 0 of weights sums to 0.5, expected 1"),
+        ("nothing", "has no nothing: check the spelling after the colon"),
+    ],
+)
+def test_a_strategy_that_is_none_is_refused(name, line):
+    with pytest.raises(InputError, match=line):
+        make_plan(validate(digits(strategy=OWN + name)))

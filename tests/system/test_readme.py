@@ -193,6 +193,7 @@ def test_your_own_attack_optimiser_schedules_and_partition_train(mine):
         BASE
         | {
             "rounds": 3,
+            "strategy": "mine:slow",
             "attack": "mine:corner",
             "data": {"set": "digits", "batch": 8, "partition": "mine:by_label"},
             "threat": {"eps": 0.1, "schedule": "mine:warm"},

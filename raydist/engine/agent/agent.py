@@ -23,7 +23,7 @@ from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.step import LocalStep
 from raydist.engine.agent.task import Split, build_model, image_task, quadratic_task
 from raydist.learning.average import Ensemble, RunningAverage
-from raydist.network import strategy
+from raydist.network import combination, strategy
 from raydist.seeding import Purpose
 from raydist.storage import Storage
 from raydist.vector import FlatModel
@@ -75,6 +75,7 @@ class Agent:
         )
         self.local = LocalStep(self.config, spec.agent, spec.times, task, self.flat)
         self._share = 0 if share is None else len(share[1])
+        self.strategy = strategy.find(self.config.strategy)
         self.round, self.open = 0, False
         self.sent = self.flat.w.new_empty(self.message_size())
         self.seconds_combine: Callable[[], float] | None = None  # of the last round, until told
@@ -91,7 +92,7 @@ class Agent:
 
         For one whose message is read before it combines. Consensus sends what its step changes.
         """
-        kind, size = strategy.sent(self.config.strategy), self.sent.numel()
+        kind, size = self.strategy.sends, self.sent.numel()
         own = {"phi": self.flat.state_vector, "gradient": self.flat.grad, "w": self.sent}[kind]
         if size <= own.numel():
             self.sent = own[:size]
@@ -116,13 +117,13 @@ class Agent:
         clock = Timer(self.device)
         batch = self.local.attack(n, noisy)
         clock.mark()
-        sent = strategy.sent(self.config.strategy)
+        sent = self.strategy.sends
         if sent == "w":
             self._send(self.flat.w)
         measured = self.local.gradient(batch)
         every = self.config.telemetry.every
         closer = self.local.look_closer(batch, n) if every and n % every == 0 else dict
-        if self.config.strategy != "centralized":  # that one steps with the mean gradient
+        if not self.strategy.steps_together:
             self.local.step(n)
         measured |= closer()
         if sent != "w":
@@ -174,15 +175,14 @@ class Agent:
         companions = self._companions()
         heads = [m[: self.flat.w.numel()] for m in received] if companions else received
         with torch.no_grad():
-            if self.config.strategy == "centralized":
-                strategy.combine(weights, heads, out=self.flat.grad)
+            if self.strategy.steps_together:
+                combination.combine(weights, heads, out=self.flat.grad)
                 self.local.step(n)
             else:
-                late = strategy.sent(self.config.strategy) == "w"
-                own = self.sent[: self.flat.w.numel()] if late else None
-                strategy.update(weights, heads, self.flat.w, own)
+                own = self.sent[: self.flat.w.numel()] if self.strategy.sends == "w" else None
+                combination.update(weights, heads, self.flat.w, own)
             for part, companion in companions:
-                strategy.combine(weights, [m[part] for m in received], out=companion)
+                combination.combine(weights, [m[part] for m in received], out=companion)
         self._remember(n)
         self.open = False
         clock.mark()
@@ -319,7 +319,7 @@ class Agent:
     @property
     def _momentum(self) -> bool:
         """Whether the optimiser's vectors travel with the weights."""
-        return self.config.optim.combine and self.config.strategy != "centralized"
+        return self.config.optim.combine and not self.strategy.steps_together
 
     def _send(self, vector: Tensor) -> None:
         _copy(vector.detach(), self.sent[: vector.numel()])

@@ -31,6 +31,7 @@ from raydist.engine.agent.task import (
 )
 from raydist.learning.data import to_tensor
 from raydist.network import theory
+from raydist.network.strategy import find
 from raydist.seeding import Purpose, torch_generator
 from raydist.vector import frozen
 
@@ -141,7 +142,7 @@ def predict_quadratic(
     task, agents = quadratic_of(config), range(config.topology.agents)
     w_star = task.minimiser()
     return theory.excess_risk(
-        config.strategy,
+        find(config.strategy).given(),
         A,
         np.stack([np.diag(task.hessian_at(k, w_star)) for k in agents]),
         np.stack([task.gradient(k, w_star) for k in agents]),
@@ -194,7 +195,7 @@ def predict_network(
             config.evaluate.subspace,
             config.seed,
         )
-    step = (config.strategy, A, config.optim.lr, config.data.batch)
+    step = (find(config.strategy).given(), A, config.optim.lr, config.data.batch)
     return escaping.predict(local, *step, rounds)
 
 

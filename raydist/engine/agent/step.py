@@ -24,6 +24,7 @@ from raydist.engine.agent.passes import CudaGraph, computed, tf32
 from raydist.engine.agent.task import Task, rate_named
 from raydist.engine.agent.wasserstein import Distributional
 from raydist.learning import optim
+from raydist.network.strategy import find
 from raydist.seeding import Purpose, torch_generator
 from raydist.vector import FlatModel
 
@@ -155,7 +156,7 @@ class LocalStep:
             found = self._look(batch, n)
 
         def after() -> dict[str, Tensor]:
-            if self.config.strategy == "centralized":
+            if find(self.config.strategy).steps_together:
                 return found
             with self.border.passing(Purpose.IN_STEP, n):  # the draws of `gradient`
                 now = telemetry.weight_gradient(
