@@ -68,7 +68,7 @@ class Strategy:
 
     @property
     def steps_together(self) -> bool:
-        """Whether agents step with the combined gradient instead of each with its own."""
+        """True if agents step with the combined gradient instead of each with its own."""
         return self.sends == "gradient"
 
     def factors(self, A: "Array") -> tuple["Array", "Array"]:
