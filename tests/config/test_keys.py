@@ -101,6 +101,7 @@ def test_the_command_prints_lines_that_fit(monkeypatch):
     app.command()(main)
     for width in (80, 120):
         monkeypatch.setattr("raydist.config.__main__.console", terminal._Plain(width=width))
-        printed = CliRunner().invoke(app, ["loss"]).stdout.splitlines()
+        printed = CliRunner().invoke(app, ["attack"]).stdout.splitlines()
         assert max(map(len, printed)) <= width
-        assert printed[0].startswith('loss.name = "pgd_at"') and "loss.eta" in "\n".join(printed)
+        assert all(line.startswith(("attack.", "    ")) for line in printed)
+        assert printed[0].startswith('attack.name = "pgd"') and "ε/4" in "\n".join(printed)
