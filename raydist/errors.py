@@ -52,7 +52,7 @@ def whole(error: BaseException) -> str:
 
 
 def raised(who: str, error: BaseException) -> AgentError:
-    """What an agent's own code raised, as a run ends by it in either pool.
+    """The error that ends a run because of what an agent's own code raised, in either pool.
 
     Args:
         who: the agent, "" if it is not known.
@@ -69,7 +69,7 @@ def raised(who: str, error: BaseException) -> AgentError:
 
 
 class MachineError(OSError):
-    """What the machine refuses, a full disk, say: one line with what, why and remedy."""
+    """A refusal of the machine, such as a full disk: one line with what, why and remedy."""
 
     def __init__(self, line: str) -> None:
         """Whatever the line quotes, it is one printable line."""
@@ -77,7 +77,7 @@ class MachineError(OSError):
 
     @classmethod
     def of(cls, what: str, error: BaseException) -> "MachineError":
-        """What could not be done, and what helps where the machine says why.
+        """The error about what could not be done, with a remedy where the machine says why.
 
         Args:
             what: in words, such as "/runs/one cannot be written".
@@ -93,7 +93,7 @@ class MachineError(OSError):
 
 
 def machine_error(error: BaseException) -> MachineError | None:
-    """What the machine refused, where that is the cause of an error, in whatever it is wrapped.
+    """The refusal of the machine that caused an error, in whatever it is wrapped.
 
     Args:
         error: any; Ray and Tune wrap those of others.

@@ -33,7 +33,7 @@ log = logging.getLogger("raydist")
 
 class _Lock(Protocol):
     def held(self) -> bool:
-        """Whether the folder is still there, and ours."""
+        """Tell whether the folder is still there, and ours."""
 
     def release(self) -> None:
         """Give it back."""

@@ -57,7 +57,7 @@ def closest(written: str, known: Iterable[str]) -> str | None:
 
 
 def same(written: str, name: str) -> bool:
-    """Whether a name is the same but for case, hyphens and underscores, or so called elsewhere."""
+    """Tell whether two names differ by case, hyphens and underscores alone, or by other tools."""
     return _bare(name) in (_bare(written), _bare(ELSEWHERE.get(written.lower(), "")))
 
 
@@ -66,7 +66,7 @@ def _bare(name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str], elsewhere: Iterable[str]) -> str:
-    """What to add to a message about an unknown key.
+    """The end of a message about an unknown key.
 
     Args:
         name: the key.
@@ -84,7 +84,7 @@ def nearest(name: str, known: Iterable[str], elsewhere: Iterable[str]) -> str:
 
 
 def one_of(names: Sequence[str], written: object) -> str:
-    """What was expected where only some names are known, and which of them was meant.
+    """The names that were expected, and which of them was meant.
 
     Args:
         names: the names that there are; in quotes what stands for further ones.

@@ -67,7 +67,7 @@ def main(
 
 
 def _told(error: BaseException, experiment: Experiment, path: str) -> int:
-    """What ended a run early, where its traceback is, how to go on: one line; the exit code."""
+    """Tell in a line what ended a run, where its log is, how to go on; return the exit code."""
     from raydist.results.folder import Folder
 
     folder = Folder(path)

@@ -18,7 +18,7 @@ import torch
 
 
 class Purpose(IntEnum):
-    """What a draw is for: streams of different purposes are independent."""
+    """The purpose of a draw: streams of different purposes are independent."""
 
     MODEL = 0
     PARTITION = 1
@@ -105,7 +105,7 @@ def drawing(
 
 
 def global_state(device: torch.device | str) -> tuple[Any, ...]:
-    """Of the global randomness that `drawing` is about."""
+    """The state of the global randomness that `drawing` sets."""
     drawn = [generator.get_state() for generator in _generators(device)]
     return drawn, np.random.get_state(), random.getstate()
 
@@ -120,7 +120,7 @@ def restore(state: tuple[Any, ...], device: torch.device | str) -> None:
 
 
 def same_state(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    """Whether nothing was drawn between two states of the global randomness."""
+    """Tell whether nothing was drawn between two states of the global randomness."""
     return (
         all(map(torch.equal, one[0], other[0]))
         and all(map(np.array_equal, one[1], other[1]))

@@ -1,4 +1,4 @@
-"""What ends a command from outside: Ctrl-C, SIGTERM, SIGHUP, an output that nobody reads any more.
+"""Signals that end a command: Ctrl-C, SIGTERM, SIGHUP, an output that nobody reads any more.
 
 All of them end it like Ctrl-C, so that what is unfinished is put in order and can be continued.
 """
@@ -31,7 +31,7 @@ def code() -> int:
 
 
 def words() -> str:
-    """What ended the command."""
+    """The cause of a command's end, in words."""
     return WORDS[_by[0] if _by else signal.SIGINT]
 
 
@@ -104,7 +104,7 @@ def heard() -> Generator[None]:
 
 @contextmanager
 def undisturbed() -> Generator[None]:
-    """Nothing that is caught ends what is done inside.
+    """Ignore the signals that end a command while the context is open.
 
     Yields:
         Nothing.

@@ -11,7 +11,7 @@ LONGEST_NAME = 255  # bytes, on every file system in use
 
 
 def locate(path: str | os.PathLike[str]) -> str:
-    """Where something lies: a URL as it is, of a path of this machine the absolute one.
+    """The place of something: a URL as it is, or the absolute path on this machine.
 
     Args:
         path: a path, or a URL; those of "file" are paths of this machine.
@@ -91,7 +91,7 @@ class Storage:
 
     @property
     def local(self) -> bool:
-        """Whether it is a folder of this machine (or one that is mounted there)."""
+        """Tell whether it is a folder of this machine (or one that is mounted there)."""
         from fsspec.implementations.local import LocalFileSystem
 
         return isinstance(self.files, LocalFileSystem)
@@ -148,12 +148,12 @@ class Storage:
             return None
 
     def modified(self, name: str) -> float:
-        """When a file was written, in seconds since 1970."""
+        """The time at which a file was written, in seconds since 1970."""
         when: float = self.files.modified(self._path(name)).timestamp()
         return when
 
     def names(self, folder: str = "") -> list[str]:
-        """What lies in a folder, sorted; nothing if there is no such folder."""
+        """The names in a folder, sorted; none if there is no such folder."""
         try:
             found = self.files.ls(self._path(folder), detail=False, refresh=True)
         except (FileNotFoundError, NotADirectoryError):

@@ -125,7 +125,7 @@ def _show_plans(study: Study, pool: str, address: str | None, max_concurrent: in
 
 
 def counted(study: Study) -> str:
-    """How many trials that makes, where values are drawn: each draw runs at all values of lists."""
+    """The number of trials in words, where values are drawn: each draw runs at all lists."""
     if not study.spaces:
         return ""
     lists = {k: len(axis) for k, axis in study.axes.items() if k not in study.spaces}

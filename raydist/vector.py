@@ -187,7 +187,7 @@ class FlatModel:
                     tensor.grad = grad
 
     def _remember(self) -> None:
-        """Which modules and tensors the model has, by identity: kept, so that none is reused."""
+        """Remember the model's modules and tensors; keep them, so that no identity is reused."""
         modules = self.module.modules()
         self._tables = [t for m in modules for t in (m._parameters, m._buffers, m._modules)]
         self._members = self._present()

@@ -1,1 +1,1 @@
-"""What a user writes: tables of fields, checked together, and told in one line where wrong."""
+"""The configuration that a user writes: tables of fields, checked together."""

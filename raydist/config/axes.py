@@ -71,7 +71,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _problem(space: str, values: Any) -> str:
-    """What a search space needs that these values are not; "" if they are good."""
+    """The reason why these values do not fit the search space, or ""."""
     wanted = SPACES[space]
     if wanted is None:
         return "" if isinstance(values, list) and values else "a list of values"

@@ -278,7 +278,7 @@ class Experiment(Table):
             )
 
     def changed(self) -> dict[str, Any]:
-        """What a result depends on and differs from the defaults, as nested JSON values."""
+        """The settings that change a result and differ from the defaults, as nested JSON values."""
         kept = self
         if isinstance(self.data, Images):  # wherever its files are
             here = self.data.model_copy(update={"root": None, "download": False})
@@ -333,7 +333,7 @@ def validate(tree: Mapping[str, Any]) -> Experiment:
 
 
 def _check_secrets(key: str, value: object) -> None:
-    """No value is a URL with a password: the results keep all values."""
+    """Check that no value is a URL with a password: the results keep all values."""
     if isinstance(value, dict):
         for name, each in value.items():
             _check_secrets(f"{key}.{name}".removeprefix("."), each)
@@ -348,7 +348,7 @@ def _check_secrets(key: str, value: object) -> None:
 
 
 def plain(key: str, value: object) -> Any:
-    """As `raydist.config.values.plain`, with InputError instead of ValueError."""
+    """Call `raydist.config.values.plain`, with InputError instead of ValueError."""
     try:
         return values.plain(key, value)
     except ValueError as error:
@@ -356,7 +356,7 @@ def plain(key: str, value: object) -> Any:
 
 
 def _check_free(config: Experiment) -> None:
-    """What no field describes, the parameters of the user's own, has finite numbers."""
+    """Check that parameters of the user's own, which no field describes, are finite."""
     tables = {name: getattr(config, name) for name in ("data", "model", "loss", "attack", "optim")}
     tables |= {"optim.schedule": config.optim.schedule, "threat.schedule": config.threat.schedule}
     tables["data.partition"] = getattr(config.data, "partition", None)
@@ -371,7 +371,7 @@ def _check_free(config: Experiment) -> None:
 
 
 def short_form(key: str) -> str | None:
-    """Where in a table stands the name that a bare string in its place would be; None: nowhere.
+    """The key of the name that a bare string in a table's place would be; None: there is none.
 
     Args:
         key: the dotted key of the table, such as "loss".

@@ -1,4 +1,4 @@
-"""What the tables of an experiment are made of: kinds of fields, and checks with one message each.
+"""Parts of an experiment's tables: kinds of fields, and checks with one message each.
 
 A message that begins with "expected" is completed by `raydist.config.experiment` with the dotted
 key and the value. Budgets are fractions of the pixel range.
@@ -126,7 +126,7 @@ class By:
     def _check_keys(
         self, value: dict[str, Any], member: type[Table], members: tuple[type[Table], ...]
     ) -> None:
-        """No key is one that only other members have."""
+        """Check that no key is one that only other members have."""
         for key in value:
             takers = [other for other in members if key in other.model_fields]
             if takers and member not in takers:
@@ -154,7 +154,7 @@ def fields_in(annotation: Any) -> dict[str, FieldInfo]:
 
 
 def union_in(field: FieldInfo) -> By | None:
-    """How a name chooses the table of a field; None where no name does."""
+    """The rule by which a name chooses the table of a field; None where no name does."""
     parts = (*field.metadata, *(m for a in get_args(field.annotation) for m in get_args(a)[1:]))
     return next((part for part in parts if isinstance(part, By)), None)
 

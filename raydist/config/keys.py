@@ -43,7 +43,7 @@ class Key:
     choices: tuple[tuple[tuple[str, ...], str], ...] = ()
 
     def within(self, prefix: str) -> bool:
-        """Whether the key is a prefix or lies below it: "loss" holds "loss.beta"."""
+        """Tell whether the key is a prefix or lies below it: "loss" holds "loss.beta"."""
         rest = self.name.removeprefix(prefix)
         return not prefix or (self.name.startswith(prefix) and rest[:1] in ("", ".", "["))
 

@@ -1,4 +1,4 @@
-"""How wrong input is told: the first problem in one line, with key, value and remedy."""
+"""Messages about wrong input: the first problem in one line, with key, value and remedy."""
 
 import re
 from collections.abc import Iterator
@@ -87,7 +87,7 @@ def unknown_key(where: str, hint: str) -> str:
 
 
 def _expected(problem: ErrorDetails) -> str:
-    """What pydantic expected, in our words."""
+    """The expectation of pydantic, in our words."""
     kind, limits = problem["type"], problem.get("ctx", {})
     if kind == "literal_error":
         return one_of(re.findall(r"'(.*?)'", limits["expected"]), problem["input"])

@@ -36,12 +36,12 @@ class Search(Table):
 
     @property
     def better(self) -> Literal["max", "min"]:
-        """Which end of the metric is the good one."""
+        """The better end of the metric."""
         return self.mode or ("max" if find(self.metric).better == "high" else "min")
 
     @property
     def judges(self) -> bool:
-        """Whether trials are compared while the study runs."""
+        """Tell whether trials are compared while the study runs."""
         return self.algorithm == "optuna" or self.scheduler is not None
 
     @model_validator(mode="after")
@@ -66,7 +66,7 @@ class Search(Table):
         return self
 
     def check_metric(self, config: Experiment) -> None:
-        """What trials are compared by is something that they report.
+        """Check that trials report the metric by which they are compared.
 
         Args:
             config: the experiment of one of them.

@@ -35,7 +35,7 @@ DEEP = r"(?<![\w.-])[\w-]+(?:\.[\w-]+){100,}"  # one that no table has
 
 @dataclass(frozen=True)
 class Study:
-    """What a file says, with the topologies that it names read in."""
+    """A study's file, with the topologies that it names read in."""
 
     name: str
     base: dict[str, Any]
@@ -51,12 +51,12 @@ class Study:
 
     @property
     def samples(self) -> int:
-        """How often the grid is run: once, or as often as the search spaces are drawn from."""
+        """Runs of the grid: one, or as many as draws from the search spaces."""
         return self.search.samples if self.spaces else 1
 
     @property
     def trials(self) -> int:
-        """How many trials there will be, unless the spaces hold fewer different points."""
+        """The number of trials, unless the spaces hold fewer different points."""
         spaces = self.spaces
         return self.samples * math.prod(len(a) for k, a in self.axes.items() if k not in spaces)
 

@@ -34,7 +34,7 @@ Model = Callable[[Tensor], Tensor]  # a module is one
 
 @dataclass(frozen=True, eq=False)
 class Robustness:
-    """How robust a model is.
+    """Accuracies, verdicts and checks of one model.
 
     Attributes:
         accuracies: an attack's name as it was asked for -> the share of images that stay right.
@@ -161,12 +161,12 @@ class Bare(Subject):
 
     @property
     def seed(self) -> int:
-        """Of the attacks."""
+        """The seed of the attacks."""
         return self._seed
 
     @property
     def device(self) -> torch.device:
-        """Where to compute."""
+        """The device that computes."""
         return self._device
 
     def model(self, name: str) -> nn.Module:

@@ -76,7 +76,7 @@ def count_classes(
 
 
 def _width(out: Tensor) -> int:
-    """Of logits that two classes or more have; else what no shape has."""
+    """The number of classes of some logits; -1 if they are of fewer than two."""
     return out.shape[1] if out.ndim == 2 and out.shape[1] > 1 else -1
 
 
@@ -192,7 +192,7 @@ def _check_values(split: Split, classes: int, scale: float) -> None:
 
 
 def device_of(module: nn.Module, x: Images, device: torch.device | str | None) -> torch.device:
-    """Where to compute: as asked, else where the weights are, else where the images are.
+    """The device that computes: as asked, else that of the weights, else that of the images.
 
     Args:
         module: the model.

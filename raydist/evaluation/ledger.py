@@ -1,4 +1,4 @@
-"""What is known of a trial's models: an append-only file of JSON lines beside its results.
+"""The ledger of a trial's models: an append-only file of JSON lines beside its results.
 
 Each line is one measurement, written whole and synced, so that whatever was measured before the
 process died is known afterwards, and nothing is measured twice. Weights and images are part of a
@@ -113,7 +113,7 @@ class Ledger:
         return {measure: known for (of, measure), known in self._images.items() if of == weights}
 
     def seconds(self, weights: str, measure: str) -> float:
-        """That the measurement took in all."""
+        """The seconds that a measurement took in all."""
         return self._seconds.get((weights, measure), 0.0)
 
     def flags(self, weights: str) -> set[str]:
@@ -151,7 +151,7 @@ def _entry(line: bytes) -> Entry | str:
 
 
 def _wrong(entry: Entry) -> str:
-    """What of an entry cannot be; "" if all can."""
+    """The reason why an entry cannot be right, or ""."""
     if not (isinstance(entry.weights, str) and isinstance(entry.measure, str)):
         return "weights and measure are no text"
     if not _number(entry.seconds):
@@ -195,7 +195,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _number(value: Any) -> bool:
-    """Whether it is one; nan and infinities are, of a model that diverged."""
+    """Tell whether a value is a number; nan and infinities are, of a model that diverged."""
     if type(value) is int:
         return abs(value) < 2**1000
     return type(value) is float

@@ -55,7 +55,7 @@ class NamedModel(Trial):
         return [self.main]
 
     def model(self, name: str) -> nn.Module:
-        """As of any subject."""
+        """Return the model of this name."""
         return self._load(None)
 
     def digest(self, name: str) -> str:

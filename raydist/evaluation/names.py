@@ -1,4 +1,4 @@
-"""What can be asked for by name."""
+"""Names of parts and protocols that can be asked for."""
 
 PARTS = ("robustness", "masking", "w2", "hessian", "landscape", "similarity")
 

@@ -1,4 +1,4 @@
-"""What is asked of a finished trial."""
+"""A request: what to measure of a finished trial."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ BLOCK = 32  # images that are judged together: a function of the request alone, 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked; the same for every trial and every model.
+    """A request, the same for every trial and every model.
 
     Attributes:
         parts: which of `PARTS`.

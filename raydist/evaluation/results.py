@@ -1,4 +1,4 @@
-"""What an evaluation leaves in a trial's folder: ledger, numbers, one row for each image."""
+"""Results of an evaluation in a trial's folder: ledger, numbers, one row for each image."""
 
 import json
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ class Results:
             self.notes.append(f"{lines} cannot be used, and the others are: {told}")
 
     def missing(self) -> Iterator[Unit]:
-        """What is still to be measured."""
+        """The units that are still to be measured."""
         for model in self.models:
             yield from missing(self.subject, model, self.request, self._ledger)
 
@@ -95,7 +95,7 @@ class Results:
         return self._ledger.all_values(self.subject.digest(model))
 
     def _earlier(self) -> dict[str, dict[str, Any]]:
-        """What earlier requests have left of the weights and images that are there."""
+        """The numbers that earlier requests left of the weights and images that are there."""
         try:
             found = json.loads((self.subject.folder / "evaluation.json").read_text())
         except (OSError, ValueError):

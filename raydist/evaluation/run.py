@@ -102,7 +102,7 @@ def locally(do: Callable[[Unit], Iterator[Entry]], units: Sequence[Unit]) -> Don
 def _pool(
     pool: str, address: str | None, cpus: float, gpus: float | None
 ) -> Generator[Callable[..., Done]]:
-    """Where the units are done."""
+    """The pool that does the units."""
     if pool == "local":
         yield locally
         return
@@ -161,7 +161,7 @@ def _warn(line: str, quiet: bool) -> None:
 
 
 def shown(units: Sequence[Unit], done: Done, quiet: bool) -> Iterator[tuple[Unit, Any]]:
-    """What was found, while a bar (or without a terminal, a line now and then) counts the units."""
+    """Yield results and show progress: a bar on a terminal, else a line now and then."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     off = quiet or not console.is_terminal
     began = told = time.monotonic()

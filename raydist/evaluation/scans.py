@@ -103,7 +103,7 @@ def eigenvectors(
 
 
 def eigenvectors_file(subject: Subject, unit: Unit, request: Request, images: int) -> Path:
-    """Where the eigenvectors lie."""
+    """The file of the eigenvectors."""
     threat = request.threat(subject.threat)
     name = f"eigenvectors-{unit.weights}-{threat.norm}-{threat.eps:.6g}-{images}.safetensors"
     return subject.folder / "evaluation" / name

@@ -1,4 +1,4 @@
-"""What is measured: models by name, the images, a budget, a seed, and a place for what is found.
+"""The subject of a measurement: models by name, images, a budget, a seed, and a folder.
 
 A finished trial is one (`raydist.evaluation.trial`), a model on its own another one.
 """
@@ -50,7 +50,7 @@ class Subject(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of images and weights."""
+        """The type of images and weights."""
         return torch.float32
 
     @property
@@ -70,7 +70,7 @@ class Subject(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the models are measured."""
+        """The device that measures."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def chosen(self, names: Iterable[str]) -> list[str]:
@@ -103,7 +103,7 @@ class Subject(ABC):
 
     @abstractmethod
     def digest(self, name: str) -> str:
-        """What identifies a model and the images: a hash.
+        """A hash that identifies a model and the images.
 
         Args:
             name: one of `models`.
@@ -135,7 +135,7 @@ class Subject(ABC):
         return evenly(self.split(split)[1])
 
     def chosen_images(self, split: str, images: int | str) -> Index:
-        """So many images of a split, drawn evenly; all of them if there are fewer."""
+        """The positions of so many images of a split, drawn evenly; of all if there are fewer."""
         return self._orders[split][: None if isinstance(images, str) else images]
 
     def tensors(self, split: str, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from raydist.metrics import base, counted
 
 
 def asked_numbers(subject: Subject, model: str, request: Request, ledger: Ledger) -> Numbers:
-    """What was asked of a model, by name, on the images that were asked for.
+    """The numbers that were asked of a model, by name, on the images that were asked for.
 
     Args:
         subject: the trial.
@@ -92,7 +92,7 @@ def known_of(
     threat: ThreatModel,
     images: int | str = "all",
 ) -> Known:
-    """What the ledger has of some weights at one budget.
+    """The verdicts and values that the ledger has of some weights at one budget.
 
     Args:
         subject: the trial.
@@ -124,7 +124,7 @@ def known_of(
 
 
 def _prefixed(prefix: str, found: Numbers) -> Numbers:
-    """Of validation images, the accuracies alone: the checks are made on test images."""
+    """Prefix numbers of validation images, and keep the accuracies: checks are of test images."""
     if not prefix:
         return found
     rates = {base(name) for name in found if name.endswith("_acc")}

@@ -59,7 +59,7 @@ class Trial(Subject):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its images and weights."""
+        """The type of its images and weights."""
         return DTYPES[self.config.dtype]
 
     @property
@@ -82,14 +82,14 @@ class Trial(Subject):
         return [*single, *together, *self.agents, *start]
 
     def model(self, name: str) -> nn.Module:
-        """As of any subject."""
+        """Return the model of this name."""
         if name == ENSEMBLE:
             members = [self._load(file) for file in self._files("snapshot-*")]
             return Ensemble(members).eval()
         return self._load(None if name == START else self._files(name)[0])
 
     def loaded(self, name: str, weights: str) -> nn.Module:
-        """As of any subject.
+        """Return the model of this name.
 
         Args:
             name: one of `models`.
@@ -119,7 +119,7 @@ class Trial(Subject):
         return digest_of(*files, self.data.digest.encode())
 
     def drawn(self, first: int) -> AbstractContextManager[None]:
-        """As of any subject; of our own models, which draw nothing, nothing is done for it."""
+        """Fix what a model draws; our own models draw nothing, so nothing is done for them."""
         return drawn(self.config, Purpose.IN_MEASUREMENT, first, 0, self.device)
 
     @cached_property
@@ -129,21 +129,21 @@ class Trial(Subject):
 
     @cached_property
     def _owner(self) -> Index:
-        """Whose each training image is."""
+        """The agent of each training image."""
         owner = np.zeros(len(self.data.train[1]), np.int64)
         for agent, share in enumerate(self.shares):
             owner[share] = agent
         return owner
 
     def _order(self, split: str) -> Index:
-        """Of training, as many images of each agent."""
+        """The order of images; of training, as many images of each agent."""
         if split != "train":
             return super()._order(split)
         labels = self.data.train[1]
         return in_turn([share[evenly(labels[share])] for share in self.shares])
 
     def tensors(self, split: str, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """As of any subject; images of "train" are as the agents that have them see them."""
+        """Images and labels; those of "train" as the agents that have them see them."""
         images, labels = super().tensors(split, index)
         if split == "train" and getattr(self.config.data, "transforms", None):
             whose = self._owner[index]

@@ -1,4 +1,4 @@
-"""What the end of a trial already measured of its models, as entries of a ledger."""
+"""Measurements at the end of a trial, as entries of a ledger."""
 
 import io
 

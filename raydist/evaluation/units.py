@@ -47,12 +47,12 @@ class Ask:
 
     @property
     def measure(self) -> str:
-        """How the ledger calls its result: of a member, what it did to what was left to it."""
+        """The name of its result in the ledger: of a member, the result on what was left to it."""
         return self._called(self.attack if self.cascade else alone(self.attack))
 
     @property
     def other(self) -> str:
-        """Where the same attack's verdicts are if it was run alone, or the other way round."""
+        """The name of the same attack's verdicts if it was run alone, or the other way round."""
         return self._called(alone(self.attack) if self.cascade else member(self.attack))
 
     def _called(self, name: str) -> str:
@@ -95,7 +95,7 @@ def budget(split: str, threat: ThreatModel) -> str:
 
 
 def limit(subject: Subject, request: Request, split: str) -> int:
-    """How many images of a split are asked."""
+    """The number of images of a split that are asked for."""
     there = len(subject.split(split)[1])
     return there if request.images == "all" else min(there, request.images)
 
@@ -163,7 +163,7 @@ def left_out(subject: Subject, request: Request) -> dict[str, str]:
 
 
 def missing(subject: Subject, model: str, request: Request, ledger: Ledger) -> Iterator[Unit]:
-    """What a request still needs of one model.
+    """The units that a request still needs of one model.
 
     Args:
         subject: the trial.
@@ -208,7 +208,7 @@ def blocks(images: NDArray[np.int64]) -> list[tuple[int, ...]]:
 def complete(
     asks: list[Ask], images: tuple[int, ...], known: Mapping[str, Mapping[int, Any]]
 ) -> bool:
-    """Whether every verdict on some images is known.
+    """Tell whether every verdict on some images is known.
 
     Args:
         asks: the clean one, and then the attacks in order.

@@ -1,4 +1,4 @@
-"""How each unit of an evaluation is done: the functions of `raydist.measure` on a trial's models.
+"""The work of each unit: the functions of `raydist.measure` on a trial's models.
 
 A task takes the trial, its unit and the unit's arguments, and yields entries for the ledger.
 """
@@ -63,7 +63,7 @@ def judge(
     asks: list[Ask],
     known: Mapping[str, dict[int, bool]],
 ) -> Iterator[Entry]:
-    """Which attack changes the label of which image."""
+    """Judge which attack changes the label of which image."""
     seed = _seed(subject, images[0])
     known = dict(known)  # a unit is not changed by being done
     for ask, settled, todo in outstanding(asks, images, known):
@@ -87,7 +87,7 @@ def _kept(
     seed: int,
     flags: set[str],
 ) -> Mask:
-    """Which images stay right under an attack."""
+    """Tell which images stay right under an attack."""
     x, y = subject.tensors(ask.split, np.array(images))
     if ask.attack == CLEAN:
         return accuracy.correct(model, x, y, request.batch)

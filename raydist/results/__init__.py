@@ -1,1 +1,1 @@
-"""What a run leaves behind: written, read back, drawn and printed."""
+"""Results of a run: written, read back, drawn and printed."""

@@ -29,7 +29,7 @@ class AgentDtype(ExtensionDtype):
 
     @classmethod
     def construct_array_type(cls) -> Any:
-        """As `ExtensionDtype.construct_array_type`."""
+        """Implement `ExtensionDtype.construct_array_type`."""
         return Agents
 
     def __from_arrow__(self, array: pa.Array | pa.ChunkedArray) -> "Agents":
@@ -62,16 +62,16 @@ class Agents(ExtensionArray):
 
     @property
     def dtype(self) -> AgentDtype:
-        """As `ExtensionArray.dtype`."""
+        """Implement `ExtensionArray.dtype`."""
         return AgentDtype()
 
     @property
     def nbytes(self) -> int:
-        """As `ExtensionArray.nbytes`."""
+        """Implement `ExtensionArray.nbytes`."""
         return self._codes.nbytes
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of entries."""
         return len(self._codes)
 
     def __getitem__(self, item: Any) -> Any:
@@ -120,23 +120,23 @@ class Agents(ExtensionArray):
         return self._compare(other, "__ge__")
 
     def isin(self, values: Any) -> NDArray[np.bool_]:
-        """As `ExtensionArray.isin`."""
+        """Implement `ExtensionArray.isin`."""
         known = [each for each in values if _named(each)]
         return np.isin(self._codes, self._from_sequence(known)._codes)
 
     def isna(self) -> NDArray[np.bool_]:
-        """As `ExtensionArray.isna`."""
+        """Implement `ExtensionArray.isna`."""
         found: NDArray[np.bool_] = self._codes == MISSING
         return found
 
     def take(self, indices: Any, *, allow_fill: bool = False, fill_value: Any = None) -> Self:
-        """As `ExtensionArray.take`."""
+        """Implement `ExtensionArray.take`."""
         fill = MISSING if fill_value is None else _code(fill_value)
         codes = pd.api.extensions.take(self._codes, indices, allow_fill=allow_fill, fill_value=fill)
         return type(self)(np.asarray(codes, dtype=np.int32))
 
     def copy(self) -> Self:
-        """As `ExtensionArray.copy`."""
+        """Implement `ExtensionArray.copy`."""
         return type(self)(self._codes.copy())
 
     def _values_for_argsort(self) -> NDArray[np.int32]:

@@ -30,7 +30,7 @@ def cells(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Where an experiment has numbers or text, a configuration has nothing else.
+    """Check that a configuration has numbers or text wherever an experiment has them.
 
     Other versions of raydist have other keys and names; those are no errors.
 

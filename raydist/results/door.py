@@ -80,6 +80,6 @@ def check_importable(experiment: Experiment, keys: Sequence[str]) -> None:
 
 
 def check_snapshots(experiment: Experiment) -> None:
-    """As `check_shared`, of `snapshot.path`."""
+    """Check `snapshot.path` as `check_shared` does."""
     instead = 'snapshot.path = "/shared/snapshots" or "s3://bucket/snapshots"'
     check_shared(experiment.snapshot.path or "", instead)

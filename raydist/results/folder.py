@@ -45,7 +45,7 @@ class Earlier:
 
 
 class Stopwatch:
-    """How long a run has taken, with what earlier tries took."""
+    """The time that a run has taken, with that of earlier tries."""
 
     def __init__(self) -> None:
         """Begin at 0."""
@@ -208,7 +208,7 @@ class Folder:
         return final
 
     def _look_back(self) -> Earlier | None:
-        """What an unfinished try of this experiment has left here."""
+        """The unfinished try of this experiment that left something here, or None."""
         if not {"experiment.json", ROUNDS} & {*self.store.names()}:
             return None
         came = 0, 0.0
@@ -220,7 +220,7 @@ class Folder:
         return Earlier(*came, lines[-1][:300] if lines else "the process was gone")
 
     def _known(self) -> dict[str, Any] | None:
-        """What `experiment.json` holds; None if it is not there or damaged."""
+        """The content of `experiment.json`; None if it is not there or damaged."""
         known = self._json("experiment.json")
         return known if known and isinstance(known.get("config"), dict) else None
 
@@ -235,7 +235,7 @@ class Folder:
         return tree if isinstance(tree, dict) else None
 
     def _known_events(self) -> list[Event]:
-        """What earlier tries survived."""
+        """The events that earlier tries survived."""
         data = self.store.find("events.parquet")
         try:
             return [] if data is None else _unpack_events(data)
@@ -279,7 +279,7 @@ def final_numbers(record: Record, seconds: float, events: Sequence[Event]) -> di
 
 
 def digest_of_model(store: Storage, name: str, data: str) -> str:
-    """What identifies a model and the images on which it is measured.
+    """A hash that identifies a model and the images on which it is measured.
 
     Args:
         store: the trial's folder.

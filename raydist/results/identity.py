@@ -1,4 +1,4 @@
-"""What makes two tries one experiment: the same settings, the same contents, versions that agree.
+"""Identity of an experiment: the same settings, the same contents, versions that agree.
 
 `experiment.json` holds all three. A try goes on under the hash with which it began, so a release
 that adds keys (they have their defaults) or hashes otherwise continues what an earlier one began.
@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 
 
 def description(config: Experiment, contents: Mapping[str, str], digest: str) -> dict[str, Any]:
-    """What `experiment.json` holds.
+    """The content of `experiment.json`.
 
     Args:
         config: the experiment.
@@ -100,7 +100,7 @@ def check_same(
 
 
 def check_versions(where: str, recorded: Mapping[str, str]) -> None:
-    """What is installed can continue a run; a newer version is told.
+    """Check that the installed versions can continue a run; tell of newer ones.
 
     Args:
         where: the folder of the run.
@@ -146,7 +146,7 @@ def named_files(config: Experiment) -> dict[str, str]:
 
 @lru_cache(maxsize=64)
 def _digest(path: Path, node: int, modified: int, size: int) -> str:
-    """Of a file: read once as long as it stays what it is."""
+    """The hash of a file, read once as long as the file stays what it is."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""How pandas reads what runs leave behind: `raydist.load`, `load_rounds`, `load_events`.
+"""Frames of finished runs: `raydist.load`, `load_rounds`, `load_events`.
 
 Cells hold numbers, booleans and text: a list of the configuration is its JSON text, a table has a
 column for each key. A file that cannot be read costs what its trial would have added to the frame,
@@ -71,7 +71,7 @@ def load_rounds(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 def load_events(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """What the trials survived.
+    """The events that the trials survived.
 
     Args:
         path: the folder of a study or of a single run, or its fsspec URL.
@@ -94,7 +94,7 @@ def load_events(path: str | os.PathLike[str]) -> pd.DataFrame:
 def _each(
     path: str | os.PathLike[str], read: Callable[[Storage], Read]
 ) -> Iterator[tuple[Storage, Read]]:
-    """What is read of each trial; of those that cannot be read a warning tells.
+    """Yield what is read of each trial; warn of those that cannot be read.
 
     Args:
         path: the folder of a study or of a single run, or its fsspec URL.
@@ -285,7 +285,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    """What values of one column have in common, so that they can be compared and stored."""
+    """The kind that the values of one column share, so that they can be compared and stored."""
     if isinstance(value, str):
         return "text"
     return "truth" if isinstance(value, bool) else "number"

@@ -134,7 +134,7 @@ def _alike(
 
 
 def _groups(frame: pd.DataFrame) -> "pd.Series[str]":
-    """What a line stands for: the strategy, or the trial in a study of one strategy and budget."""
+    """The groups that lines stand for: strategies, or trials of one strategy and budget."""
     alone = frame["strategy"].nunique() == 1 and frame["threat.eps"].nunique() == 1
     return frame["trial"].map(_short) if alone else frame["strategy"]
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind; `raydist.results.load` is how pandas reads it.
+"""Records of a run; `raydist.results.load` reads them into frames.
 
 A trial's folder holds: `experiment.json` (the resolved configuration and its hash), `graph.json`
 (nodes by name, edges, A, mixing rate), `rounds.parquet/` (round, agent, metric, value),
@@ -33,7 +33,7 @@ Row = tuple[int, str, str, float]  # round, agent as text, metric, value
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
         status: "completed"; "stopped" early by a rule; "diverged" where the loss became NaN.
@@ -48,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known after a round.
+    """The record of one round.
 
     Attributes:
         round: n; round 0 is the start.
@@ -141,7 +141,7 @@ class Result:
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
-        """What was measured, as `load_rounds` has it; unpacked when it is asked for."""
+        """The measurements, as `load_rounds` has them; unpacked when they are asked for."""
         frames = [read_part(data, self.trial) for data in self.parts]
         return pd.concat(frames, ignore_index=True)
 
@@ -158,7 +158,7 @@ def events_frame(trial: str, events: Sequence[Event]) -> pd.DataFrame:
 
 
 def survived(events: Sequence[Event]) -> dict[str, float]:
-    """How often a run went on after a death, and the seconds that it cost."""
+    """The number of deaths after which a run went on, and the seconds that they cost."""
     found = [event.seconds_lost for event in events if event.replayed_from is not None]
     return {"recoveries": len(found), "seconds_lost": float(sum(found))}
 

@@ -121,7 +121,7 @@ class Rounds:
         return Record(self.last, mine, others["centroid"], predicted=predicted)
 
     def until(self, n: int) -> tuple[list[int], bytes]:
-        """What `restore` needs to go back to round n.
+        """The state that `restore` needs to go back to round n.
 
         Args:
             n: a round that was added.
@@ -179,7 +179,7 @@ class Rounds:
 
 
 def reached(store: Storage) -> tuple[int, float]:
-    """How far an earlier try came.
+    """The last round of an earlier try, and its seconds.
 
     Args:
         store: the trial's folder.

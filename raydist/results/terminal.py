@@ -1,4 +1,4 @@
-"""What the commands print: tables and lines for people."""
+"""Output of the commands: tables and lines for people."""
 
 import math
 import os
@@ -58,7 +58,7 @@ class Words(TextColumn):
     """A column of a progress bar, whose text is printed as it is."""
 
     def render(self, task: Task) -> Text:
-        """As `TextColumn.render`."""
+        """Implement `TextColumn.render`."""
         return Text(printable(self.text_format.format(task=task)))
 
 
@@ -134,7 +134,7 @@ def _cell(name: str, value: Any) -> str:
 
 
 def images_of(frame: "pd.DataFrame", name: str) -> str:
-    """Of how many images a number is, in all rows that have it; "" if that is not known."""
+    """The number of images of a number, in all rows that have it; "" if that is not known."""
     counts = metrics.counted(name)
     if counts not in frame:
         return ""
@@ -193,7 +193,7 @@ def _sortable(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def footnotes(frame: "pd.DataFrame") -> list[str]:
-    """What a reader of the table must know besides."""
+    """The notes below a study's table."""
     notes = []
     for name, what in {"clean_acc": "accuracies", "autoattack_acc": "AutoAttack"}.items():
         if images_of(frame, name):
@@ -255,7 +255,7 @@ def _cells(frame: "pd.DataFrame", name: str) -> list[str]:
 
 
 def evaluation_notes(frame: "pd.DataFrame") -> list[str]:
-    """What a reader of the evaluation's table must know besides."""
+    """The notes below an evaluation's table."""
     notes = [f"accuracies on {images_of(frame, 'evaluation')} test images"]
     if "hessian_trace" in frame:
         notes.append("hessian_...: of the loss at frozen adversarial points; clean_...: clean loss")

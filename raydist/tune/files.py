@@ -36,10 +36,10 @@ Report = dict[str, Any]
 
 
 class Past:
-    """What a trial has told so far, in this process and in earlier ones."""
+    """The reports of a trial so far, in this process and in earlier ones."""
 
     def __init__(self) -> None:
-        """Nothing was told."""
+        """Begin without reports."""
         self.columns: list[str] = []  # of `progress.csv`: those of the first report
         self._count, self._seconds, self._round, self._ended = 0, 0.0, -1, False
         self._before = 0.0  # seconds of the trial's earlier processes
@@ -142,7 +142,7 @@ class TuneFiles(LoggerCallback):
     """
 
     def __init__(self, folder: Storage) -> None:
-        """Nothing is read or written yet.
+        """Keep the folder; read and write nothing.
 
         Args:
             folder: of the study.
@@ -170,11 +170,11 @@ class TuneFiles(LoggerCallback):
             os.environ[HAS_LOGGERS] = self._before
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune saves its callbacks, and nobody reads them."""
+        """Return nothing: Tune saves its callbacks, and nobody reads them."""
         return {}
 
     def log_trial_start(self, trial: Any) -> None:
-        """As `LoggerCallback.log_trial_start`, in each process of the trial."""
+        """Implement `LoggerCallback.log_trial_start`, in each process of the trial."""
         first, reports = str(trial) not in self._known, list[Report]()
         if first:
             place, past = self._place(trial), Past()
@@ -188,7 +188,7 @@ class TuneFiles(LoggerCallback):
             self._events.fill(place, reports, self._folder.under(place.name))
 
     def log_trial_result(self, iteration: int, trial: Any, result: Report) -> None:
-        """As `LoggerCallback.log_trial_result`."""
+        """Implement `LoggerCallback.log_trial_result`."""
         place, past = self._known[str(trial)]
         found = past.take(result)
         if found is not None:
@@ -198,7 +198,7 @@ class TuneFiles(LoggerCallback):
                 self._events.log_trial_result(iteration, place, found)
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-        """As `LoggerCallback.log_trial_end`."""
+        """Implement `LoggerCallback.log_trial_end`."""
         if str(trial) not in self._known:  # it could not even start
             return
         place, _ = self._known[str(trial)]
@@ -215,7 +215,7 @@ class TuneFiles(LoggerCallback):
             yield self._events
 
     def _place(self, trial: Any) -> _Place:
-        """Where the loggers write: in the study's folder if it is one of this machine."""
+        """The place where loggers write: the study's folder if it is one of this machine."""
         trial.init_local_path()
         local = f"{self._folder.root}/{trial}" if self._folder.local else trial.local_path
         place = _Place(str(trial), str(local), trial.config, trial.evaluated_params)

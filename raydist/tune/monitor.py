@@ -1,4 +1,4 @@
-"""What can be seen of a running trial: Prometheus' metrics and the folder's `log.txt`.
+"""Monitoring of a running trial: Prometheus' metrics and the folder's `log.txt`.
 
 Every node of a cluster whose Ray has its dashboard (`ray[default]`) shows the metrics with the
 prefix `ray_`. Means over the agents: their number multiplies no series.
@@ -78,7 +78,7 @@ class TrialLog(logging.Handler):
         self._text = (folder.find(FILE) or b"").decode()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As `logging.Handler.emit`; messages are few, so each writes the file anew, whole."""
+        """Implement `logging.Handler.emit`; each of the few messages writes the file anew."""
         try:
             self._text += printable(self.format(record)) + "\n"
             self._folder.write(FILE, self._text.encode(), durable=False)

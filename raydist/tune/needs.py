@@ -1,4 +1,4 @@
-"""What a trial and a whole study will need, before anything starts."""
+"""Needs of a trial and of a whole study, before anything starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ LEAST_BYTES = 150e6  # of a process with torch; the estimate itself has BASE_BYT
 
 @dataclass(frozen=True)
 class Needs:
-    """What one trial needs.
+    """Needs of one trial.
 
     Attributes:
         agents: K.
@@ -41,7 +41,7 @@ class Needs:
         return self.agents * (self.memory - BASE_BYTES) + self._processes(local) * BASE_BYTES
 
     def least(self, local: bool) -> float:
-        """What it cannot do with less than."""
+        """The least memory with which the trial can run, in bytes."""
         return self.total(local) - (BASE_BYTES - LEAST_BYTES) * self._processes(local)
 
     def _processes(self, local: bool) -> int:
@@ -49,7 +49,7 @@ class Needs:
 
 
 def needs(plan: Plan) -> Needs:
-    """What a run of a plan needs."""
+    """The needs of a run of a plan."""
     item = 4 if plan.config.dtype == "float32" else 8
     held = sum(part.nbytes for split in plan.held().values() for part in split)
     return Needs(
@@ -91,7 +91,7 @@ def describe(
     count: int,
     local: bool,
 ) -> tuple[int, str]:
-    """What a study needs while it runs.
+    """The line about what a study needs while it runs.
 
     Args:
         trials: what each of its shapes needs, and the bundles that it reserves.

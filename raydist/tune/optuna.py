@@ -72,11 +72,11 @@ class Proposals(Searcher):
 
     @property
     def trials_left(self) -> int:
-        """How many trials there will be, besides those of points that had ended before."""
+        """The number of trials, besides those of points that had ended before."""
         return self._seeds * (self._study.samples - len(self._made))
 
     def suggest(self, trial_id: str) -> Any:
-        """As `Searcher.suggest`: the next seed of a point, or the first one of a new point."""
+        """Implement `Searcher.suggest`: the next seed of a point, or the first of a new one."""
         if not self._queue:
             proposal = self._propose(trial_id)
             if proposal is None:
@@ -105,7 +105,7 @@ class Proposals(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """As `Searcher.on_trial_complete`: with the last seed of a point, optuna is told."""
+        """Implement `Searcher.on_trial_complete`: with the last seed of a point, optuna is told."""
         proposal = self._running.pop(trial_id)
         proposal.ended.append((result or {}).get(OBJECTIVE))
         if len(proposal.ended) == self._seeds:
@@ -123,5 +123,5 @@ class Proposals(Searcher):
         self._folder.write(PROPOSALS, json.dumps(made, indent=1).encode())
 
     def save(self, checkpoint_path: str) -> None:
-        """As `Searcher.save`, which nobody reads: proposals are in a file of their own."""
+        """Implement `Searcher.save`, which nobody reads: proposals are in a file of their own."""
         Path(checkpoint_path).touch()

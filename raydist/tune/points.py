@@ -71,7 +71,7 @@ def domain(axis: list[Any] | Mapping[str, Any]) -> Any:
 
 
 def value(axis: list[Any] | Mapping[str, Any], drawn: Any) -> Any:
-    """What a draw from `domain` stands for: the values of a list may be tables."""
+    """The value that a draw from `domain` stands for: the values of a list may be tables."""
     choices = axis if isinstance(axis, list) else axis.get("choice")
     plain = drawn.item() if isinstance(drawn, np.generic) else drawn
     return choices[plain] if choices is not None else plain

@@ -16,7 +16,7 @@ class TuneProgress(tune.Callback):
     """Shows what Tune's trials report. A context manager: the bar is gone when it is left."""
 
     def __init__(self, trials: int, held: Held, quiet: bool) -> None:
-        """Nothing is shown before the context is entered.
+        """Keep what to show; show nothing before the context is entered.
 
         Args:
             trials: how many there will be.
@@ -37,7 +37,7 @@ class TuneProgress(tune.Callback):
         self._running: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune saves its callbacks, and a terminal cannot be saved."""
+        """Return nothing: Tune saves its callbacks, and a terminal cannot be saved."""
         return {}
 
     def __enter__(self) -> "TuneProgress":

@@ -1,4 +1,4 @@
-"""What --resume continues: the same study, the same experiments, and versions that agree."""
+"""Checks before --resume: the same study, the same experiments, and versions that agree."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -91,7 +91,7 @@ def _versions(
 
 
 def _point(trial: Storage, study: Study) -> dict[str, Any] | None:
-    """Where on the axes a trial stands, from what Tune wrote of it; None if it is no trial."""
+    """The point of a trial on the axes, from what Tune wrote of it; None if it is no trial."""
     try:
         known = json.loads(trial.read("params.json"))
         return {key: known[key] for key in study.axes}
@@ -100,7 +100,7 @@ def _point(trial: Storage, study: Study) -> dict[str, Any] | None:
 
 
 def _difference(there: Study, here: Study) -> str:
-    """What differs between two studies, in words; "" if one only draws more often."""
+    """The difference between two studies, in words; "" if one only draws more often."""
     one, other = (json.loads(study.to_json()) for study in (there, here))
     if here.search.samples > there.search.samples:  # the draws that are there stay
         one["search"]["samples"] = other["search"].get("samples")

@@ -1,4 +1,4 @@
-"""Which trials are ended early, and how a resumed study goes on deciding as it had begun.
+"""Schedulers that end trials early, and go on after --resume as they had begun.
 
 What a scheduler was told of a trial, in which order among all trials, and how it answered lies in
 the trial's folder, `decisions.json`. A resumed study tells its new scheduler all of that again: the
@@ -23,7 +23,7 @@ DECISIONS = "decisions.json"
 
 @dataclass(frozen=True)
 class Decision:
-    """What a scheduler was told, and its answer.
+    """A report to a scheduler, and its answer.
 
     Attributes:
         order: its place among all of the study.
@@ -44,12 +44,12 @@ class _Known:
     """A trial as a scheduler knows it: by the name that it keeps when the study is resumed."""
 
     def __init__(self, name: str) -> None:
-        """Nothing is decided yet."""
+        """Begin without decisions."""
         self.trial_id = name
         self.decisions: list[Decision] = []
 
     def find(self, n: int, last: bool) -> Decision | None:
-        """What was decided before about the same report."""
+        """The earlier decision about the same report."""
         same = (d for d in self.decisions if d.last == last and (last or d.round == n))
         return next(same, None)
 
@@ -77,20 +77,20 @@ class _EndsGently:
             trial.decisions.append(decision)
 
     def on_trial_add(self, controller: Any, trial: Any) -> None:
-        """As `TrialScheduler.on_trial_add`."""
+        """Implement `TrialScheduler.on_trial_add`."""
         self._trial(str(trial))
 
     def on_trial_remove(self, controller: Any, trial: Any) -> None:
-        """As `TrialScheduler.on_trial_remove`: what is known of it still counts."""
+        """Implement `TrialScheduler.on_trial_remove`: what is known of it still counts."""
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """As `TrialScheduler.on_trial_result`."""
+        """Implement `TrialScheduler.on_trial_result`."""
         if OBJECTIVE in result and self._decide(trial, result, last=False).stop:
             trial.temporary_state.ray_actor.end_early.remote(self.reason)  # before the next step
         return TrialScheduler.CONTINUE
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """As `TrialScheduler.on_trial_complete`; one that failed is compared with nothing."""
+        """Implement `TrialScheduler.on_trial_complete`; failed trials are not compared."""
         if OBJECTIVE in result:
             self._decide(trial, result, last=True)
 
@@ -141,7 +141,7 @@ class Median(_EndsGently, MedianStoppingRule):
 
 
 def scheduler(study: Study, rounds: int, folder: Storage) -> TrialScheduler | None:
-    """What compares running trials and ends the worse ones early.
+    """The scheduler that compares running trials and ends the worse ones early.
 
     Args:
         study: the study.

@@ -1,4 +1,4 @@
-"""Which points a study runs, and in which order.
+"""Points that a study runs, and their order.
 
 Points of lists and of random draws are all known before the start. Optuna proposes one point after
 the other from the results so far. Either way the seeds of one point are neighbours.
@@ -32,20 +32,20 @@ class Listed(Searcher):
         self._left = [*reversed(trials)]
 
     def suggest(self, trial_id: str) -> Any:
-        """As `Searcher.suggest`."""
+        """Implement `Searcher.suggest`."""
         return self._left.pop() if self._left else Searcher.FINISHED
 
     def on_trial_complete(self, *_: Any, **__: Any) -> None:
-        """As `Searcher.on_trial_complete`: the points do not depend on results."""
+        """Implement `Searcher.on_trial_complete`: the points do not depend on results."""
 
     def save(self, checkpoint_path: str) -> None:
-        """As `Searcher.save`, which nobody reads: the study itself says what is to run."""
+        """Implement `Searcher.save`, which nobody reads: the study itself says what is to run."""
         Path(checkpoint_path).touch()
 
 
 @dataclass(frozen=True)
 class Source:
-    """What gives Tune its trials.
+    """The source of Tune's trials.
 
     Attributes:
         searcher: `Listed` or `Proposals`, and how many of its trials exist at a time.
@@ -59,7 +59,7 @@ class Source:
 
 
 def source(study: Study, folder: Storage, max_concurrent: int | None, fit: int) -> Source:
-    """What gives Tune the trials of a study.
+    """The source of a study's trials.
 
     Args:
         study: the study.

@@ -161,7 +161,7 @@ def needed(
 
 @contextmanager
 def _told_at(point: Point) -> Generator[None]:
-    """What is wrong with an experiment, and the point of the axes at which it is."""
+    """The message about a wrong experiment, with its point on the axes."""
     try:
         yield
     except InputError as error:

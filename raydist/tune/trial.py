@@ -42,7 +42,7 @@ SCALARS = (int, float, str, bool)
 
 @dataclass(frozen=True)
 class Job:
-    """What all trials of a sweep have in common.
+    """The job that all trials of a sweep share.
 
     Attributes:
         study: the study.
@@ -154,7 +154,7 @@ class Trial(tune.Trainable):
         return report | _at_the_end(final) | {"done": True}
 
     def _worth_reporting(self, records: Iterator[Record]) -> Iterator[Record]:
-        """Where trials are compared, only what is measured: the same rounds in every trial."""
+        """Yield records to report: where trials are compared, the same rounds of every trial."""
         search, last = self.job.study.search, -1
         began, found = time.monotonic(), list[Record]()
         for record in records:
@@ -170,7 +170,7 @@ class Trial(tune.Trainable):
                 began, found = time.monotonic(), []
 
     def _objective(self, record: Record) -> dict[str, float]:
-        """What the study compares its trials by, finite even where a run diverged."""
+        """The number by which the study compares trials, finite even where a run diverged."""
         search = self.job.study.search
         if not search.judges:
             return {}
@@ -216,7 +216,7 @@ class Trial(tune.Trainable):
 
 
 def _judged(record: Record, search: Search) -> bool:
-    """Whether a record is of a measured state and holds what trials are compared by."""
+    """Tell whether a record is of a measured state and holds the metric of comparison."""
     known = record.numbers
     return "distance" in known and search.metric in known
 
