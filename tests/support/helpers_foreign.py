@@ -360,6 +360,10 @@ def careless_rule(graph):
     return nx.to_numpy_array(graph) + np.eye(len(graph))
 
 
+def weighted(agents):
+    return nx.Graph([(k, (k + 1) % agents, {"weight": 0.25}) for k in range(agents)])
+
+
 class Beside(nn.Linear):
     """A linear model with one thing more, where PyTorch does not see it."""
 
