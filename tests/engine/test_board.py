@@ -69,7 +69,7 @@ def on_board(plan, groups, rounds, before=lambda actor, i: None, batch=3):
             [specs[k] for k in group], [plan.share(k) for k in group], plan.held(), edges[i]
         )
         if i == 0:
-            made = actor.make_board(len(groups), plan.agents)
+            made = actor.make_board(len(groups))
             for _ in groups[1:]:
                 created.put(made)
         else:
@@ -80,7 +80,7 @@ def on_board(plan, groups, rounds, before=lambda actor, i: None, batch=3):
         before(actor, i)
         for first in range(1, rounds + 1, batch):
             actor.run(first, [False] * min(batch, rounds + 1 - first))
-        actor.close(rounds)
+        actor.close_on_board(rounds)
         return np.stack(actor.each("ordered_state"))
 
     return [fork(member, i) for i in range(len(groups))]
@@ -157,7 +157,7 @@ def test_who_goes_back_leaves_the_board(tmp_path):
     edges = edges_between(plan.specs(threads=1, cuda=False), groups)
     specs, shares = plan.specs(threads=1, cuda=False)[:2], [plan.share(k) for k in groups[0]]
     actor = Actor(specs, shares, plan.held(), edges[0])
-    actor.make_board(2, plan.agents)
+    actor.make_board(2)
     actor.each("snapshot", 0, url)
     actor.each("settle")
     files = [Path(url) / "round-000000" / f"agent-00{k}.safetensors" for k in groups[0]]

@@ -90,37 +90,38 @@ class Actor(Group):
         return (*messages, infos) if messages else infos
 
     def close(self, n: int, *received: Message) -> None:
-        """Finish round n; with a board, what was received stands there."""
-        if self._board is None:
-            tensors = map(torch.from_numpy, received)
-            self.combine(n, dict(zip(self._edges.into, tensors, strict=True)))
-        else:
-            self._board.wait(self._edges.senders, n)
-            self.combine(n, {l: self._board.slot(l, n) for l in self._edges.into})
+        """Finish round n with what was received."""
+        tensors = map(torch.from_numpy, received)
+        self.combine(n, dict(zip(self._edges.into, tensors, strict=True)))
 
-    def has_room(self, groups: int, agents: int) -> bool:
+    def close_on_board(self, n: int) -> None:
+        """Finish round n with what stands on the board."""
+        board = self._joined()
+        board.wait(self._edges.senders, n)
+        self.combine(n, {l: board.slot(l, n) for l in self._edges.into})
+
+    def has_room(self, groups: int) -> bool:
         """Whether `make_board` finds room for a board on this node."""
-        return room_for(self._board_size(groups, agents)) is not None
+        return room_for(self._board_size(groups)) is not None
 
-    def make_board(self, groups: int, agents: int) -> tuple[str, Size]:
+    def make_board(self, groups: int) -> tuple[str, Size]:
         """A board for the actors of this node, joined by this one, which is the first.
 
         Args:
             groups: how many actors there are.
-            agents: K.
 
         Returns:
             Where it lies, and its size.
         """
         self.leave_board()
-        size = self._board_size(groups, agents)
+        size = self._board_size(groups)
         self._board = Board.create(size)
         self._board.publish(self.agents[0].round)
         return self._board.path, size
 
-    def _board_size(self, groups: int, agents: int) -> Size:
+    def _board_size(self, groups: int) -> Size:
         first = self.agents[0]
-        return Size(groups, agents, first.message_size(), first.sent.dtype)
+        return Size(groups, first.config.topology.agents, first.message_size(), first.sent.dtype)
 
     def join_board(self, made: tuple[str, Size], mine: int) -> None:
         """Use the board that `make_board` made, as actor `mine`."""
@@ -131,14 +132,17 @@ class Actor(Group):
 
     def hide_board(self) -> None:
         """All have joined."""
-        assert self._board is not None
-        self._board.hide()
+        self._joined().hide()
 
     def leave_board(self) -> None:
-        """Exchange objects again."""
+        """Leave the board, if there is one."""
         if self._board is not None:
             self._board.leave()
         self._board = None
+
+    def _joined(self) -> Board:
+        assert self._board is not None
+        return self._board
 
     def run(self, n: int, noisy: list[bool]) -> tuple[float, list[list[Info]]]:
         """Rounds with a board.
@@ -150,12 +154,11 @@ class Actor(Group):
         Returns:
             How long it took, in seconds; and of each round what each agent measured.
         """
-        board, began, infos = self._board, time.monotonic(), []
-        assert board is not None
+        board, began, infos = self._joined(), time.monotonic(), []
         try:
             for m, noise in enumerate(noisy, n):
                 if self.open:
-                    self.close(m - 1)
+                    self.close_on_board(m - 1)
                 board.wait(self._edges.readers, m - 1)  # they no longer read round m - 2
                 for agent in self.agents:
                     agent.sent = board.slot(agent.spec.agent, m)

@@ -26,17 +26,15 @@ from raydist.engine.pool.edges import Edges, edges_between
 from raydist.engine.pool.pool import Pool
 from raydist.engine.pool.ray_actor import Actor
 from raydist.engine.pool.ray_errors import agent_error, first_cause, gone, start
+from raydist.engine.pool.ray_exchange import EXCHANGES, Exchange
 
-BATCH_SECONDS = 1.0  # of a call with a board: it costs some milliseconds, and a snapshot waits
-MOST_ROUNDS = 1000
 log = logging.getLogger("raydist")
 
 
 class RayPool(Pool):
     """Agents as Ray actors, in the placement group of the trial or in one of their own."""
 
-    exchange = "objects"
-    _messages: dict[int, Any]
+    _exchange: Exchange
     _closed: list[Any]
     _running: list[Any]
 
@@ -78,43 +76,30 @@ class RayPool(Pool):
         self._get_ready()
 
     @property
+    def exchange(self) -> str:
+        """How messages travel between actors: "objects" or "board"."""
+        return self._exchange.name
+
+    @property
     def batch(self) -> int:
-        """With a board, rounds of about a second."""
-        return self._batch if self.exchange == "board" else 1
+        """How many rounds a call should have: of about a second, with a board."""
+        return self._exchange.batch
 
     def step(self, n: int, noisy: Sequence[bool] = (False,)) -> list[Any]:
         """Submit rounds, one without a board; returns references to what is measured."""
-        if self.exchange == "board":
-            self._join_board()
-            pending = [actor.run.remote(n, list(noisy)) for actor in self._actors]
-            self._running += pending
-            return pending
-        inboxes, self._messages = self._receive(), {}
-        infos = []
-        for step, edges, inbox in zip(self._steps, self._edges, inboxes, strict=True):
-            replies = step.remote(n, *noisy, *inbox)
-            *messages, info = replies if edges.out else [replies]
-            self._messages |= zip(edges.out, messages, strict=True)
-            infos.append(info)
-        return infos
+        pending = self._exchange.step(n, noisy)
+        self._running += pending
+        return pending
 
     def collect(self, pending: list[Any]) -> list[list[Info]]:
         """Wait for what was measured."""
         found = self._get(pending)
-        if self.exchange == "objects":
-            return [list(chain(*found))]
         del self._running[: len(pending)]
-        seconds = max(taken for taken, _ in found)
-        rounds = [list(chain(*infos)) for infos in zip(*(i for _, i in found), strict=True)]
-        fitting = int(BATCH_SECONDS * len(rounds) / max(seconds, 1e-6))
-        self._batch = max(1, min(fitting, 4 * len(rounds), MOST_ROUNDS))
-        return rounds
+        return self._exchange.collect(found)
 
     def close(self, n: int) -> None:
         """Tell all actors to combine round n."""
-        for actor, inbox in zip(self._actors, self._receive(), strict=True):
-            self._closed.append(actor.close.remote(n, *inbox))
-        self._messages = {}
+        self._closed += self._exchange.close(n)
 
     def each(self, method: str, *args: Any, wait: bool = True) -> list[Any]:
         """Call a method of every agent, one call for each actor."""
@@ -133,14 +118,13 @@ class RayPool(Pool):
         return total
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
-        """Bring all agents back; what stands on a board is of other rounds."""
+        """Bring all agents back; what they have sent is of other rounds."""
         self._forget()
-        self._closed += [actor.leave_board.remote() for actor in self._actors]
+        self._use(type(self._exchange))
         return super().restore(n, url, checksums)
 
     def shutdown(self) -> None:
         """End the actors, and free what was reserved."""
-        self._messages = {}
         for actor in self._actors:
             ray.kill(actor)
         if self._own_group is not None:
@@ -149,43 +133,33 @@ class RayPool(Pool):
     def _prepare(self, plan: Plan) -> None:
         """Another run: what its agents are built from; what all have in common is stored once."""
         self._forget()
-        self._batch = 1
         threads, cuda = max(1, int(self._layout.cpus)), self._layout.gpus > 0
         self._plan, self._specs = plan, plan.specs(threads, cuda)
         self._edges = edges_between(self._specs, self._layout.groups)
         self._held = ray.put(plan.held())
 
     def _forget(self) -> None:
-        """The agents will all be at another round: what they are sending is worth nothing."""
-        self._messages, self._closed, self._running, self._on_board = {}, [], [], False
+        """The agents will all be at another round: what they were told is worth nothing."""
+        self._closed, self._running = [], []
 
     def _get_ready(self) -> None:
         """All actors are there, some of them new ones."""
-        self._steps = [
-            actor.step.options(num_returns=len(edges.out) + 1)
-            for actor, edges in zip(self._actors, self._edges, strict=True)
-        ]
         self._choose_exchange()
         self._log()
 
     def _choose_exchange(self) -> None:
         """As configured; "auto" is a board if all actors are on one node that has room for it."""
-        self.exchange = self._plan.config.exchange
-        if self.exchange == "auto":
+        name = self._plan.config.exchange
+        if name == "auto":
             nodes = set(self._wait([actor.node.remote() for actor in self._actors]))
-            room = self._actors[0].has_room.remote(len(self._actors), self._plan.agents)
+            room = self._actors[0].has_room.remote(len(self._actors))
             fits = len(nodes) == 1 and all(self._wait([room]))
-            self.exchange = "board" if fits else "objects"
+            name = "board" if fits else "objects"
+        self._use(EXCHANGES[name])
 
-    def _join_board(self) -> None:
-        if self._on_board:
-            return
-        first, *others = self._actors
-        made = first.make_board.remote(len(self._actors), self._plan.agents)
-        joined = [actor.join_board.remote(made, i) for i, actor in enumerate(others, 1)]
-        self._wait([made, *joined])
-        self._wait([first.hide_board.remote()])
-        self._on_board = True
+    def _use(self, kind: type[Exchange]) -> None:
+        """Nothing is on its way; from now on messages travel like that."""
+        self._exchange = kind(self._actors, self._edges, self._wait)
 
     def _log(self) -> None:
         """Say where to look for what each agent says."""
@@ -213,12 +187,6 @@ class RayPool(Pool):
         group = self._layout.groups[i]
         specs = [self._specs[k] for k in group]
         return specs, [self._plan.share(k) for k in group], self._held, self._edges[i]
-
-    def _receive(self) -> list[list[Any]]:
-        """The messages that wait for each actor; none after a round was closed."""
-        if not self._messages:
-            return [[] for _ in self._edges]
-        return [[self._messages[l] for l in edges.into] for edges in self._edges]
 
     def _get(self, references: Sequence[Any]) -> Any:
         """The values, after every round that was closed has ended well."""
