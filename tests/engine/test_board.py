@@ -9,19 +9,21 @@ import signal
 import time
 import traceback
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from experiments import EVERYTHING, experiment
 
-from raydist.config.experiment import validate
+from raydist.config.experiment import Experiment, validate
 from raydist.engine.plan import make_plan
 from raydist.engine.pool import board
 from raydist.engine.pool.board import PREFIX, Aborted, Board, Size, remove_leftovers, room_for
 from raydist.engine.pool.edges import edges_between
 from raydist.engine.pool.pool import LocalPool
 from raydist.engine.pool.ray_actor import Actor
+from raydist.engine.pool.ray_exchange import EXCHANGES
 from raydist.network.strategy import STRATEGIES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -150,8 +152,8 @@ def test_when_one_is_gone_the_others_give_up_at_once(moment):
     assert not boards()
 
 
-def test_who_goes_back_leaves_the_board(tmp_path):
-    """Whose rounds it held; what comes next may come as objects again."""
+def test_who_leaves_the_board_may_go_on_without(tmp_path):
+    """From an earlier round, with what comes as objects."""
     plan = make_plan(validate(experiment(model={"name": "linear"})))
     groups, url = [range(2), range(2, 4)], str(tmp_path / "snapshots")
     edges = edges_between(plan.specs(threads=1, cuda=False), groups)
@@ -167,6 +169,11 @@ def test_who_goes_back_leaves_the_board(tmp_path):
     *sent, _ = actor.step(1, False)
     actor.step(2, False, *sent)
     assert not boards()
+
+
+def test_the_exchanges_are_those_that_may_be_configured():
+    written = get_args(Experiment.model_fields["exchange"].annotation)
+    assert {*written} == {*EXCHANGES, "auto"}
 
 
 def test_boards_of_the_dead_are_removed_and_those_of_the_living_stay(tmp_path):
