@@ -19,7 +19,8 @@ from raydist.engine.agent.foreign import is_foreign
 from raydist.engine.agent.own import Own
 from raydist.engine.agent.passes import unsafe_in_channels_last
 from raydist.engine.agent.step import LocalStep
-from raydist.engine.agent.task import DTYPES, build_model, image_task, loss_named
+from raydist.engine.agent.task import DTYPES, build_model, loss_named
+from raydist.engine.agent.tasks import ImageTask
 from raydist.engine.checks import checked, input_of, one_line
 from raydist.engine.stray import stray
 from raydist.errors import InputError
@@ -245,7 +246,7 @@ class _Trial:
             }
         )
         x, y = (part[:images] for part in self.data.train)
-        task = image_task(config, 0, (x, y), self.data.scale, torch.device("cpu"))
+        task = ImageTask(config, 0, (x, y), self.data.scale, torch.device("cpu"))
         assert self.flat is not None
         local = LocalStep(config, 0, Timetable(1), task, self.flat)
         if config.loss.name == "wasserstein":

@@ -138,7 +138,7 @@ def test_attack_and_loss_of_a_round_run_in_the_asked_mode(name, precision, monke
         seen.append(torch.backends.cudnn.allow_tf32)
         return inner(*arguments)
 
-    object.__setattr__(agent.local.task, name, watched)
+    setattr(agent.local.task, name, watched)
     agent.adapt(1)
     pool.shutdown()
     assert seen == [precision == "tf32"]

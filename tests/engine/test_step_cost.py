@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 from raydist.config.experiment import validate
 from raydist.engine.agent import step as local_step
 from raydist.engine.agent import task
+from raydist.engine.agent.tasks import ImageTask
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.seeding import torch_generator
@@ -113,7 +114,7 @@ def test_a_step_asks_the_device_for_no_number(loss, norm, monkeypatch):
     plan = make_plan(config)
     spec = plan.specs(threads=1, cuda=False)[0]
     flat = FlatModel(task.build_model(config, spec.shape, spec.classes).to(meta))
-    parts = task.image_task(config, 0, plan.share(0), spec.scale, meta)
+    parts = ImageTask(config, 0, plan.share(0), spec.scale, meta)
     local = local_step.LocalStep(config, 0, plan.times, parts, flat)
     found = local.gradient(local.attack(1, False))
     local.step(1)

@@ -1,5 +1,6 @@
 """Excess risk of networks: measured by the run, and predicted where the answer is known."""
 
+import copy
 import math
 from dataclasses import replace
 from functools import partial
@@ -292,7 +293,8 @@ def test_all_strategies_see_the_same_samples_and_the_same_draws():
                 stream.append((x.clone(), y.clone(), draw.initial_seed()))
                 return task.attack(model, x, y, threat, draw, gradient)
 
-            agent.local.task = replace(task, attack=attack)
+            agent.local.task = copy.copy(task)
+            agent.local.task.attack = attack
         for n in range(1, 4):
             pool.step(n)
         seen[strategy] = stream

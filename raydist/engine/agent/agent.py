@@ -21,7 +21,8 @@ from raydist.engine.agent.measuring import AgentMeasures
 from raydist.engine.agent.passes import Timer
 from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.step import LocalStep
-from raydist.engine.agent.task import Split, build_model, image_task, quadratic_task
+from raydist.engine.agent.task import Split, build_model
+from raydist.engine.agent.tasks import build_task
 from raydist.learning.average import Ensemble, RunningAverage
 from raydist.network import combination, strategy
 from raydist.seeding import Purpose
@@ -68,13 +69,8 @@ class Agent:
             decay = table.decay if isinstance(table, Ema) else None
             self.average = RunningAverage(self.flat.state(), decay)
         self.snapshots: list[Tensor] = []
-        task = (
-            quadratic_task(self.config, spec.agent, self.device)
-            if share is None
-            else image_task(self.config, spec.agent, share, spec.scale, self.device)
-        )
+        task = build_task(self.config, spec.agent, share, spec.scale, self.device)
         self.local = LocalStep(self.config, spec.agent, spec.times, task, self.flat)
-        self._share = 0 if share is None else len(share[1])
         self.strategy = strategy.find(self.config.strategy)
         self.round, self.open = 0, False
         self.sent = self.flat.w.new_empty(self.message_size())
@@ -133,11 +129,8 @@ class Agent:
         self.round, self.open = n, True
         values = torch.stack(list(measured.values()))
         combining, self.seconds_combine = self.seconds_combine, None
-        upsilon = self.local.distributional.upsilon
-        known = {"sensitivity": upsilon} if upsilon else {}
+        known = self.local.distributional.report(batch.threat)
         known |= {"lr": self.local.lr(n), "eps": batch.threat.eps}
-        if self.config.loss.name == "wasserstein":
-            known["delta"] = self.local.task.own.delta(batch.threat)
         size = float(self.sent.nbytes * self.spec.listeners)
 
         def tell() -> Info:
@@ -250,20 +243,8 @@ class Agent:
         }
         if self.seconds_combine is not None:
             own["seconds_combine"], self.seconds_combine = self.seconds_combine(), None
-        if self.config.data.set == "quadratic":
-            risk = self.measurer.quadratic.excess_risk
-            own["excess_risk"] = risk(w.cpu().double().numpy())
-            own["centroid_excess_risk"] = risk(center.cpu().double().numpy())
-            return own, {}
-        own["passes"] = n * self.config.data.batch / self._share
-        measured = self.config.evaluate.excess_risk > 0
-        if measured:
-            with self.flat.at(self.flat.state()) as model:
-                own["excess_risk"] = self.measurer.excess_risk(model)
-        with self.flat.at(center) as model:
-            if measured:
-                own["centroid_excess_risk"] = self.measurer.excess_risk(model, [self.spec.agent])
-            return own, self.measurer.validate(model, n)
+        found, sums = self.local.task.measure(n, self.flat, center, self.measurer)
+        return own | found, sums
 
     def evaluate(self, *centroids: Message) -> verdicts.Verdicts:
         """Per-image verdicts on test images.

@@ -14,8 +14,7 @@ from raydist.config.experiment import Experiment
 from raydist.engine.agent import risk, validation, verdicts
 from raydist.engine.agent.foreign import drawn
 from raydist.engine.agent.own import Own
-from raydist.engine.agent.task import Split, build_model, quadratic_of
-from raydist.learning.quadratic import Quadratic
+from raydist.engine.agent.task import Split, build_model
 from raydist.learning.subset import Index, evenly
 from raydist.seeding import Purpose
 
@@ -57,11 +56,6 @@ class AgentMeasures:
         part = self._part("validation", self._config.evaluate.validation_images, shared=True)
         with self._drawn(_first(part), n):
             return validation.validate(model, part, self._threat, self._config, n)
-
-    @cached_property
-    def quadratic(self) -> Quadratic:
-        """The quadratic task, which knows its excess risk."""
-        return quadratic_of(self._config)
 
     def excess_risk(self, model: nn.Module, agents: Sequence[int] | None = None) -> float:
         """The mean of J_k(w) − J_k(w*) over some agents k, w* the start of the run.

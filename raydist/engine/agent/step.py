@@ -21,7 +21,8 @@ from raydist.adversary.threat import ThreatModel
 from raydist.config.experiment import Experiment
 from raydist.engine.agent.foreign import Border
 from raydist.engine.agent.passes import CudaGraph, computed, tf32
-from raydist.engine.agent.task import Task, rate_named
+from raydist.engine.agent.task import rate_named
+from raydist.engine.agent.tasks import Task
 from raydist.engine.agent.wasserstein import Distributional
 from raydist.learning import optim
 from raydist.network.strategy import find
@@ -95,11 +96,7 @@ class LocalStep:
         draw = self._draw(Purpose.ATTACK, n)
         with tf32(self.config.precision == "tf32"), self.border.passing(Purpose.IN_ATTACK, n):
             pointwise = partial(self.task.attack, self.model, x, y, threat, draw, self._ascent)
-            points = (
-                self.distributional.attack(x, y, threat, pointwise)
-                if self.config.loss.name == "wasserstein"
-                else pointwise()
-            )
+            points = self.distributional.attack(x, y, threat, pointwise)
         return Attacked(x, y, points, threat, n)
 
     def gradient(self, batch: Attacked) -> dict[str, Tensor]:

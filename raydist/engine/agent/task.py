@@ -1,10 +1,9 @@
-"""What one agent's local step consists of: its batches, its attack and its loss, bound by name.
+"""Model, loss and attack of an experiment, bound by name.
 
 The names of the configuration meet the functions here and nowhere else.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,22 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raydist.adversary import loss as losses
-from raydist.adversary import objective
 from raydist.adversary.attack import Ascent, AttackLoss, Gradient, ascend, by_autograd, by_name
 from raydist.adversary.schedule import lr_at
 from raydist.adversary.threat import ThreatModel
 from raydist.config.adversary import Fgsm, KlPgd, OwnAttack, OwnLoss, Pgd
 from raydist.config.experiment import Experiment
 from raydist.config.fields import arguments
-from raydist.config.training import Network, OwnNetwork, Pictures
+from raydist.config.training import Network, OwnNetwork
 from raydist.config.training import Quadratic as QuadraticData
 from raydist.engine.agent.own import Own
 from raydist.learning import checkpoint
-from raydist.learning import data as datasets
 from raydist.learning import model as models
 from raydist.learning.quadratic import Quadratic
 from raydist.lookup import resolve
-from raydist.seeding import Purpose, drawing, numpy_rng, torch_generator
+from raydist.seeding import Purpose, drawing
 
 Attack = Callable[..., Ascent]
 Split = tuple[NDArray[Any], NDArray[np.int64]]
@@ -82,31 +79,6 @@ def _begin_at(model: nn.Module, table: Network, seed: int) -> None:
         checkpoint.add_noise(model, table.noise, seed)
 
 
-@dataclass(frozen=True)
-class Task:
-    """The parts of a local step.
-
-    Attributes:
-        batch: round n ≥ 1 -> (x, y) of this agent.
-        attack: (model, x, y, threat, generator, gradient by autograd unless given) -> adversarial
-            points and the last gradient.
-        loss: (model, x, x_adv, y) -> scalar.
-        own: this agent's threat, budgets and step.
-        sample: (fraction, round n) -> a random fraction of its images, not augmented.
-    """
-
-    batch: Callable[[int], tuple[Tensor, Tensor]]
-    attack: Attack
-    loss: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-    own: Own
-    sample: Callable[[float, int], tuple[Tensor, Tensor]] | None = None
-
-    @property
-    def threat(self) -> ThreatModel:
-        """This agent's set of allowed perturbations, at its full budget."""
-        return self.own.threat
-
-
 def loss_named(config: Experiment) -> Callable[..., Tensor]:
     """The loss function of a configuration, with its parameters bound.
 
@@ -137,7 +109,7 @@ def attack_named(config: Experiment, own: Own, each: AttackLoss = "ce") -> Attac
         each: the per-sample function that pgd and fgsm ascend.
 
     Returns:
-        A function as `Task.attack`, for any budget of the agent's threat.
+        A function as `tasks.Task.attack`, for any budget of the agent's threat.
     """
     table, steps = config.attack, partial(ascend, steps=0)
     if isinstance(table, OwnAttack):
@@ -185,52 +157,6 @@ def _own_attack(table: OwnAttack) -> Attack:
     return attack
 
 
-def image_task(
-    config: Experiment, agent: int, share: Split, scale: float, device: torch.device
-) -> Task:
-    """The task of an agent that classifies its share of the images.
-
-    Args:
-        config: the experiment.
-        agent: the agent k.
-        share: its images (N, C, H, W), in units of `scale`, and labels (N,).
-        scale: what brings pixels to [0, 1].
-        device: where to compute.
-
-    Returns:
-        The task.
-    """
-    x_all, y_all = (torch.tensor(part, device=device) for part in share)
-    assert isinstance(config.data, Pictures)
-    kind: str = config.data.augment
-    if kind == "auto":
-        kind = datasets.AUGMENTATION.get(config.data.set, "none")
-
-    own = Own(config, agent)
-
-    def images(index: Tensor) -> Tensor:
-        return own.images(datasets.to_tensor(x_all[index], scale, DTYPES[config.dtype], device))
-
-    def batch(n: int) -> tuple[Tensor, Tensor]:
-        chosen = datasets.batch_indices(len(y_all), config.data.batch, config.seed, agent, n)
-        index = torch.from_numpy(chosen)
-        if device.type == "cuda":  # out of pinned memory, so that nothing waits for the device
-            index = index.pin_memory().to(device, non_blocking=True)
-        x = images(index)
-        if kind != "none":
-            draw = torch_generator(Purpose.AUGMENT, config.seed, agent, n, device)
-            x = datasets.augment(x, draw, flip=kind == "crop-flip")
-        return x, y_all[index]
-
-    def sample(fraction: float, n: int) -> tuple[Tensor, Tensor]:
-        rng = numpy_rng(Purpose.EVALUATE, config.seed, agent, n)
-        chosen = rng.permutation(len(y_all))[: max(1, round(fraction * len(y_all)))]
-        index = torch.as_tensor(chosen, device=device)
-        return images(index), y_all[index]
-
-    return Task(batch, attack_named(config, own), loss_named(config), own, sample)
-
-
 def quadratic_of(config: Experiment) -> Quadratic:
     """The quadratic risks of a configuration, one per agent."""
     table = config.data
@@ -239,28 +165,3 @@ def quadratic_of(config: Experiment) -> Quadratic:
     hessian = np.array(table.hessian, dtype=float)
     eps = [Own(config, k).threat.eps for k in range(config.topology.agents)]
     return Quadratic(centers, hessian, table.noise, np.array(eps))
-
-
-def quadratic_task(config: Experiment, agent: int, device: torch.device) -> Task:
-    """The task of an agent whose risk is quadratic: x ~ N(c_k, s² I), loss ½ (w − x)ᵀ H_k (w − x).
-
-    Args:
-        config: the experiment.
-        agent: the agent k.
-        device: where to compute.
-
-    Returns:
-        The task; its perturbations have no pixel box.
-    """
-    risk = quadratic_of(config)
-    dtype = DTYPES[config.dtype]
-    hessian = torch.tensor(risk.hessian[agent], dtype=dtype, device=device)
-
-    def batch(n: int) -> tuple[Tensor, Tensor]:
-        rng = numpy_rng(Purpose.BATCH, config.seed, agent, n)
-        x = torch.tensor(risk.sample(agent, config.data.batch, rng), dtype=dtype, device=device)
-        return x, torch.zeros(len(x), dtype=torch.int64, device=device)
-
-    own, each = Own(config, agent), partial(objective.quadratics, hessian=hessian)
-    function = partial(loss_named(config), hessian=hessian)
-    return Task(batch, attack_named(config, own, each), function, own)

@@ -11,7 +11,7 @@ from raydist.adversary.attack import Ascent
 from raydist.adversary.threat import ThreatModel
 from raydist.config.adversary import Wasserstein
 from raydist.config.experiment import Experiment
-from raydist.engine.agent.task import Task
+from raydist.engine.agent.tasks import Task
 
 LOSS: wasserstein.Loss = "redlr"  # what W-PGD ascends, and Υ is measured with
 TENTH = 0.1  # of an agent's share, for Υ
@@ -40,6 +40,8 @@ class Distributional:
     ) -> Ascent:
         """W-PGD with this batch's part of the budget, δ_B = δ_k Υ_B / Υ (algorithm 1).
 
+        Under any other loss it is the pointwise attack.
+
         Args:
             x: inputs, (N, ...).
             y: labels, (N,).
@@ -50,7 +52,8 @@ class Distributional:
             The points; the gradient of the pointwise attack, if there was one.
         """
         table, model = self._config.loss, self._model
-        assert isinstance(table, Wasserstein)
+        if not isinstance(table, Wasserstein):
+            return pointwise()
         full = self._task.own.delta(threat)
         order = math.inf if table.order == "inf" else 2.0
         if table.order != "inf":
@@ -73,6 +76,13 @@ class Distributional:
         found = pointwise()
         return found._replace(x_adv=torch.cat([points, found.x_adv]))
 
+    def report(self, threat: ThreatModel) -> dict[str, float]:
+        """Numbers of a round: `delta`, this agent's budget, and Υ once it is known."""
+        if not isinstance(self._config.loss, Wasserstein):
+            return {}
+        known = {"sensitivity": self.upsilon} if self.upsilon else {}
+        return known | {"delta": self._task.own.delta(threat)}
+
     def power(self, n: int) -> Tensor:
         """(Σ ‖∇_x J_i‖², N) over a random tenth of this agent's share, for the network's Υ.
 
@@ -82,7 +92,6 @@ class Distributional:
         Returns:
             Two numbers, to be added up over the agents.
         """
-        assert self._task.sample is not None  # the quadratic task has no such loss
         x, y = self._task.sample(TENTH, n)
         each = wasserstein.gradient_power(self._model, x, y, self._task.threat.norm, LOSS)
         return torch.stack([each.double().square().sum(), each.new_tensor(len(y)).double()])
