@@ -24,6 +24,7 @@ from raydist.config.training import (
     OwnImages,
     OwnPartition,
     Pictures,
+    Quadratic,
     Quantity,
     Shards,
 )
@@ -32,6 +33,7 @@ from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.task import Split
 from raydist.engine.checks import check_images, check_own, check_quadratic, checked, input_of
 from raydist.engine.probe import probe, probe_key
+from raydist.engine.source import ImageSource, QuadraticSource, Source
 from raydist.errors import InputError
 from raydist.learning import data as datasets
 from raydist.learning import partition
@@ -39,7 +41,7 @@ from raydist.lookup import resolve
 from raydist.network import topology, weights
 from raydist.network.strategy import find
 from raydist.results.identity import checkpoint_of, named_files
-from raydist.seeding import Purpose, drawing, numpy_rng
+from raydist.seeding import Purpose, drawing
 from raydist.storage import Storage
 
 BASE_BYTES = 350e6  # a process that has imported torch (its CUDA build), measured
@@ -55,8 +57,7 @@ class Plan:
         A: what its strategy combines with, (K, K), columns sum to 1: not always the graph's.
         mixing_rate: of A.
         rounds: the length of the run.
-        data: the images; None for the quadratic task.
-        shares: each agent's positions in the training set.
+        source: the data that its agents learn from.
         parameters: P, the number of parameters of one model.
         activations: numbers that one forward pass of one sample keeps for the backward pass.
     """
@@ -66,16 +67,24 @@ class Plan:
     A: NDArray[np.float64]
     mixing_rate: float
     rounds: int
-    data: datasets.Data | None
-    shares: list[NDArray[np.int64]]
+    source: Source
     parameters: int
     activations: int
 
     @cached_property
     def contents(self) -> dict[str, str]:
         """Digests of the content of the files and images that the experiment names, by key."""
-        images = {} if self.data is None else {"data": self.data.digest}
-        return named_files(self.config) | images
+        return named_files(self.config) | self.source.contents
+
+    @property
+    def data(self) -> datasets.Data | None:
+        """The images; None for the quadratic task."""
+        return self.source.data
+
+    @property
+    def shares(self) -> list[NDArray[np.int64]]:
+        """Each agent's positions in the training set."""
+        return self.source.shares
 
     @property
     def agents(self) -> int:
@@ -90,7 +99,7 @@ class Plan:
     @property
     def epoch(self) -> int:
         """Rounds in a pass over the mean share."""
-        return _epoch(self.config, self.data)
+        return self.source.epoch
 
     @property
     def times(self) -> Timetable:
@@ -104,8 +113,7 @@ class Plan:
     @property
     def validated(self) -> int:
         """How many validation images a measurement is of."""
-        there = 0 if self.data is None else len(self.data.validation[1])
-        return min(there, self.config.evaluate.validation_images)
+        return min(self.source.validation_images, self.config.evaluate.validation_images)
 
     def sensed(self, n: int) -> bool:
         """Whether the network's sensitivity is taken after round n: at the start of each epoch."""
@@ -150,29 +158,11 @@ class Plan:
 
     def share(self, k: int) -> Split | None:
         """The private training images and labels of agent k."""
-        if self.data is None:
-            return None
-        x, y = self.data.train
-        return x[self.shares[k]], y[self.shares[k]]
+        return self.source.share(k)
 
     def held(self) -> dict[str, Split]:
         """The splits that all agents may see."""
-        if self.data is None:
-            return {}
-        held = {"validation": self.data.validation, "test": self.data.test}
-        return held | self._risk_images()
-
-    def _risk_images(self) -> dict[str, Split]:
-        """What the excess risk is measured on: as many training images of each agent's share."""
-        each = self.config.evaluate.excess_risk // self.agents
-        if self.data is None or each == 0:
-            return {}
-        draws = (numpy_rng(Purpose.EVALUATE, self.config.seed, k) for k in range(self.agents))
-        chosen = [
-            draw.permutation(share)[:each] for draw, share in zip(draws, self.shares, strict=True)
-        ]
-        x, y = (part[np.concatenate(chosen)] for part in self.data.train)
-        return {"risk": (x, y)}
+        return self.source.held()
 
     def agent_bytes(self) -> float:
         """Estimate of an agent's memory: process, weights and their copies, share, activations."""
@@ -180,12 +170,9 @@ class Plan:
         copies = 5 + (
             getattr(self.config.optim, "momentum", 0) > 0
         )  # w, gradient, sent, message, w before
-        share = 0.0
-        if self.data is not None:
-            share = self.data.train[0].nbytes / self.agents + self.data.test[0].nbytes
         return (
             BASE_BYTES
-            + share
+            + self.source.agent_bytes
             + item * (copies * self.parameters + self.activations * self.config.data.batch)
         )
 
@@ -211,17 +198,7 @@ class Plan:
         rounds = [*filter(self.measured, range(self.rounds + 1)), math.inf]
         if self.theory_missing:
             return {}
-        if self.data is None:
-            values = risk.predict_quadratic(self.config, self.A, rounds)
-        elif self.config.evaluate.subspace:
-            images = self.held()["risk"]
-            with drawing(Purpose.IN_MEASUREMENT, self.config.seed):
-                values = risk.predict_network(
-                    self.config, self.A, images, input_of(self.config, self.data), rounds
-                )
-        else:
-            return {}
-        return dict(zip(rounds, values.tolist(), strict=True))
+        return self.source.theory(self.A, rounds)
 
 
 def make_plan(
@@ -255,25 +232,19 @@ def make_plan(
             'topology.weights = "edge-weights" to combine with them',
             stacklevel=2,
         )
-    data, shares = None, []
-    if config.data.set == "quadratic":
-        check_quadratic(config)
-    else:
-        data = images or checked("data", load_data, config)
-        shares = checked("data.partition", shares_of, config, data.train[1])
-        check_images(config, data, min(len(share) for share in shares))
+    source = _source(config, images)
     key, probed = probe_key(config), {} if probed is None else probed
     if key not in probed:
-        probed[key] = probe(config, data)
+        probed[key] = probe(config, source.data)
     parameters, activations = probed[key]
     if config.evaluate.subspace > parameters:
         raise InputError(
             f"evaluate.subspace is {config.evaluate.subspace}, expected at most {parameters}, the "
             "model's parameters: write 10"
         )
-    rounds = config.rounds or max(1, round((config.epochs or 0) * _epoch(config, data)))
+    rounds = config.rounds or max(1, round((config.epochs or 0) * source.epoch))
     rate = weights.mixing_rate(A)
-    plan = Plan(config, graph, A, rate, rounds, data, shares, parameters, activations)
+    plan = Plan(config, graph, A, rate, rounds, source, parameters, activations)
     check_own(config, plan.times)
     ends = [0, *plan.times.ends]
     if sorted(set(ends)) != ends:
@@ -292,12 +263,15 @@ def make_plan(
     return plan
 
 
-def _epoch(config: Experiment, data: datasets.Data | None) -> int:
-    """Rounds in a pass over the mean share: K·B images a round, an incomplete one is dropped."""
-    # not over any agent's share: that would be another number for every seed and partition
-    if data is None:
-        return 1
-    return max(1, len(data.train[1]) // (config.topology.agents * config.data.batch))
+def _source(config: Experiment, images: datasets.Data | None) -> Source:
+    """The data of a run, checked."""
+    if isinstance(config.data, Quadratic):
+        check_quadratic(config)
+        return QuadraticSource(config)
+    data = images or checked("data", load_data, config)
+    shares = checked("data.partition", shares_of, config, data.train[1])
+    check_images(config, data, min(len(share) for share in shares))
+    return ImageSource(config, data, shares)
 
 
 def _combined(name: str, A: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -319,7 +293,7 @@ def _graph(config: Experiment) -> nx.Graph | nx.DiGraph:
 
 def images_of(config: Experiment) -> str:
     """What the images of an experiment depend on, in one word; "" if it has none."""
-    if config.data.set == "quadratic":
+    if isinstance(config.data, Quadratic):
         return ""
     return config.data.model_dump_json(include={"set", "root", "validation", "params"})
 

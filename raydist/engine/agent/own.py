@@ -35,7 +35,7 @@ class Own:
     def __init__(self, config: Experiment, agent: int) -> None:
         """Take the agent's part of the experiment."""
         table = config.threat.of(agent)
-        bounds = NO_BOX if config.data.set == "quadratic" else BOX
+        bounds = BOX if isinstance(config.data, Pictures) else NO_BOX
         self.agent, self.threat = agent, ThreatModel(table.norm, table.eps, bounds)
         self._config, self._common = config, config.threat.eps or table.eps
         self._alike = not any(other.eps for other in config.threat.agents or [])

@@ -1,0 +1,111 @@
+"""Sources of what a run learns from: images with their shares, or quadratic risks.
+
+Both answer the same questions of a plan, so that nothing else asks which of them it has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydist.config.experiment import Experiment
+from raydist.engine.agent import risk
+from raydist.engine.agent.task import Split
+from raydist.engine.checks import input_of
+from raydist.learning.data import Data
+from raydist.seeding import Purpose, drawing, numpy_rng
+
+
+@dataclass(frozen=True)
+class QuadraticSource:
+    """Quadratic risks: samples are drawn, and the theory knows everything."""
+
+    config: Experiment
+    data: ClassVar[Data | None] = None
+    shares: ClassVar[list[NDArray[np.int64]]] = []
+    contents: ClassVar[dict[str, str]] = {}
+    epoch: ClassVar[int] = 1
+    validation_images: ClassVar[int] = 0
+    agent_bytes: ClassVar[float] = 0.0
+
+    def share(self, k: int) -> Split | None:
+        """None: samples are drawn, and nothing is kept."""
+        return None
+
+    def held(self) -> dict[str, Split]:
+        """No splits."""
+        return {}
+
+    def theory(self, A: NDArray[np.float64], rounds: Sequence[float]) -> dict[float, float]:
+        """The excess risk with exact derivatives at the minimiser."""
+        values = risk.predict_quadratic(self.config, A, rounds)
+        return dict(zip(rounds, values.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Images and their partition over the agents."""
+
+    config: Experiment
+    data: Data
+    shares: list[NDArray[np.int64]]
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """The digest of the images."""
+        return {"data": self.data.digest}
+
+    @property
+    def epoch(self) -> int:
+        """Rounds in a pass over the mean share: K·B images each, an incomplete one is dropped."""
+        # not over any agent's share: that would be another number for every seed and partition
+        each = self.config.topology.agents * self.config.data.batch
+        return max(1, len(self.data.train[1]) // each)
+
+    @property
+    def validation_images(self) -> int:
+        """The number of validation images that there are."""
+        return len(self.data.validation[1])
+
+    @property
+    def agent_bytes(self) -> float:
+        """Estimate of what an agent holds of the data: its share, and the test images."""
+        agents = self.config.topology.agents
+        return self.data.train[0].nbytes / agents + self.data.test[0].nbytes
+
+    def share(self, k: int) -> Split | None:
+        """The private training images and labels of agent k."""
+        x, y = self.data.train
+        return x[self.shares[k]], y[self.shares[k]]
+
+    def held(self) -> dict[str, Split]:
+        """The splits that all agents may see."""
+        held = {"validation": self.data.validation, "test": self.data.test}
+        return held | self._risk_images()
+
+    def _risk_images(self) -> dict[str, Split]:
+        """Images that the excess risk is measured on: as many of each agent's share."""
+        agents = self.config.topology.agents
+        each = self.config.evaluate.excess_risk // agents
+        if each == 0:
+            return {}
+        draws = (numpy_rng(Purpose.EVALUATE, self.config.seed, k) for k in range(agents))
+        chosen = [
+            draw.permutation(share)[:each] for draw, share in zip(draws, self.shares, strict=True)
+        ]
+        x, y = (part[np.concatenate(chosen)] for part in self.data.train)
+        return {"risk": (x, y)}
+
+    def theory(self, A: NDArray[np.float64], rounds: Sequence[float]) -> dict[float, float]:
+        """The excess risk within `evaluate.subspace` dimensions, if that is asked for."""
+        if not self.config.evaluate.subspace:
+            return {}
+        images, shape = self._risk_images()["risk"], input_of(self.config, self.data)
+        with drawing(Purpose.IN_MEASUREMENT, self.config.seed):
+            values = risk.predict_network(self.config, A, images, shape, rounds)
+        return dict(zip(rounds, values.tolist(), strict=True))
+
+
+Source = QuadraticSource | ImageSource
