@@ -9,6 +9,7 @@ from typing import Any
 
 from raydist.adversary.threat import ThreatModel
 from raydist.config.experiment import validate
+from raydist.config.training import Pictures
 from raydist.engine.checks import checked
 from raydist.engine.plan import forget_data, load_data
 from raydist.errors import InputError
@@ -53,7 +54,7 @@ def _opened(folder: Path, config: str, threat: str) -> Trial:
         experiment = validate(json.loads(config))
     except InputError as error:
         raise InputError(f"{folder}/experiment.json is of another release ({error})") from error
-    if experiment.data.set == "quadratic":
+    if not isinstance(experiment.data, Pictures):
         raise InputError(f'{folder} has no images to evaluate: its data.set is "quadratic"')
     data, budget = checked("data", load_data, experiment), json.loads(threat)
     if budget is None:
