@@ -182,3 +182,11 @@ def test_arguments_are_told_by_a_noun(room):
                 for line in (ast.get_docstring(node) or "").splitlines():
                     found = re.match(r"    [*\w]+: (of|as in|as of|what|which|how) ", line)
                     assert not found, f"{file}: {node.name}: {line.strip()}"
+
+
+@pytest.mark.parametrize("module", ["agent.agent", "agent.step", "agent.own", "plan"])
+def test_nobody_asks_of_what_kind_a_task_is(module):
+    """`tasks`, `source` and `agent.wasserstein` know it, and are asked for what follows from it."""
+    text = MODULES[f"raydist.engine.{module}"].read_text()
+    asked = re.findall(r'(?:data|share) is (?:not )?None|[!=]= "(?:quadratic|wasserstein)"', text)
+    assert not asked, f"{module} asks {asked}"
