@@ -7,7 +7,7 @@ one line for anything that could not work, so a sweep makes all its plans before
 import math
 import warnings
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import networkx as nx
@@ -18,26 +18,14 @@ from raydist.adversary.schedule import Timetable
 from raydist.config.adversary import Wasserstein
 from raydist.config.experiment import Experiment
 from raydist.config.fields import in_rounds
-from raydist.config.training import (
-    Dirichlet,
-    Images,
-    OwnImages,
-    OwnPartition,
-    Pictures,
-    Quadratic,
-    Quantity,
-    Shards,
-)
 from raydist.engine.agent import risk
 from raydist.engine.agent.spec import AgentSpec
 from raydist.engine.agent.task import Split
-from raydist.engine.checks import check_images, check_own, check_quadratic, checked, input_of
+from raydist.engine.checks import check_own, checked, input_of
 from raydist.engine.probe import probe, probe_key
-from raydist.engine.source import ImageSource, QuadraticSource, Source
+from raydist.engine.source import Source, source_of
 from raydist.errors import InputError
 from raydist.learning import data as datasets
-from raydist.learning import partition
-from raydist.lookup import resolve
 from raydist.network import topology, weights
 from raydist.network.strategy import find
 from raydist.results.identity import checkpoint_of, named_files
@@ -232,7 +220,7 @@ def make_plan(
             'topology.weights = "edge-weights" to combine with them',
             stacklevel=2,
         )
-    source = _source(config, images)
+    source = source_of(config, images)
     key, probed = probe_key(config), {} if probed is None else probed
     if key not in probed:
         probed[key] = probe(config, source.data)
@@ -263,17 +251,6 @@ def make_plan(
     return plan
 
 
-def _source(config: Experiment, images: datasets.Data | None) -> Source:
-    """The data of a run, checked."""
-    if isinstance(config.data, Quadratic):
-        check_quadratic(config)
-        return QuadraticSource(config)
-    data = images or checked("data", load_data, config)
-    shares = checked("data.partition", shares_of, config, data.train[1])
-    check_images(config, data, min(len(share) for share in shares))
-    return ImageSource(config, data, shares)
-
-
 def _combined(name: str, A: NDArray[np.float64]) -> NDArray[np.float64]:
     """The matrix that a strategy combines with."""
     found = find(name).matrix(A)
@@ -289,58 +266,3 @@ def _graph(config: Experiment) -> nx.Graph | nx.DiGraph:
         graph = topology.build(table.kind, table.agents, table.seed, **(table.model_extra or {}))
     topology.check_connected(graph)
     return graph
-
-
-def images_of(config: Experiment) -> str:
-    """What the images of an experiment depend on, in one word; "" if it has none."""
-    if isinstance(config.data, Quadratic):
-        return ""
-    return config.data.model_dump_json(include={"set", "root", "validation", "params"})
-
-
-def load_data(config: Experiment) -> datasets.Data:
-    """The images of an experiment, read once for all trials of this process."""
-    table = config.data
-    with drawing(Purpose.IN_CODE, 0):  # the same images for every seed
-        if isinstance(table, OwnImages) and table.params:
-            return datasets.load(table.set, validation=table.validation, params=table.params)
-        if isinstance(table, OwnImages):
-            return _cached(table.set, None, table.validation, False)
-        assert isinstance(table, Images)
-        return _cached(table.set, table.root, table.validation, table.download)
-
-
-def forget_data() -> None:
-    """Read images anew from now on."""
-    _cached.cache_clear()
-
-
-def shares_of(config: Experiment, labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """The positions of each agent's training images.
-
-    Args:
-        config: the experiment.
-        labels: of the training set.
-
-    Returns:
-        K arrays, disjoint, that hold every position.
-    """
-    assert isinstance(config.data, Pictures)
-    table, agents, seed = config.data.partition, config.topology.agents, config.seed
-    if isinstance(table, OwnPartition):
-        with drawing(Purpose.IN_CODE, seed):
-            shares = resolve(table.name)(labels.copy(), agents, seed, **table.params)
-        return partition.check_own(table.name, shares, len(labels), agents)
-    if isinstance(table, Dirichlet):
-        return partition.dirichlet(labels, agents, table.alpha, seed)
-    if isinstance(table, Quantity):
-        return partition.quantity(len(labels), agents, table.alpha, seed)
-    if isinstance(table, Shards):
-        return partition.shards(labels, agents, table.shards, seed)
-    return partition.iid(len(labels), agents, seed)
-
-
-@lru_cache(maxsize=2)
-def _cached(name: str, root: str | None, validation: float, download: bool) -> datasets.Data:
-    """The plain sets, read once for all trials of this process."""
-    return datasets.load(name, root=root, validation=validation, download=download)

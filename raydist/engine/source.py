@@ -5,16 +5,29 @@ Both answer the same questions of a plan, so that nothing else asks which of the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raydist.config.experiment import Experiment
+from raydist.config.training import (
+    Dirichlet,
+    Images,
+    OwnImages,
+    OwnPartition,
+    Pictures,
+    Quadratic,
+    Quantity,
+    Shards,
+)
 from raydist.engine.agent import risk
 from raydist.engine.agent.task import Split
-from raydist.engine.checks import input_of
-from raydist.learning.data import Data
+from raydist.engine.checks import check_images, check_quadratic, checked, input_of
+from raydist.learning import data as datasets
+from raydist.learning import partition
+from raydist.lookup import resolve
 from raydist.seeding import Purpose, drawing, numpy_rng
 
 
@@ -23,7 +36,7 @@ class QuadraticSource:
     """Quadratic risks: samples are drawn, and the theory knows everything."""
 
     config: Experiment
-    data: ClassVar[Data | None] = None
+    data: ClassVar[datasets.Data | None] = None
     shares: ClassVar[list[NDArray[np.int64]]] = []
     contents: ClassVar[dict[str, str]] = {}
     epoch: ClassVar[int] = 1
@@ -49,7 +62,7 @@ class ImageSource:
     """Images and their partition over the agents."""
 
     config: Experiment
-    data: Data
+    data: datasets.Data
     shares: list[NDArray[np.int64]]
 
     @property
@@ -109,3 +122,77 @@ class ImageSource:
 
 
 Source = QuadraticSource | ImageSource
+
+
+def source_of(config: Experiment, images: datasets.Data | None) -> Source:
+    """The source of a run, checked.
+
+    Args:
+        config: the experiment.
+        images: of its data set, where they are at hand; default: they are read.
+
+    Returns:
+        The source.
+    """
+    if isinstance(config.data, Quadratic):
+        check_quadratic(config)
+        return QuadraticSource(config)
+    data = images or checked("data", load_data, config)
+    shares = checked("data.partition", shares_of, config, data.train[1])
+    check_images(config, data, min(len(share) for share in shares))
+    return ImageSource(config, data, shares)
+
+
+def images_of(config: Experiment) -> str:
+    """What the images of an experiment depend on, in one word; "" if it has none."""
+    if isinstance(config.data, Quadratic):
+        return ""
+    return config.data.model_dump_json(include={"set", "root", "validation", "params"})
+
+
+def load_data(config: Experiment) -> datasets.Data:
+    """The images of an experiment, read once for all trials of this process."""
+    table = config.data
+    with drawing(Purpose.IN_CODE, 0):  # the same images for every seed
+        if isinstance(table, OwnImages) and table.params:
+            return datasets.load(table.set, validation=table.validation, params=table.params)
+        if isinstance(table, OwnImages):
+            return _cached(table.set, None, table.validation, False)
+        assert isinstance(table, Images)
+        return _cached(table.set, table.root, table.validation, table.download)
+
+
+def forget_data() -> None:
+    """Read images anew from now on."""
+    _cached.cache_clear()
+
+
+def shares_of(config: Experiment, labels: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The positions of each agent's training images.
+
+    Args:
+        config: the experiment.
+        labels: of the training set.
+
+    Returns:
+        K arrays, disjoint, that hold every position.
+    """
+    assert isinstance(config.data, Pictures)
+    table, agents, seed = config.data.partition, config.topology.agents, config.seed
+    if isinstance(table, OwnPartition):
+        with drawing(Purpose.IN_CODE, seed):
+            shares = resolve(table.name)(labels.copy(), agents, seed, **table.params)
+        return partition.check_own(table.name, shares, len(labels), agents)
+    if isinstance(table, Dirichlet):
+        return partition.dirichlet(labels, agents, table.alpha, seed)
+    if isinstance(table, Quantity):
+        return partition.quantity(len(labels), agents, table.alpha, seed)
+    if isinstance(table, Shards):
+        return partition.shards(labels, agents, table.shards, seed)
+    return partition.iid(len(labels), agents, seed)
+
+
+@lru_cache(maxsize=2)
+def _cached(name: str, root: str | None, validation: float, download: bool) -> datasets.Data:
+    """The plain sets, read once for all trials of this process."""
+    return datasets.load(name, root=root, validation=validation, download=download)

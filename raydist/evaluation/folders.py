@@ -11,7 +11,7 @@ from raydist.adversary.threat import ThreatModel
 from raydist.config.experiment import validate
 from raydist.config.training import Pictures
 from raydist.engine.checks import checked
-from raydist.engine.plan import forget_data, load_data
+from raydist.engine.source import forget_data, load_data
 from raydist.errors import InputError
 from raydist.evaluation.named import FILE, NamedModel
 from raydist.evaluation.trial import Trial

@@ -16,7 +16,7 @@ from raydist.config.experiment import Experiment
 from raydist.engine.agent.foreign import drawn
 from raydist.engine.agent.own import Own
 from raydist.engine.agent.task import DTYPES, build_model
-from raydist.engine.plan import shares_of
+from raydist.engine.source import shares_of
 from raydist.errors import InputError
 from raydist.evaluation.subject import ENSEMBLE, START, Subject
 from raydist.learning import checkpoint

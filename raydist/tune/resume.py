@@ -79,7 +79,7 @@ def _versions(
     point = _point(trial, study)
     if point is None:
         return {}
-    from raydist.engine.plan import images_of, load_data  # take a second to import
+    from raydist.engine.source import images_of, load_data  # take a second to import
     from raydist.results.folder import Folder
 
     config: Experiment = study.experiment(point)

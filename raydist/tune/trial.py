@@ -24,10 +24,11 @@ from raydist.config.search import Search
 from raydist.config.study import Study
 from raydist.engine.cluster.layout import Layout, Resources, layout
 from raydist.engine.driver import train
-from raydist.engine.plan import Plan, images_of, load_data, make_plan
+from raydist.engine.plan import Plan, make_plan
 from raydist.engine.pool.pool import LocalPool, Pool
 from raydist.engine.pool.ray_pool import RayPool
 from raydist.engine.recovery import Recovery
+from raydist.engine.source import images_of, load_data
 from raydist.errors import AgentError, InputError
 from raydist.results.folder import Folder
 from raydist.results.record import Record
