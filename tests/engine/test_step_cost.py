@@ -13,8 +13,8 @@ from torch.utils.flop_counter import flop_registry
 
 from raydist.config.experiment import validate
 from raydist.engine.agent import step as local_step
-from raydist.engine.agent import task
-from raydist.engine.agent.tasks import ImageTask
+from raydist.engine.agent import tasks
+from raydist.engine.agent.task import build_model
 from raydist.engine.plan import make_plan
 from raydist.engine.pool.pool import LocalPool
 from raydist.seeding import torch_generator
@@ -107,14 +107,14 @@ def test_the_counter_sees_what_the_usual_loop_wastes():
 )
 def test_a_step_asks_the_device_for_no_number(loss, norm, monkeypatch):
     """Tensors on "meta" have shapes but no values: asking for one raises, on a GPU it waits."""
-    for module in (local_step, task):
+    for module in (local_step, tasks):
         monkeypatch.setattr(module, "torch_generator", lambda *which: torch_generator(*which[:4]))
     tree = digits(loss={"name": loss}, threat={"norm": norm}, optim={"momentum": 0.9})
     config, meta = validate(tree | {"channels_last": True}), torch.device("meta")
     plan = make_plan(config)
     spec = plan.specs(threads=1, cuda=False)[0]
-    flat = FlatModel(task.build_model(config, spec.shape, spec.classes).to(meta))
-    parts = ImageTask(config, 0, plan.share(0), spec.scale, meta)
+    flat = FlatModel(build_model(config, spec.shape, spec.classes).to(meta))
+    parts = tasks.ImageTask(config, 0, plan.share(0), spec.scale, meta)
     local = local_step.LocalStep(config, 0, plan.times, parts, flat)
     found = local.gradient(local.attack(1, False))
     local.step(1)
