@@ -136,10 +136,10 @@ class FlatModel:
             channels_last: lay out kernels as (out, height, width, in), as images lie then.
         """
         self.module, parameters = module, trainable(module)
-        self._parts, end = [], 0
+        self._parts, modules, end = [], dict(module.named_modules()), 0
         for name, t in {**parameters, **_statistics(module)}.items():
             above, _, key = name.rpartition(".")
-            owner, begin, end = module.get_submodule(above), end, end + t.numel()
+            owner, begin, end = modules[above], end, end + t.numel()
             table = owner._parameters if name in parameters else owner._buffers
             last = channels_last and t.ndim == 4
             self._parts.append(_Part(name, table, key, t, slice(begin, end), t.shape, last))
