@@ -16,7 +16,7 @@ from raydist.config.experiment import Experiment
 from raydist.config.fields import check_budget
 from raydist.config.study import from_tree, parse_overrides
 from raydist.engine.checks import checked
-from raydist.engine.plan import load_data
+from raydist.engine.source import load_data
 from raydist.errors import InputError
 from raydist.evaluation.door import count_classes
 from raydist.evaluation.trial import Trial
