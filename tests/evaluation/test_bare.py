@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from controls import EPS, THREAT, exact_robust_accuracy, plain, points, saturated
+from controls import THREAT, exact_robust_accuracy, plain, points, saturated
 from torch import nn
 
 import raydist
@@ -226,7 +226,7 @@ TRIAL = {
     "rounds": 20,
     "data": {"set": f"{__name__}:few_digits", "batch": 16},
     "model": {"name": "small-cnn", "width": 0.25},
-    "threat": {"norm": "linf", "eps": EPS},
+    "threat": {"norm": "linf", "eps": 0.15},
     "attack": {"steps": 2},
     "optim": {"lr": 0.05},
     "evaluate": {"autoattack": 0, "validation_images": 8, "test_images": 8},
@@ -236,7 +236,7 @@ TRIAL = {
 
 def test_a_trials_centroid_alone_is_judged_as_within_its_trial(tmp_path):
     raydist.run_experiment(TRIAL, out=tmp_path / "run")
-    request = raydist.Request(parts=("robustness",), attacks=("pgd10", "apgd-dlr"))
+    request = raydist.Request(parts=("robustness",), attacks=("pgd1", "apgd-dlr"))
     row = raydist.evaluate_runs(tmp_path / "run", request).iloc[0]
     subject = open_subject(tmp_path / "run")
     x, y = subject.data.test
@@ -244,12 +244,13 @@ def test_a_trials_centroid_alone_is_judged_as_within_its_trial(tmp_path):
         subject.model("centroid"),
         torch.tensor(x) / 16,
         y,
-        ThreatModel("linf", EPS),
+        ThreatModel("linf", 0.15),
         request.attacks,
         seed=3,
         quiet=True,
     )
-    assert found.accuracies == {"pgd10": row["pgd10_acc"], "apgd-dlr": row["apgd_dlr_acc"]}
+    assert found.accuracies == {"pgd1": row["pgd1_acc"], "apgd-dlr": row["apgd_dlr_acc"]}
     frame = pd.read_parquet(tmp_path / "run/evaluation/images.parquet")
     frame = frame.set_index("image").loc[range(len(y))]
-    assert frame[f"linf/{EPS:.6g}/apgd-dlr"].tolist() == found.verdicts["apgd-dlr"].tolist()
+    for name in ("pgd1", "apgd-dlr"):  # one step from a random start: it depends on the seed
+        assert frame[f"linf/0.15/{name}"].tolist() == found.verdicts[name].tolist()

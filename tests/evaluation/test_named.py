@@ -128,12 +128,12 @@ def test_other_weights_or_another_seed_are_another_model_and_another_budget_is_n
     assert frame["pgd10_acc"][0] > 0.5
     done.clear()
     raydist.evaluate_runs(named(weights, tmp_path, settings=["seed=1"]), ASKED)
-    assert not any(unit.args["known"]["test/clean"] for unit in done)
+    assert [unit.args["known"]["test/clean"] for unit in done] == [{}, {}, {}]
     changed = {name: value + 1e-3 for name, value in torch.load(weights)["state_dict"].items()}
     torch.save(changed, tmp_path / "changed.pt")
     done.clear()
     raydist.evaluate_runs(named(tmp_path / "changed.pt", tmp_path), ASKED)
-    assert not any(unit.args["known"]["test/clean"] for unit in done)
+    assert [unit.args["known"]["test/clean"] for unit in done] == [{}, {}, {}]
 
 
 def test_the_command_leaves_numbers_and_pictures_and_reads_its_folder_again(
