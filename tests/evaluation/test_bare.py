@@ -225,10 +225,10 @@ TRIAL = {
     "topology": {"kind": "ring", "agents": 2},
     "rounds": 20,
     "data": {"set": f"{__name__}:few_digits", "batch": 16},
-    "model": {"name": "small-cnn", "width": 0.25},
+    "model": {"name": "linear"},
     "threat": {"norm": "linf", "eps": 0.15},
-    "attack": {"steps": 2},
-    "optim": {"lr": 0.05},
+    "loss": "standard",
+    "optim": {"lr": 0.2},
     "evaluate": {"autoattack": 0, "validation_images": 8, "test_images": 8},
     "seed": 3,
 }
