@@ -72,7 +72,7 @@ vectors = st.lists(st.tuples(pixel, coordinate), min_size=1, max_size=4)
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), UNBOUNDED])
 @pytest.mark.parametrize("norm", NORMS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(pairs=vectors, eps=st.sampled_from([0.0, 0.05, 0.4, 5.0]))
 def test_the_maximum_on_ball_and_box_equals_exact_enumeration(norm, bounds, pairs, eps):
     x, g = (torch.tensor([column], dtype=torch.float64) for column in zip(*pairs, strict=True))
@@ -83,7 +83,7 @@ def test_the_maximum_on_ball_and_box_equals_exact_enumeration(norm, bounds, pair
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), eps=st.floats(0.001, 2))
 def test_both_gaps_are_ordered_and_above_what_any_point_of_the_set_gains(norm, seed, eps):
     generator = torch.Generator().manual_seed(seed)

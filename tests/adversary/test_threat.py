@@ -18,7 +18,7 @@ def draw(seed, *shape):
 
 @pytest.mark.parametrize("bounds", BOXES)
 @pytest.mark.parametrize("norm", NORMS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), eps=st.floats(0, 2), size=st.integers(1, 6))
 def test_projection_lands_in_ball_and_box_and_keeps_what_is_inside(norm, bounds, seed, eps, size):
     threat = ThreatModel(norm, eps, bounds)

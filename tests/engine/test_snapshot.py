@@ -114,7 +114,7 @@ def test_the_quadratic_task_goes_on_too(tmp_path):
 LINEAR = digits(**EVERY, average={"name": "ema"}, optim={"momentum": 0.9})
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(every=st.integers(1, 5), until=st.integers(0, ROUNDS - 1), more=st.integers(0, 5))
 def test_it_does_not_matter_when_it_is_cut(tmp_path_factory, straight, every, until, more):
     path = tmp_path_factory.mktemp("cut")
@@ -133,7 +133,7 @@ def straight(tmp_path_factory):
     return run(plan_of(LINEAR), tmp_path_factory.mktemp("run") / "straight")
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @example(when={3}, every=2)
 @example(when={2, 9, 10, 23}, every=3)
 @given(when=st.sets(st.integers(1, 30), max_size=4), every=st.integers(0, 5))

@@ -11,7 +11,7 @@ from raydist.engine.pool.pool import LocalPool
 from raydist.learning.subset import evenly, in_turn
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(0, 3))
 def test_every_beginning_has_each_label_in_its_share(counts, seed):
     labels = np.repeat(np.arange(len(counts)), counts)  # sorted, as a data set may be

@@ -160,7 +160,7 @@ def most_broken(margins, delta):
     return max(affordable)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     # quarters are exact in binary, so that a budget that is met exactly is no matter of rounding
     st.lists(st.integers(-4, 12).map(lambda q: q / 4), min_size=1, max_size=10),

@@ -108,7 +108,7 @@ def test_metropolis_takes_a_directed_graph_with_both_directions():
 
 
 @pytest.mark.parametrize("rule", weights.RULES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graph=connected_graphs(), seed=st.integers(0, 2**32))
 def test_contract_of_every_rule(rule, graph, seed):
     draw = np.random.default_rng(seed)
@@ -131,7 +131,7 @@ def test_contract_of_every_rule(rule, graph, seed):
 
 
 @pytest.mark.parametrize("rule", ["metropolis", "uniform"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graph=connected_graphs(), seed=st.integers(0, 2**32))
 def test_symmetric_rules_keep_the_mean_and_contract(rule, graph, seed):
     A = weights.RULES[rule](graph)
@@ -152,7 +152,7 @@ def test_the_slowest_mode_contracts_exactly_at_the_mixing_rate(agents):
     np.testing.assert_allclose(A.T @ slow, weights.mixing_rate(A) * slow, atol=1e-14)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(graph=connected_graphs())
 def test_perron_vector_of_averaging_counts_neighbours(graph):
     n = np.array([1 + graph.degree(k) for k in range(len(graph))])
