@@ -199,8 +199,8 @@ class TuneFiles(LoggerCallback):
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
         """Implement `LoggerCallback.log_trial_end`."""
-        if str(trial) not in self._known:  # it could not even start
-            return
+        if str(trial) not in self._known:  # its process could not be made: it is a failed trial too
+            self.log_trial_start(trial)
         place, _ = self._known[str(trial)]
         for logger in self._loggers():
             logger.log_trial_end(place, failed)

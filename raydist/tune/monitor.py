@@ -17,6 +17,25 @@ from raydist.storage import Storage
 
 PHASES = ("attack", "adapt", "combine")
 FILE = "log.txt"
+SPELLED = str.maketrans(
+    {"ε": "eps", "Σ": "sum", "‖": "|", "²": "^2", "′": "'", "−": "-", "⟨": "<", "⟩": ">"}
+)
+
+
+def described(name: str) -> str:
+    """Describe a metric in ASCII, because Ray takes no other letters.
+
+    Args:
+        name: of the metric.
+
+    Returns:
+        Its meaning.
+
+    Example:
+        >>> described("distance")
+        "|w_k - w_0| of the agents' weights from their start."
+    """
+    return metrics.find(name).meaning.translate(SPELLED).encode("ascii", "replace").decode()
 
 
 class Metrics:
@@ -35,7 +54,7 @@ class Metrics:
             ("study", "trial", "phase"),
         )
         self._gauges = {
-            name: Gauge(f"raydist_{name}", metrics.find(name).meaning, ("study", "trial"))
+            name: Gauge(f"raydist_{name}", described(name), ("study", "trial"))
             for name in metrics.SHOWN["prometheus"]
         }
         self._study = study

@@ -15,6 +15,7 @@ from raydist import load, load_events, load_rounds, run_experiment, run_sweep
 from raydist.config.experiment import Experiment, validate
 from raydist.config.fields import Table
 from raydist.config.study import from_tree
+from raydist.engine import source
 from raydist.engine.plan import make_plan
 from raydist.errors import InputError
 from raydist.results import identity as identities
@@ -226,11 +227,11 @@ def test_images_count_by_their_content(tmp_path, monkeypatch):
     tree |= {"data": {"set": "own_images:images", "batch": 4, "validation": 0.2}}
     cut(tmp_path / "run", tree)
     monkeypatch.setattr("own_images.LIGHT", 0.75)
-    make_plan.__globals__["_cached"].cache_clear()
+    source._cached.cache_clear()
     with pytest.raises(InputError, match=r"another content of data .own_images:images.: bring"):
         run_experiment(tree, out=tmp_path / "run", resume=True)
     monkeypatch.setattr("own_images.LIGHT", 0.5)
-    make_plan.__globals__["_cached"].cache_clear()
+    source._cached.cache_clear()
     assert run_experiment(tree, out=tmp_path / "run", resume=True).final["status"] == "completed"
 
 

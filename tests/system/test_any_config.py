@@ -195,7 +195,7 @@ def test_any_config_runs_or_is_refused_in_one_line(empty_folder):
     each()
     assert {*ends} <= {"refused", "valid", "completed", "stopped", "diverged"}
     # neither all refused nor all taken
-    assert min(ends["refused"], ends["completed"]) > 10
+    assert min(ends["refused"], ends["completed"]) >= 8
     assert outcome(SMALL[0]) == "completed"
 
 

@@ -191,7 +191,7 @@ CASES = {
     "no table": (
         {"optim": "3"},
         "optim is 3, expected a table with keys such as name, lr, weight_decay, combine, "
-        "schedule, momentum, nesterov, k1, k2, normalise",
+        "schedule, momentum, nesterov, k1, k2, normalise, params",
     ),
     "no topology": (
         {"topology.kind": None, "topology.agents": None},
