@@ -7,8 +7,10 @@ import shutil
 import pandas as pd
 import pytest
 
+from raydist import load, metrics
 from raydist.storage import Storage
 from raydist.tune.files import HAS_LOGGERS, PROGRESS, RESULTS, Past, TuneFiles
+from raydist.tune.monitor import described
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
 
@@ -189,3 +191,18 @@ def test_what_is_no_report_is_left_out():
     assert lines == ['{"round": 3}']
     assert past.take({"round": 2}) is None
     assert past.take({"round": 5})["training_iteration"] == 2
+
+
+def test_a_trial_that_could_not_start_is_a_failed_one(tmp_path, storage):
+    """Tune tells of its end alone."""
+    folder = Storage(tmp_path / "study")
+    with TuneFiles(folder) as files:
+        folder.write("t/error.txt", b"RuntimeError: no such library")
+        files.log_trial_end(Trial(tmp_path), failed=True)
+    (row,) = load(folder.url).to_dict("records")
+    assert (row["trial"], row["status"], row["seed"]) == ("t", "failed", 0)
+
+
+def test_what_prometheus_is_told_is_ascii():
+    told = {name: described(name) for name in metrics.SHOWN["prometheus"]}
+    assert all(text.isascii() and text and "?" not in text for text in told.values()), told
