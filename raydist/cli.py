@@ -85,8 +85,8 @@ def told(error: BaseException, resume: str) -> int:
     """Tell in one line what ended a command early, and how to go on.
 
     Args:
-        error: what ended it.
-        resume: the command that goes on; "" if there is none.
+        error: the error that ended the command.
+        resume: the command that continues; "" if there is none.
 
     Returns:
         The exit code.

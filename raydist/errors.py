@@ -39,7 +39,7 @@ class AgentDied(AgentError):
 
         Args:
             message: one line.
-            *agents: all that its process had, by their numbers k; none if they are not known.
+            *agents: the numbers k of all agents of its process; none if they are not known.
         """
         super().__init__(message)
         self.agents = agents
@@ -56,7 +56,7 @@ def raised(who: str, error: BaseException) -> AgentError:
 
     Args:
         who: the agent, "" if it is not known.
-        error: what it raised.
+        error: the exception that its code raised.
 
     Returns:
         The agent, the kind of error and its message; what to write if memory was short.
@@ -80,8 +80,8 @@ class MachineError(OSError):
         """The error about what could not be done, with a remedy where the machine says why.
 
         Args:
-            what: in words, such as "/runs/one cannot be written".
-            error: as the machine tells it.
+            what: the failure in words, such as "/runs/one cannot be written".
+            error: the machine's own error.
 
         Returns:
             The error to raise.
@@ -96,7 +96,7 @@ def machine_error(error: BaseException) -> MachineError | None:
     """The refusal of the machine that caused an error, in whatever it is wrapped.
 
     Args:
-        error: any; Ray and Tune wrap those of others.
+        error: any exception; Ray and Tune wrap those of others.
 
     Returns:
         The error in one line; None if the machine has nothing to do with it.
@@ -120,7 +120,7 @@ def printable(text: str) -> str:
     r"""Text that is not ours, as it may be shown and stored: no escapes, no passwords in URLs.
 
     Args:
-        text: any; its line breaks stay.
+        text: any text; its line breaks stay.
 
     Returns:
         The text with control characters spelled out and credentials as "***".

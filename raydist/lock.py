@@ -50,7 +50,7 @@ class Held:
         """The folder is still there, and still ours; in fact looks only now and then.
 
         Args:
-            now: look in any case.
+            now: whether to look in any case.
 
         Raises:
             MachineError: if it was moved, removed, or taken over.
@@ -72,7 +72,7 @@ def hold(folder: Storage | None) -> Generator[Held]:
     What a killed process has left half-written in it is removed.
 
     Args:
-        folder: of a study or a run; None: there is nothing to have.
+        folder: the folder of a study or a run; None: there is nothing to have.
 
     Yields:
         What tells whether it is still ours.

@@ -35,7 +35,7 @@ def closest(written: str, known: Iterable[str]) -> str | None:
     """The known name that was meant, None where none is close.
 
     Args:
-        written: what the user wrote.
+        written: the user's text.
         known: the names that there are.
 
     Returns:
@@ -70,7 +70,7 @@ def nearest(name: str, known: Iterable[str], elsewhere: Iterable[str]) -> str:
 
     Args:
         name: the key.
-        known: those of its table.
+        known: the keys of its table.
         elsewhere: the dotted keys of all tables.
 
     Returns:
@@ -88,7 +88,7 @@ def one_of(names: Sequence[str], written: object) -> str:
 
     Args:
         names: the names that there are; in quotes what stands for further ones.
-        written: what the user wrote.
+        written: the user's text.
 
     Returns:
         Such as 'one of sgd, adam, deat: write "adam"'.
@@ -106,8 +106,8 @@ def ours(table: Mapping[str, T], name: str, key: str, further: Sequence[str] = (
     Args:
         table: the members by name.
         name: one of these.
-        key: where it was written, for the message.
-        further: what else could have been written, for the message.
+        key: the key under which it was written, for the message.
+        further: other things that could have been written, for the message.
 
     Returns:
         The member.
@@ -132,10 +132,10 @@ def named(
     """The member of a family that a name means: one of ours, or anyone's.
 
     Args:
-        table: ours, by name.
+        table: our members by name.
         name: one of these, or "package.module:function".
-        key: where it was written, for the message.
-        further: what else could have been written, for the message.
+        key: the key under which it was written, for the message.
+        further: other things that could have been written, for the message.
 
     Returns:
         The member.

@@ -29,16 +29,16 @@ class Metric:
     """One column, or a family of them.
 
     Attributes:
-        name: of the column.
-        heading: in tables and pictures.
+        name: the column's name.
+        heading: the words for it in tables and pictures.
         unit: "%" for shares that are shown in percent; "" for plain numbers and text.
         better: "high", "low", or "" where neither end is.
         meaning: one sentence.
-        attack: of an accuracy under one attack, its kind.
+        attack: the kind of attack, for an accuracy under one attack.
         ascends: the loss that the attack ascends: "ce", "dlr", "margin"; else what it minimises.
         alone: whether the attack saw every image, not only those that the ensemble's members
             before it left.
-        budget: of the attack, "" for the one that was asked for.
+        budget: the attack's budget, "" for the one that was asked for.
         given: values of the family's `<...>` in the name that was looked up.
     """
 
@@ -217,7 +217,7 @@ def find(name: str) -> Metric:
     """Look up a column.
 
     Args:
-        name: of the column.
+        name: the column's name.
 
     Returns:
         The metric, of a family with its texts filled in; with an empty `meaning` if it is no

@@ -40,7 +40,7 @@ def seed_for(purpose: Purpose, seed: int, agent: int = 0, round: int = 0) -> int
     """A 63-bit seed for one draw.
 
     Args:
-        purpose: what the draw is for.
+        purpose: the draw's purpose.
         seed: the run's seed, ≥ 0.
         agent: the agent k ≥ 0 (0 where the draw is common to all agents).
         round: the round n ≥ 0 (0 where the draw happens once).

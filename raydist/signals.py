@@ -40,7 +40,7 @@ def end(by: int, frame: FrameType | None = None) -> None:
 
     Args:
         by: the signal that says why.
-        frame: as `signal.signal` gives it.
+        frame: the interrupted frame, from `signal.signal`.
     """
     _by.append(signal.Signals(by))
     handler: Any = signal.getsignal(signal.SIGINT)

@@ -75,7 +75,7 @@ class Storage:
         """Name the folder; nothing is written yet.
 
         Args:
-            url: a path, or what fsspec understands, such as "s3://bucket/runs".
+            url: a path, or a URL that fsspec understands, such as "s3://bucket/runs".
 
         Raises:
             InputError: if there is no file system of that name, or its package is not installed.
@@ -106,7 +106,7 @@ class Storage:
         Args:
             name: its path in the store; what has that name is replaced.
             data: its content.
-            durable: through to the disk before it gets its name, where this machine has the disk.
+            durable: whether it reaches the disk before it gets its name, if the disk is local.
 
         Raises:
             MachineError: if it cannot be written; nothing of it is left behind.

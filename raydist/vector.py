@@ -133,7 +133,7 @@ class FlatModel:
 
         Args:
             module: the model.
-            channels_last: lay out kernels as (out, height, width, in), as images lie then.
+            channels_last: whether kernels lie as (out, height, width, in), as images lie then.
         """
         self.module, parameters = module, trainable(module)
         self._parts, modules, end = [], dict(module.named_modules()), 0

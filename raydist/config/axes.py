@@ -30,7 +30,7 @@ def check_axis(key: str, axis: Any) -> None:
 
     Args:
         key: its dotted key.
-        axis: what the file says.
+        axis: its value in the file.
 
     Raises:
         InputError: if it is not.
@@ -133,7 +133,7 @@ def check_drawn(axes: Mapping[str, Any], spaces: Sequence[str], algorithm: str |
     Args:
         axes: dotted key -> list or search space.
         spaces: the axes that values are drawn from.
-        algorithm: as in `Search`.
+        algorithm: the value of `search.algorithm`.
 
     Raises:
         InputError: if they are not.

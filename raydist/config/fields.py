@@ -52,8 +52,8 @@ def arguments(table: Table, *without: str) -> dict[str, Any]:
     """The keyword arguments for what a table names.
 
     Args:
-        table: its fields, or for a thing of the user's own its `params`, are the arguments.
-        *without: fields that are none.
+        table: the table of the fields, or of the `params` for a thing of the user's own.
+        *without: names of fields that are no arguments.
 
     Returns:
         Name of the argument -> value.
@@ -72,8 +72,8 @@ class By:
     with that name and the defaults.
 
     Attributes:
-        default: the name of a table that has none.
-        key: where the name stands.
+        default: the name of a table that names none.
+        key: the field that holds the name.
     """
 
     default: str
@@ -163,7 +163,7 @@ def fill(table: Table, **values: Any) -> None:
     """Write what follows from other keys into a table that is being validated.
 
     Args:
-        table: frozen.
+        table: the frozen table.
         **values: its fields.
     """
     for name, value in values.items():
@@ -174,7 +174,7 @@ def parse_budget(value: object) -> float:
     """A budget as a float: a number, or a string such as "8/255".
 
     Args:
-        value: what stands in the file.
+        value: the value in the file.
 
     Returns:
         The budget in units of the pixel range.
@@ -226,7 +226,7 @@ def check_rows(key: str, value: object) -> None:
 
     Args:
         key: its dotted key.
-        value: what may be a list of lists.
+        value: a value that may be a list of lists.
 
     Raises:
         ValueError: if two of them are not.
@@ -244,7 +244,7 @@ def increasing(fractions: list[float]) -> list[float]:
     """Fractions of a run, each larger than the one before.
 
     Args:
-        fractions: what a list of them holds.
+        fractions: the items of a list of fractions.
 
     Returns:
         The same.

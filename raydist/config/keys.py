@@ -27,8 +27,8 @@ class Key:
     """One key.
 
     Attributes:
-        name: dotted.
-        default: as a file has it; "" where there is none.
+        name: the dotted name.
+        default: the default in a file's syntax; "" where there is none.
         allowed: its range in words.
         meaning: one line.
         members: names of the tables that alone have this key, where a name chooses the table.

@@ -23,7 +23,7 @@ def explain(error: ValidationError, table: type[Table], experiment: type[Table])
     """The first problem in one line; further ones are counted.
 
     Args:
-        error: what pydantic found.
+        error: the error of pydantic.
         table: the model that it was validating.
         experiment: the model in which an unknown key is looked for too.
 
@@ -75,7 +75,7 @@ def unknown_key(where: str, hint: str) -> str:
 
     Args:
         where: the dotted key.
-        hint: as `nearest` gives it.
+        hint: the hint that `nearest` gives.
 
     Returns:
         The line.
@@ -114,7 +114,7 @@ def _place(location: tuple[int | str, ...], table: type[Table]) -> tuple[str, An
     """The dotted key of a location, the table in which it stands, and what stands there.
 
     Args:
-        location: as pydantic has it: below a union stands the name of the member's class.
+        location: pydantic's location: below a union stands the name of the member's class.
         table: the outermost table.
 
     Returns:

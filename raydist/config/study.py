@@ -148,9 +148,9 @@ def from_tree(
     """A study from plain nested values; arguments and errors as in `read`.
 
     Args:
-        tree: what the file holds.
+        tree: the file's tables.
         overrides: dotted keys and values that win over everything.
-        folders: where topology files are looked for; default: the working folder.
+        folders: folders that may hold topology files; default: the working folder.
 
     Returns:
         The study.

@@ -30,8 +30,8 @@ def plain(key: str, value: object, depth: int = 0) -> Any:
 
     Args:
         key: its dotted key.
-        value: what the user wrote.
-        depth: tables and lists around it.
+        value: the user's value.
+        depth: the number of tables and lists around it.
 
     Returns:
         Nested dicts and lists of None, bool, int, float and str.

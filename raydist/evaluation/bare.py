@@ -80,9 +80,9 @@ def robustness(
         threat: the ball around each image.
         attacks: names as in `raydist.measure.attacks`, "autoattack", "clean".
         batch: images per forward pass.
-        device: where to compute; None: where the model is.
-        seed: of the attacks.
-        quiet: without a progress bar.
+        device: the device to compute on; None: the model's own.
+        seed: the seed of the attacks.
+        quiet: whether to show no progress bar.
 
     Returns:
         Accuracies, verdicts on each image, and what the masking checks say.
@@ -131,7 +131,7 @@ class Called(nn.Module):
         """Hold a module, a method of one, or any callable.
 
         Args:
-            model: what gives logits.
+            model: the function that gives logits.
         """
         super().__init__()
         owner = getattr(model, "__self__", None)

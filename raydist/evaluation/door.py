@@ -39,7 +39,7 @@ def count_classes(
         scale: factor to [0, 1].
         at: the device.
         batch: images per pass.
-        seed: of what the model draws.
+        seed: the seed of the model's own draws.
 
     Returns:
         The number of classes.
@@ -169,7 +169,7 @@ def data_of(split: Split, classes: int, scale: float) -> Data:
     """Images and labels as a data set.
 
     Args:
-        split: both.
+        split: the images and labels.
         classes: number of classes.
         scale: factor to [0, 1].
 
@@ -197,7 +197,7 @@ def device_of(module: nn.Module, x: Images, device: torch.device | str | None) -
     Args:
         module: the model.
         x: the images.
-        device: what was asked for.
+        device: the device that was asked for.
 
     Returns:
         The device.
@@ -223,7 +223,7 @@ def check_attacks(subject: Subject, request: Request) -> None:
     """All attacks can run; of a smaller ensemble than AutoAttack's a warning tells.
 
     Args:
-        subject: what is judged.
+        subject: the subject that is judged.
         request: the attacks.
 
     Raises:

@@ -66,7 +66,7 @@ def functions_named(folders: Iterable[Path]) -> list[str]:
     """The functions that the experiments of trials name, as "module:function"; none is imported.
 
     Args:
-        folders: of trials.
+        folders: the trials' folders.
 
     Returns:
         Each once; of a file that cannot be read, none.

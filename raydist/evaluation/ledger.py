@@ -21,11 +21,11 @@ class Entry:
 
     Attributes:
         weights: digest of the model's weights and of the images, as `Subject.digest`.
-        measure: what was measured, such as "test/linf/0.03137/apgd-ce".
+        measure: the name of the measurement, such as "test/linf/0.03137/apgd-ce".
         value: the result; with images, a list of one value for each.
         images: positions of the images in their split; None if it is not about single images.
-        seconds: that it took.
-        flags: warnings about the model, as in `raydist.measure.cascade.FLAGS`.
+        seconds: the seconds that it took.
+        flags: warnings about the model, from `raydist.measure.cascade.FLAGS`.
     """
 
     weights: str
@@ -49,7 +49,7 @@ class Ledger:
 
         Args:
             file: the path; it need not exist. None: nothing is written.
-            before: what was known before its first line.
+            before: the entries known before its first line.
         """
         self.file = file
         self.bad: dict[int, str] = {}

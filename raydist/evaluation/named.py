@@ -35,7 +35,7 @@ class NamedModel(Trial):
     """A model by its name.
 
     Attributes:
-        folder: where the results lie.
+        folder: the folder of the results.
         config: an experiment that begins with this model and does not train it.
         data: its images.
         budget: the threat within which it is judged.
@@ -97,8 +97,8 @@ def name_model(
         data: a set of images, likewise.
         checkpoint: a file of weights; None: the model is as it is built.
         threat: the budget.
-        settings: more of its tables, such as "model.width=0.5".
-        out: the folder; None: runs/ and what names model, weights and images.
+        settings: settings of further tables, such as "model.width=0.5".
+        out: the folder; None: runs/ and a name made of model, weights and images.
 
     Returns:
         The folder.

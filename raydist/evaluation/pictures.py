@@ -23,7 +23,7 @@ def draw(frame: pd.DataFrame, scans: Mapping[str, Scans], folder: Path) -> list[
     Args:
         frame: one row for each trial and model, with the numbers by name.
         scans: name of a trial -> its results by measure.
-        folder: where the PNG files go.
+        folder: the folder for the PNG files.
 
     Returns:
         The files.
@@ -49,7 +49,7 @@ def robustness(frame: pd.DataFrame) -> Figure | None:
     """Accuracy under each attack, a group of bars for each trial and model.
 
     Args:
-        frame: as in `draw`.
+        frame: one row for each trial and model, with the numbers by name.
 
     Returns:
         The figure; None without accuracies.
@@ -89,7 +89,7 @@ def flatness(scans: Mapping[str, Scans]) -> Figure | None:
     """Perturbation curves, largest eigenvalues, and spectral density.
 
     Args:
-        scans: as in `draw`.
+        scans: name of a trial -> its results by measure.
 
     Returns:
         The figure; None without any of them.
@@ -143,7 +143,7 @@ def landscapes(scans: Mapping[str, Scans]) -> Figure | None:
     """The loss on planes through each centroid: two random directions, two eigenvectors.
 
     Args:
-        scans: as in `draw`.
+        scans: name of a trial -> its results by measure.
 
     Returns:
         The figure; None without planes.
@@ -192,7 +192,7 @@ def agents(scans: Mapping[str, Scans]) -> Figure | None:
     """The loss between agents and to the centroid, trained curves, likeness of perturbations.
 
     Args:
-        scans: as in `draw`.
+        scans: name of a trial -> its results by measure.
 
     Returns:
         The figure; None without any of them.

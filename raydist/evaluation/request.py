@@ -22,19 +22,19 @@ class Request:
     """A request, the same for every trial and every model.
 
     Attributes:
-        parts: which of `PARTS`.
+        parts: members of `PARTS`.
         attacks: names of attacks (`raydist.measure.attacks`) or "autoattack"; "val_" before a name:
             on validation images.
         models: names of models (`raydist.evaluation.subject`), "agents" for all agents.
-        images: how many test (and validation) images, drawn evenly over the labels.
-        norm: of the budget; None is the trial's own.
+        images: the number of test (and validation) images, drawn evenly over the labels.
+        norm: the norm of the budget; None is the trial's own.
         eps: the budget; None is the trial's own.
         delta: the W₂ budget; None is eps.
         batch: images per forward pass.
         subset: training images for curvature and landscapes.
-        probes: of the Hessian's trace.
+        probes: probes of the Hessian's trace.
         top: eigenvalues.
-        directions: of the perturbation curves.
+        directions: directions of the perturbation curves.
         grid: points along each axis of a landscape.
         reach: half the length of each axis, in units of the direction.
     """

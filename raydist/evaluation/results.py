@@ -35,7 +35,7 @@ class Results:
 
         Args:
             subject: the trial.
-            request: what is asked.
+            request: the request.
         """
         self.subject, self.request = subject, request
         self.models = subject.chosen(request.models)

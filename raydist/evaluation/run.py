@@ -47,12 +47,12 @@ def evaluate_runs(
 
     Args:
         runs: folders of studies, trials or single runs.
-        request: what to measure; default: PGD-10, AutoAttack, masking checks of the centroid.
+        request: the request; default: PGD-10, AutoAttack, masking checks of the centroid.
         pool: "local": in this process; "ray": as tasks on a cluster.
-        address: of an existing Ray cluster, for pool = "ray".
-        cpus: that one task takes, for pool = "ray".
-        gpus: that one task takes; None: a quarter if the cluster has any, else 0.
-        quiet: without progress.
+        address: the address of an existing Ray cluster, for pool = "ray".
+        cpus: the CPUs that one task takes, for pool = "ray".
+        gpus: the GPUs that one task takes; None: a quarter if the cluster has any, else 0.
+        quiet: whether to show no progress.
 
     Returns:
         One row for each trial and model: `trial`, `model`, the numbers by name, and `error` where

@@ -29,7 +29,7 @@ class Subject(ABC):
     """Models under evaluation.
 
     Attributes:
-        folder: where the results lie.
+        folder: the folder of the results.
         data: the images.
         main: the model of which pictures are drawn.
     """
@@ -157,9 +157,9 @@ class Subject(ABC):
 
         Args:
             split: its name.
-            images: how many; all if there are fewer.
-            size: of a batch.
-            skipped: so many are left out before; none if no image would be left.
+            images: the number of images; all if there are fewer.
+            size: the size of a batch.
+            skipped: the number of images left out before; none if no image would be left.
 
         Returns:
             Pairs of images and labels.

@@ -32,8 +32,8 @@ def asked_numbers(subject: Subject, model: str, request: Request, ledger: Ledger
     Args:
         subject: the trial.
         model: the model's name.
-        request: what was asked.
-        ledger: what is known.
+        request: the request.
+        ledger: the measurements known so far.
 
     Returns:
         Accuracies in [0, 1], W₂ numbers, curvature, scans. The masking verdict is of all that is
@@ -72,7 +72,7 @@ def known_numbers(subject: Subject, model: str, threat: ThreatModel, ledger: Led
         subject: the trial.
         model: the model's name.
         threat: the budget.
-        ledger: what is known.
+        ledger: the measurements known so far.
 
     Returns:
         As `asked_numbers`, each number of as many images as it can be.
@@ -96,11 +96,11 @@ def known_of(
 
     Args:
         subject: the trial.
-        ledger: what is known.
+        ledger: the measurements known so far.
         weights: their digest.
         split: "test" or "validation".
         threat: the budget.
-        images: so many of the split, drawn evenly.
+        images: the number of images of the split, drawn evenly.
 
     Returns:
         The verdicts.
@@ -136,7 +136,7 @@ def scan_numbers(subject: Subject, values: Mapping[str, Any], threat: ThreatMode
 
     Args:
         subject: the trial.
-        values: by measure; of other budgets too.
+        values: results by measure; of other budgets too.
         threat: the budget.
 
     Returns:
@@ -193,11 +193,11 @@ def w2_numbers(
 
     Args:
         subject: the trial.
-        ledger: what is known.
+        ledger: the measurements known so far.
         weights: their digest.
-        norm: of the budget.
+        norm: the norm of the budget.
         delta: the budget.
-        images: so many at most.
+        images: the largest number of images.
 
     Returns:
         Each number with its `..._images`.
@@ -245,7 +245,7 @@ def images_frame(subject: Subject, models: Iterable[str], ledger: Ledger) -> pd.
     Args:
         subject: the trial.
         models: names of models.
-        ledger: what is known.
+        ledger: the measurements known so far.
 
     Returns:
         Columns `model`, `image`, `label`, and one for each measure: "clean", the attacks with

@@ -65,7 +65,7 @@ class Unit:
     """One piece of work.
 
     Attributes:
-        folder: of the trial.
+        folder: the trial's folder.
         model: name of the model.
         weights: `Subject.digest` of it.
         task: name of a function in `raydist.evaluation.work.TASKS`.
@@ -112,7 +112,7 @@ def asks(subject: Subject, request: Request) -> list[Ask]:
 
     Args:
         subject: the trial.
-        request: what is asked.
+        request: the request.
 
     Returns:
         The asks, the members of AutoAttack and the ensemble at the end.
@@ -145,7 +145,7 @@ def left_out(subject: Subject, request: Request) -> dict[str, str]:
 
     Args:
         subject: the trial.
-        request: what is asked.
+        request: the request.
 
     Returns:
         Name -> reason, in words.
@@ -168,8 +168,8 @@ def missing(subject: Subject, model: str, request: Request, ledger: Ledger) -> I
     Args:
         subject: the trial.
         model: the model's name.
-        request: what is asked.
-        ledger: what is known.
+        request: the request.
+        ledger: the measurements known so far.
 
     Yields:
         Units.
@@ -227,9 +227,9 @@ def outstanding(
     """Each ask with the images that it has still to judge; `known` may grow meanwhile.
 
     Args:
-        asks: as in `complete`.
+        asks: the clean one, and then the attacks in order.
         images: positions.
-        known: as in `complete`.
+        known: measure -> image -> whether it stayed right.
 
     Yields:
         The ask; the verdicts that follow without it: what is wrong without attack stays wrong, and
@@ -275,7 +275,7 @@ def single(
     Args:
         subject: the trial.
         model: the model's name.
-        request: what is asked.
+        request: the request.
 
     Yields:
         The measure, the task, its arguments.
@@ -313,7 +313,7 @@ def landscapes(
     Args:
         subject: the trial.
         model: the model's name.
-        request: what is asked.
+        request: the request.
         where: the first part of the measures.
 
     Yields:

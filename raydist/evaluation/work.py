@@ -32,9 +32,9 @@ def perform(unit: Unit, request: Request, subject: Subject | None = None) -> Ite
     """Do a unit.
 
     Args:
-        unit: what is to be done.
-        request: what was asked, for the settings that all units share.
-        subject: whose model it is about; None: what lies in the unit's folder.
+        unit: the work to be done.
+        request: the request with the settings that all units share.
+        subject: the subject that has the model; None: the one of the unit's folder.
 
     Yields:
         Entries, each as soon as it is known.

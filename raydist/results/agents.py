@@ -173,7 +173,7 @@ def _code(value: Any) -> int:
     """The code of a number, a word or the text of one.
 
     Args:
-        value: it, or something missing.
+        value: a number, a word, the text of one, or something missing.
 
     Returns:
         The code.

@@ -35,7 +35,7 @@ def check_config(config: dict[str, Any]) -> None:
     Other versions of raydist have other keys and names; those are no errors.
 
     Args:
-        config: of any version.
+        config: the configuration, written by any version.
 
     Raises:
         TypeError: as `cells`.

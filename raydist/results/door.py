@@ -48,8 +48,8 @@ def check_shared(url: str, instead: str = "--out with a folder or a URL") -> Non
     """Many processes can leave there what they have.
 
     Args:
-        url: of the folder.
-        instead: how another one is named.
+        url: the folder's path or URL.
+        instead: words for the way to name another folder.
 
     Raises:
         InputError: if each of them would have a folder of its own.
@@ -63,7 +63,7 @@ def check_importable(experiment: Experiment, keys: Sequence[str]) -> None:
 
     Args:
         experiment: the experiment.
-        keys: whose functions they call.
+        keys: keys of the functions that they call.
 
     Raises:
         InputError: if one is of the script or notebook that runs.

@@ -34,9 +34,9 @@ class Earlier:
     """A try of the same experiment that another process did not bring to its end.
 
     Attributes:
-        round: the last one that it left.
-        seconds: that it had taken by then.
-        reason: why it ended, if it told.
+        round: the last round that it left.
+        seconds: the seconds that it had taken by then.
+        reason: the reason for its end, if it told.
     """
 
     round: int
@@ -89,7 +89,7 @@ class Folder:
             config: the experiment.
             graph: the topology.
             A: combination matrix of the graph, (K, K).
-            mixing_rate: of A.
+            mixing_rate: the mixing rate of A.
             contents: digests of the files and images that the experiment names.
 
         Raises:
@@ -164,7 +164,7 @@ class Folder:
 
         Args:
             record: the last record.
-            seconds: that the run took.
+            seconds: the seconds that the run took.
 
         Returns:
             What `final.json` holds.
@@ -283,7 +283,7 @@ def digest_of_model(store: Storage, name: str, data: str) -> str:
 
     Args:
         store: the trial's folder.
-        name: of a model that has files; "ensemble" is made of the snapshots.
+        name: the name of a model that has files; "ensemble" is made of the snapshots.
         data: digest of the images.
 
     Returns:

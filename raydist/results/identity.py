@@ -43,7 +43,7 @@ def description(config: Experiment, contents: Mapping[str, str], digest: str) ->
 
     Args:
         config: the experiment.
-        contents: digests of what it names, as `Plan.contents`.
+        contents: digests of the things that it names, such as `Plan.contents`.
         digest: the hash under which it began.
 
     Returns:
@@ -64,10 +64,10 @@ def check_same(
 
     Args:
         where: the folder.
-        known: what its `experiment.json` holds; what an earlier release did not record is not
+        known: the values of its `experiment.json`; what an earlier release did not record is not
             compared.
         config: the experiment.
-        contents: digests of what it names.
+        contents: digests of the things that it names.
 
     Raises:
         InputError: if it is another one: the settings that differ, or what has another content.

@@ -98,7 +98,7 @@ def _each(
 
     Args:
         path: the folder of a study or of a single run, or its fsspec URL.
-        read: reads a trial's folder.
+        read: the function that reads a trial's folder.
 
     Yields:
         The folder, and what was read.
@@ -125,8 +125,8 @@ def _check_begun(folder: Storage, names: set[str]) -> None:
     """A trial with names has the file with its configuration.
 
     Args:
-        folder: of the trial.
-        names: of the files in it.
+        folder: the trial's folder.
+        names: the names of the files in it.
 
     Raises:
         _Unreadable: if that file was removed.
@@ -154,9 +154,9 @@ def _read(folder: Storage, name: str, parse: Callable[[bytes], Read]) -> Read | 
     """A file, understood.
 
     Args:
-        folder: of the trial.
-        name: of the file.
-        parse: from bytes to what they mean.
+        folder: the trial's folder.
+        name: the file's name.
+        parse: the function that reads the bytes.
 
     Returns:
         What `parse` makes of it; None if there is no such file.

@@ -33,7 +33,7 @@ def accuracy_by_eps(ax: Axes, frame: pd.DataFrame) -> None:
     crosses.
 
     Args:
-        ax: where to draw.
+        ax: the axes to draw in.
         frame: one row for each trial.
     """
     metric = _robust(frame)
@@ -64,7 +64,7 @@ def accuracy_by_trial(ax: Axes, frame: pd.DataFrame) -> None:
     """Clean and robust accuracy of each trial, as bars: for studies with one budget.
 
     Args:
-        ax: where to draw.
+        ax: the axes to draw in.
         frame: one row for each trial.
     """
     metric = _robust(frame)
@@ -89,12 +89,12 @@ def over_rounds(
     Means are over trials of the same length and status.
 
     Args:
-        ax: where to draw.
+        ax: the axes to draw in.
         frame: one row for each trial.
         rounds: the long frame of rounds.
         metric: its name.
-        agent: whose: "mean" or "centroid".
-        label: of the y axis, with its unit.
+        agent: the agent to draw: "mean" or "centroid".
+        label: the label of the y axis, with its unit.
     """
     chosen = rounds[(rounds["metric"] == metric) & (rounds["agent"] == agent)]
     chosen = chosen[chosen["value"].abs() < HUGE]

@@ -37,7 +37,7 @@ class Outcome:
 
     Attributes:
         status: "completed"; "stopped" early by a rule; "diverged" where the loss became NaN.
-        reason: in words, "" if completed.
+        reason: the reason in words, "" if completed.
         round: the last round.
     """
 
@@ -51,11 +51,11 @@ class Record:
     """The record of one round.
 
     Attributes:
-        round: n; round 0 is the start.
-        agents: of each agent, metric -> value.
-        centroid: of the centroid, metric -> value.
-        predicted: of the mean over the agents, metric -> value: no agent has it for itself.
-        outcome: how the run ended, in its last record only.
+        round: the round's number n; round 0 is the start.
+        agents: each agent's values: metric -> value.
+        centroid: the centroid's values: metric -> value.
+        predicted: the values that only the mean over the agents has: metric -> value.
+        outcome: the end of the run, in its last record only.
         final: the final numbers, in the last record only.
         images: one row for each model and test image, in the last record only.
     """
@@ -104,12 +104,12 @@ class Event:
 
     Attributes:
         what: "agent died"; "run resumed", by another process; "snapshot unusable".
-        detail: why, in one line.
-        round: the last round known to be done; of a snapshot, its own.
-        agents: which ones died, if known: all those of an actor.
+        detail: the reason, in one line.
+        round: the last round known to be done; for a snapshot, its own round.
+        agents: the agents that died, if known: all those of an actor.
         replayed_from: the round from which the run went on; None where it need not.
-        seconds_lost: from the state that was kept to the state that was brought back.
-        when: seconds since 1970.
+        seconds_lost: the seconds from the state that was kept to the state that was brought back.
+        when: the time in seconds since 1970.
     """
 
     what: str
@@ -127,7 +127,7 @@ class Result:
 
     Attributes:
         trial: its name.
-        parts: what was measured, as the bytes of Parquet files.
+        parts: the measurements, as the bytes of Parquet files.
         final: the final numbers by name, with status, stop_reason and stop_round.
         weights: every agent's parameters, (K, P).
         centroid: their mean, (P,).
@@ -191,9 +191,9 @@ def evaluated(folder: Storage, final: dict[str, Any], average: str) -> dict[str,
     or the images were replaced since, nothing that the trial measured of them stands.
 
     Args:
-        folder: of the trial.
+        folder: the trial's folder.
         final: the final numbers.
-        average: what the numbers of the averaged model begin with.
+        average: the prefix of the averaged model's numbers.
 
     Returns:
         All numbers.

@@ -45,7 +45,7 @@ class _Rows:
         """The rows as the bytes of a Parquet file.
 
         Args:
-            seconds: that the run has taken.
+            seconds: the seconds that the run has taken.
             upto: the last round; None: all.
 
         Returns:
@@ -74,8 +74,8 @@ class Rounds:
         """Begin with no round.
 
         Args:
-            store: the trial's folder; None: what is measured stays in memory.
-            seconds: tells how long the run has taken.
+            store: the trial's folder; None: the measurements stay in memory.
+            seconds: a function that tells how many seconds the run has taken.
         """
         self._store, self._seconds, self._memory = store, seconds, dict[str, bytes]()
         self._ends: list[int] = []  # the last round of each closed part
@@ -143,7 +143,7 @@ class Rounds:
 
         Args:
             ends: the last rounds of the closed parts, of those that are there.
-            rows: what was measured behind them; both as `until` gives them.
+            rows: the rows measured behind them; both come from `until`.
         """
         self._ends, self._rows = [*ends], _Rows()
         if rows is not None:

@@ -61,8 +61,8 @@ def comparable(trials: pd.DataFrame, name: str) -> "pd.Series[float]":
     """The values of a number that may be averaged: those of as many images each.
 
     Args:
-        trials: one row for each.
-        name: of the number.
+        trials: a frame of one row for each trial.
+        name: the number's name.
 
     Returns:
         The values of the trials that have it of the most frequent number of images (of several,
@@ -81,7 +81,7 @@ def kinds(trials: pd.DataFrame) -> list[pd.DataFrame]:
     """Trials of the same length and status together: those that completed first, then most.
 
     Args:
-        trials: one row for each.
+        trials: a frame of one row for each trial.
 
     Returns:
         Their rows, in parts.

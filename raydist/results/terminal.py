@@ -66,8 +66,8 @@ def progress(quiet: bool, *columns: str | ProgressColumn) -> Progress:
     """Progress bars on a terminal.
 
     Args:
-        quiet: show none.
-        *columns: as of `rich.progress.Progress`.
+        quiet: whether to show none.
+        *columns: the columns of `rich.progress.Progress`.
 
     Returns:
         The bars, a context manager.
@@ -99,7 +99,7 @@ def results_table(frame: "pd.DataFrame", axes: Sequence[str]) -> Table:
     """The final table of a study, narrow enough for a terminal of 80 characters.
 
     Args:
-        frame: one row for each trial, as `raydist.load`.
+        frame: one row for each trial, from `raydist.load`.
         axes: the columns that tell the trials apart.
 
     Returns:
@@ -145,7 +145,7 @@ def seeds_table(points: "pd.DataFrame", axes: Sequence[str]) -> Table:
     """The final table of a study, mean ± standard deviation over the seeds of each point.
 
     Args:
-        points: as `raydist.over_seeds`: of seeds that ended differently each kind has its row.
+        points: the frame of `raydist.over_seeds`, a row for each kind of end that seeds had.
         axes: the columns that tell the points apart.
 
     Returns:
@@ -211,7 +211,7 @@ def evaluation_table(frame: "pd.DataFrame") -> Table:
     """The table of an evaluation: a row for each number, or of many trials a row for each of them.
 
     Args:
-        frame: one row for each trial and model, as `raydist.evaluate_runs`.
+        frame: one row for each trial and model, from `raydist.evaluate_runs`.
 
     Returns:
         The table; accuracies in percent.

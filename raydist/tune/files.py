@@ -70,7 +70,7 @@ class Past:
         """A report as it follows on the earlier ones; None if they have it.
 
         Args:
-            result: as Tune gives it.
+            result: Tune's report.
 
         Returns:
             The report, with `training_iteration` and `time_total_s` counted on.
@@ -118,8 +118,8 @@ class _Events(TBXLoggerCallback):
 
         Args:
             place: the trial.
-            reports: all that it has told.
-            folder: where its earlier events lie.
+            reports: all reports that it has told.
+            folder: the folder of its earlier events.
         """
         last, tags = 0, set[str]()
         for name in folder.names():
@@ -145,7 +145,7 @@ class TuneFiles(LoggerCallback):
         """Keep the folder; read and write nothing.
 
         Args:
-            folder: of the study.
+            folder: the study's folder.
         """
         self._folder = folder
         # Any: to them a _Place is a trial

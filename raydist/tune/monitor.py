@@ -26,7 +26,7 @@ def described(name: str) -> str:
     """Describe a metric in ASCII, because Ray takes no other letters.
 
     Args:
-        name: of the metric.
+        name: the metric's name.
 
     Returns:
         Its meaning.
@@ -64,8 +64,8 @@ class Metrics:
 
         Args:
             trial: its name.
-            records: of the rounds since the last call; at least one.
-            events: all that the trial has survived.
+            records: the records of the rounds since the last call; at least one.
+            events: all events that the trial has survived.
         """
         tags = {"study": self._study, "trial": trial}
         rounds = sum(record.round > 0 for record in records)
@@ -89,7 +89,7 @@ class TrialLog(logging.Handler):
         """Write nothing yet.
 
         Args:
-            folder: of the trial.
+            folder: the trial's folder.
         """
         super().__init__(logging.INFO)
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

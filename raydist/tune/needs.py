@@ -16,15 +16,15 @@ class Needs:
     """Needs of one trial.
 
     Attributes:
-        agents: K.
-        actors: processes that they live in, unless the pool is local.
-        rounds: of its run.
-        parameters: P, of one model.
-        mixing_rate: of its combination matrix.
-        memory: of one agent with its process, in bytes.
-        store: of the object store, in bytes: K messages of P numbers in window + 2 rounds, and the
+        agents: the number of agents K.
+        actors: the number of processes that they live in, unless the pool is local.
+        rounds: the rounds of its run.
+        parameters: the number of parameters P of one model.
+        mixing_rate: the mixing rate of its combination matrix.
+        memory: the memory of one agent with its process, in bytes.
+        store: the object store's bytes: K messages of P numbers in window + 2 rounds, and the
             images that all agents see.
-        line: all of it in words.
+        line: the needs in words.
     """
 
     agents: int
@@ -68,8 +68,8 @@ def check_memory(trial: Needs, nodes: Sequence[Resources], local: bool) -> None:
     """The memory of a trial is there.
 
     Args:
-        trial: what it needs.
-        nodes: what each node has.
+        trial: the trial's needs.
+        nodes: the resources of each node.
         local: whether its agents share one process.
 
     Raises:
@@ -94,9 +94,9 @@ def describe(
     """The line about what a study needs while it runs.
 
     Args:
-        trials: what each of its shapes needs, and the bundles that it reserves.
-        nodes: what each node has.
-        count: how many trials there may be at a time.
+        trials: the needs of each of its shapes, and the bundles that it reserves.
+        nodes: the resources of each node.
+        count: the number of trials that there may be at a time.
         local: whether the agents of a trial share one process.
 
     Returns:

@@ -23,7 +23,7 @@ class Proposal:
 
     Attributes:
         params: the point as optuna knows it: positions instead of values of lists.
-        name: by which optuna is told how good it was.
+        name: optuna's name for the point, by which it is told how good the point was.
         ended: the objective of each of its trials that has ended; None where that failed.
         value: their mean once all have ended; None until then, and if all failed.
     """
@@ -46,7 +46,7 @@ class Proposals(Searcher):
 
         Args:
             study: the study.
-            folder: of the study, where the proposals are kept in a file.
+            folder: the study's folder, where the proposals are kept in a file.
         """
         super().__init__(metric=OBJECTIVE, mode=study.search.better)
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -19,9 +19,9 @@ class TuneProgress(tune.Callback):
         """Keep what to show; show nothing before the context is entered.
 
         Args:
-            trials: how many there will be.
+            trials: the number of trials that there will be.
             held: the study's folder, which is looked after on the way.
-            quiet: show nothing at all.
+            quiet: whether to show nothing at all.
         """
         self.quiet, self.finished, self.total, self.held = quiet, 0, trials, held
         self._began = time.monotonic()

@@ -40,8 +40,8 @@ def check_resumed(folder: Storage, study: Study) -> None:
     """A folder holds nothing, or this study, and every trial in it is what it was.
 
     Args:
-        folder: of the study.
-        study: what is to be continued there.
+        folder: the study's folder.
+        study: the study that is to be continued there.
 
     Raises:
         InputError: if it holds another one, or a trial of another experiment or content, or one
@@ -69,7 +69,7 @@ def _versions(
     """Check a trial; the versions with which it was begun if it is unfinished.
 
     Args:
-        trial: what may be the folder of a trial.
+        trial: a folder that may be a trial's.
         study: its study.
         images: digests of the images that trials before it have; added to.
 

@@ -27,8 +27,8 @@ class Decision:
 
     Attributes:
         order: its place among all of the study.
-        round: of the report.
-        objective: in it.
+        round: the report's round.
+        objective: the report's objective.
         stop: whether the trial was to end.
         last: whether it had ended.
     """
@@ -65,7 +65,7 @@ class _EndsGently:
         """Take in all that was decided in a study, in its order.
 
         Args:
-            folder: of the study, where decisions are kept.
+            folder: the study's folder, where decisions are kept.
         """
         self.folder, self.known = folder, {}
         told: list[tuple[Decision, _Known]] = []
@@ -145,8 +145,8 @@ def scheduler(study: Study, rounds: int, folder: Storage) -> TrialScheduler | No
 
     Args:
         study: the study.
-        rounds: of its longest trial.
-        folder: of the study, which may have been begun before.
+        rounds: the rounds of its longest trial.
+        folder: the study's folder, which may have been begun before.
 
     Returns:
         Tune's scheduler, with our own round as its time; None if all trials run to their end.

@@ -49,8 +49,8 @@ class Source:
 
     Attributes:
         searcher: `Listed` or `Proposals`, and how many of its trials exist at a time.
-        count: how many trials there will be.
-        exhausted: whether it ran out of different points before.
+        count: the number of trials that there will be.
+        exhausted: a function that tells whether it ran out of different points before.
     """
 
     searcher: Searcher
@@ -63,9 +63,9 @@ def source(study: Study, folder: Storage, max_concurrent: int | None, fit: int) 
 
     Args:
         study: the study.
-        folder: of the study.
+        folder: the study's folder.
         max_concurrent: trials at a time; None: as many as fit.
-        fit: how many fit.
+        fit: the number of trials that fit.
 
     Returns:
         The source.

@@ -46,12 +46,12 @@ def run_sweep(
     Args:
         study: a study, its nested values, or the path of its file.
         out: the folder for its results, or an fsspec URL; default: runs/<name>.
-        resume: continue in that folder: what ended there is kept, what did not goes on.
+        resume: whether to continue there: what ended is kept, what did not end goes on.
         pool: "ray": each agent is an actor; "local": each trial runs its agents in one process.
-        address: of an existing Ray cluster; default: the environment's RAY_ADDRESS, else a private
+        address: a Ray cluster's address; default: the environment's RAY_ADDRESS, else a private
             Ray on this machine, which is stopped again.
         max_concurrent: trials at a time; default: as many as fit.
-        quiet: without progress.
+        quiet: whether to show no progress.
 
     Returns:
         One row for each trial, as `raydist.load`.
@@ -177,7 +177,7 @@ def check_cluster(
 
     Args:
         job: the study and the nodes.
-        trials: its points and what each needs.
+        trials: its points and the needs of each.
         max_concurrent: trials at a time; None: as many as fit.
 
     Returns:

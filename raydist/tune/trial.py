@@ -49,9 +49,9 @@ class Job:
         study: the study.
         out: its folder, an fsspec URL or a path that every node sees.
         pool: "ray" or "local".
-        cluster: what each node has; the defaults of an agent are a share of it.
+        cluster: the resources of each node; the defaults of an agent are a share of them.
         home: the folder in which the sweep was started: relative paths begin there.
-        images: by `images_of`, where they lie in the object store: they were read once, there is
+        images: references into the object store, by `images_of`: images were read once, there is
             one copy on each node, and trials read no file.
     """
 
@@ -98,7 +98,7 @@ class Trial(tune.Trainable):
 
         Args:
             config: Tune's configuration.
-            job: what all trials share.
+            job: the job that all trials share.
         """
         assert job is not None
         if os.path.isdir(job.home):
@@ -125,7 +125,7 @@ class Trial(tune.Trainable):
         """Called by the study's scheduler between two steps: the next one ends the run.
 
         Args:
-            reason: in words.
+            reason: the reason in words.
         """
         self.early = reason
 
