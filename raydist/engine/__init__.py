@@ -1,1 +1,1 @@
-"""How it runs: agents, pools of agents, and the driver of their rounds."""
+"""The engine: agents, pools of agents, and the driver of their rounds."""

@@ -1,4 +1,4 @@
-"""Checks at the door: what would fail in the middle of a run is told before it starts."""
+"""Checks at the door: report before a run starts the errors that would end it midway."""
 
 import re
 from collections.abc import Callable
@@ -22,19 +22,19 @@ T = TypeVar("T")
 
 
 def checked(where: str, build: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `build` returns; its errors as one line that says which table they concern.
+    """Call `build`; turn its errors into one line that names the table at fault.
 
     Args:
         where: the table.
-        build: what may raise.
-        *args: for it.
-        **kwargs: for it.
+        build: the function to call, which may raise.
+        *args: arguments of `build`.
+        **kwargs: keyword arguments of `build`.
 
     Returns:
-        Its result.
+        The result of `build`.
 
     Raises:
-        InputError: instead of what `build` raises; it may be the user's own code.
+        InputError: in place of any error of `build`, because that may be the user's own code.
     """
     try:
         return build(*args, **kwargs)
@@ -43,14 +43,14 @@ def checked(where: str, build: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 
 
 def one_line(error: BaseException) -> str:
-    """An error's text; its type too, unless it is one that our own checks raise."""
+    """Text of an error, with its type unless our own checks raise that type."""
     text = " ".join(str(error).split())
     ours = text and isinstance(error, ValueError | FileNotFoundError | AgentError)
     return text if ours else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def _with_key(table: str, line: str) -> str:
-    """A line that begins with a key of a table, or with the table, or else with both."""
+    """Prefix a line with the table, unless it begins with one of its keys or with the table."""
     if line.startswith((f"{table}.", f"{table} ")):
         return line
     fields = fields_in(getattr(Experiment.model_fields.get(table), "annotation", None))
@@ -67,13 +67,13 @@ def input_of(config: Experiment, data: Data | None) -> tuple[tuple[int, ...], in
 
 
 def check_quadratic(config: Experiment) -> None:
-    """The quadratic task: one center per agent, exact worst perturbations.
+    """Check the quadratic task: one center per agent, exact worst perturbations.
 
     Args:
         config: the experiment.
 
     Raises:
-        InputError: if the pieces do not fit one another.
+        InputError: if the parts do not fit together.
     """
     assert isinstance(config.data, Quadratic) and isinstance(config.model, Point)
     agents, centers = config.topology.agents, config.data.centers
@@ -116,12 +116,12 @@ def check_quadratic(config: Experiment) -> None:
 
 
 def check_images(config: Experiment, data: Data, share: int) -> None:
-    """An image task: batches, validation and evaluation fit the data.
+    """Check that batches, validation and evaluation of an image task fit the data.
 
     Args:
         config: the experiment.
         data: the images.
-        share: training images of the agent with the fewest.
+        share: number of training images of the agent with the fewest.
 
     Raises:
         InputError: if they do not.
@@ -180,11 +180,11 @@ def check_images(config: Experiment, data: Data, share: int) -> None:
 
 
 def check_own(config: Experiment, times: Timetable) -> None:
-    """Optimiser and schedules, where they may be the user's own, do what agents ask of them.
+    """Check that the user's own optimiser and schedules fulfil the agents' contract.
 
     Args:
         config: the experiment.
-        times: of the run.
+        times: length, epochs and periods of the run.
 
     Raises:
         InputError: if they do not.
@@ -200,7 +200,7 @@ def check_own(config: Experiment, times: Timetable) -> None:
 
 
 def _check_excess_risk(config: Experiment, share: int) -> None:
-    """The excess risk and its prediction are of images, losses and steps that they are made for."""
+    """Check that images, loss and steps suit the excess risk and its prediction."""
     images, agents = config.evaluate.excess_risk, config.topology.agents
     if images and not agents <= images <= agents * share:
         raise InputError(

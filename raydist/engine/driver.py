@@ -19,10 +19,10 @@ from raydist.results.rounds import Rounds
 
 
 class _TooFar(Exception):
-    """The run ended with a round that the agents have left behind them."""
+    """Raised if the run ended with a round that the agents have already passed."""
 
     def __init__(self, last: int) -> None:
-        """`last` is that round."""
+        """Remember `last`, the round with which the run ended."""
         self.last = last
 
 
@@ -33,36 +33,37 @@ def train(
     ending: Callable[[Pool, int], None] | None = None,
     early: Callable[[], str] | None = None,
 ) -> Iterator[Record]:
-    """Run a plan on a pool, whatever dies in it.
+    """Run a plan on a pool, and survive the deaths of agents.
 
-    After the death of an agent the run goes on from its last snapshot with another one in its
-    place. Every draw is a function of (seed, agent, round), so the replayed rounds are what they
-    were, and only what is new is told. Agents that were further than the round in which a run
-    diverged are brought back to it in the same way: its weights are those of its last round.
+    After an agent's death the run goes on from its last snapshot with a new agent in its place.
+    Every draw is a function of (seed, agent, round), so replayed rounds are identical, and only new
+    rounds are yielded. If a run diverges, agents that are already further are brought back to that
+    round in the same way, because the run's weights are those of its last round.
 
     Args:
-        pool: agents at round 0.
+        pool: the agents, at round 0.
         plan: the run.
-        keeper: of its records and snapshots; default: none are kept, a death costs all rounds.
-        ending: called with the pool and its last round when that is done, before anything is
-            judged.
-        early: called after a measured round was told; a reason, in words, ends the run there, and
-            the record of that round is told again with all final numbers but those of test images.
+        keeper: the recovery of the run; default: keep nothing, so a death costs all rounds.
+        ending: a function called with the pool and the run's last round, once that is done and
+            before anything is judged.
+        early: a function called after each measured round was yielded; a reason, in words, ends
+            the run there, and the record of that round is yielded again with all final numbers
+            but those of test images.
 
     Yields:
-        A record for each round from 0 on, or from the one after the snapshot that another process
-        has left (with `early` from its own round on, which may be the one to end with); the last
-        one holds the outcome.
+        A record for each round from 0 on, or from the round after the snapshot that another
+        process has left (with `early` from the snapshot's own round on, because the run may end
+        with it); the last record holds the outcome.
     """
     keeper, told, last = keeper or Recovery(plan), -1, plan.rounds
     latest: Record | None = None
 
     def leaves(n: int) -> str:
-        """Why the run ends after round n: once that was told, not when it is only replayed."""
+        """Return why the run ends after round n; only once told, not in a replay of the round."""
         return early() if early is not None and n == told and plan.measured(n) else ""
 
     def close(record: Record) -> None:
-        """Leave what was trained and measured, before anything is judged."""
+        """Save the trained models and the measurements, before anything is judged."""
         keeper.finish(pool, record)
         if ending is not None:
             ending(pool, record.round)
@@ -95,22 +96,22 @@ def train(
 class _Flight:
     """Rounds that are submitted and not yet read.
 
-    They go out in batches of `pool.batch`, one batch more than the one that is being read, so that
-    agents need not wait for the driver.
+    The driver submits batches of `pool.batch` rounds, one batch ahead of the batch that it reads,
+    so that agents need not wait for it.
 
     Attributes:
-        submitted: the last round that was.
+        submitted: the last round that was submitted.
     """
 
     def __init__(self, pool: Pool, watch: Watch, start: int) -> None:
-        """Nothing is on its way after round `start`."""
+        """Begin with nothing submitted after round `start`."""
         self._pool, self._watch, self.submitted = pool, watch, start
         self._pending: deque[Pending] = deque()
         self._read: deque[list[Info]] = deque()
         self._ahead = pool.exchange != "memory"  # else rounds are done when they are submitted
 
     def land(self, n: int, limit: int) -> list[Info]:
-        """What the agents tell of round n, the next one; up to round `limit` others may go out."""
+        """Read the agents' numbers of round n, the next one; submit rounds up to `limit`."""
         most = (1 if self._read else 2) if self._ahead else 0
         while self.submitted < limit and (self.submitted < n or len(self._pending) < most):
             upto = min(limit, self.submitted + self._pool.batch)
@@ -122,10 +123,10 @@ class _Flight:
         return self._read.popleft()
 
     def end(self, n: int) -> None:
-        """Round n was the last one: wait for what goes on behind it.
+        """End the run with round n: wait for the rounds submitted after it.
 
         Raises:
-            _TooFar: if the agents are further.
+            _TooFar: if the agents are beyond round n.
         """
         for pending in self._pending:
             self._pool.collect(pending)
@@ -144,16 +145,16 @@ def _rounds(
     close: Callable[[Record], None],
     begun: Record | None,
 ) -> Iterator[Record]:
-    """The records from round `start` on, which is closed; `begun` is its own if it was told.
+    """Yield the records after the closed round `start`, whose record is `begun` if it was told.
 
-    Every `plan.every` rounds the state itself is measured, and no round is submitted until that is
-    done: a rule that stops the run sees exactly the state that it judges. Round `last` is where the
-    run is expected to end: those behind it are submitted one by one. After a measured round,
-    `leaves` says why the run ends with it, or "". The record of a round that is neither measured
-    nor kept in a snapshot waits for the next one, in which its combination is done.
+    Every `plan.every` rounds the driver measures the state, and submits no round until that is
+    done, because a rule that stops the run must see exactly the state that it judges. The run is
+    expected to end with round `last`, so later rounds are submitted one by one. After a measured
+    round, `leaves` returns why the run ends with it, or "". The record of a round that is neither
+    measured nor kept in a snapshot waits for the next round, which finishes its combination.
 
     Yields:
-        A record for each round after `start`; for round 0 as well if it is the start.
+        A record for each round after `start`; for round 0 as well if the run starts there.
 
     Raises:
         _TooFar: if the run ended with a round, and the agents had gone on.
@@ -213,7 +214,7 @@ def _rounds(
 
 
 def _learn_combining(held: Record | None, infos: list[Info]) -> None:
-    """Give a record what the combination of its round took, which agents tell in the next one."""
+    """Add to a record the seconds of its combination, which agents tell one round later."""
     for k, info in enumerate(infos):
         seconds = info.pop(BEFORE, None)
         if held is not None and seconds is not None:
@@ -223,7 +224,7 @@ def _learn_combining(held: Record | None, infos: list[Info]) -> None:
 def _measured(
     pool: Pool, plan: Plan, n: int, infos: list[dict[str, float]], theory: dict[float, float]
 ) -> Record:
-    """The record of a closed round, with what is known of the state after it."""
+    """Measure the state after a closed round; return the round's record with the numbers."""
     found = pool.measure(n)
     agents = [info | own for info, (own, _) in zip(infos or [{}] * len(found), found, strict=True)]
     centroid: dict[str, float] = {}
@@ -239,13 +240,13 @@ def _measured(
 def complete(
     plan: Plan, pool: Pool, folder: Folder | None, tell: Callable[[Record], None] = lambda _: None
 ) -> Result:
-    """Run a plan on a pool and give the pool back.
+    """Run a plan on a pool, then shut the pool down.
 
     Args:
         plan: the run.
-        pool: its agents at round 0.
-        folder: where the run is left; None: nothing is written.
-        tell: called with each record.
+        pool: the run's agents, at round 0.
+        folder: the folder to write the run to; None: write nothing.
+        tell: a function called with each record.
 
     Returns:
         The result.

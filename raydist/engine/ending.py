@@ -29,16 +29,16 @@ def last_record(
     theory: dict[float, float],
     test: bool = True,
 ) -> Record:
-    """The record that ends a run: its final numbers and the verdict on each test image.
+    """Make the record that ends a run: its final numbers and the verdict on each test image.
 
     Args:
-        pool: the agents; the round of the record is closed and nothing is on its way.
+        pool: the agents; the record's round is closed and no round is submitted.
         plan: the run.
-        record: of the last round.
-        outcome: how the run ended.
-        watched: what `Watch.summary` tells.
-        theory: as `Plan.theory`.
-        test: whether to look at the test images.
+        record: the record of the last round.
+        outcome: the outcome of the run.
+        watched: the columns of `Watch.summary`.
+        theory: the predictions of `Plan.theory`.
+        test: True to judge the test images.
 
     Returns:
         The record.
@@ -53,7 +53,7 @@ def last_record(
         final["exchange_chosen"] = pool.exchange
     if math.inf in theory:
         final["excess_risk_limit"] = theory[math.inf]
-    if plan.data is None and plan.theory_missing:  # the one task that has it unasked
+    if plan.data is None and plan.theory_missing:  # the quadratic task has it unasked
         final["excess_risk_theory_missing"] = plan.theory_missing
     if test and plan.data is not None and outcome.status != "diverged":
         failed: dict[str, str] = {}
@@ -76,20 +76,20 @@ def last_record(
 
 
 def _judged(pool: Pool, failed: dict[str, str], whose: str, *which: str) -> list[verdicts.Verdicts]:
-    """Verdicts on test images, as `Pool.evaluate`; the run is over, and none is worth losing it.
+    """Judge test images by `Pool.evaluate`; note failures, because a trained run is worth more.
 
     Args:
         pool: the agents.
-        failed: name of a measurement -> why it failed; added to.
-        whose: what stands before such a name.
-        which: as in `Pool.evaluate`.
+        failed: name of a measurement -> why it failed; this function adds to it.
+        whose: the prefix of such a name.
+        which: the states to judge, as in `Pool.evaluate`.
 
     Returns:
-        The verdicts of all images together; without `which` those of each agent; none if there
-        are none.
+        The verdicts on all images together; without `which` those of each agent; an empty list if
+        all failed.
 
     Raises:
-        AgentDied: as everywhere; the run goes on from its last snapshot.
+        AgentDied: if an agent dies; the run then goes on from its last snapshot.
     """
     try:
         parts = pool.evaluate(*which)
@@ -105,14 +105,14 @@ def _judged(pool: Pool, failed: dict[str, str], whose: str, *which: str) -> list
 
 
 def _besides(plan: Plan, outcome: Outcome) -> dict[str, tuple[str, list[str]]]:
-    """What is judged beside the last centroid: its average, the ensemble of its snapshots.
+    """Models judged beside the last centroid: its average, the ensemble of its snapshots.
 
     Args:
         plan: the run.
-        outcome: how it ended.
+        outcome: the outcome of the run.
 
     Returns:
-        Model -> what its numbers begin with, and the states of the agents that it is made of.
+        Model -> the prefix of its numbers, and the agents' states that make it up.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     if plan.config.average is not None:
@@ -124,17 +124,17 @@ def _besides(plan: Plan, outcome: Outcome) -> dict[str, tuple[str, list[str]]]:
 
 
 def images_frame(models: Mapping[str, Known], labels: NDArray[np.int64]) -> pd.DataFrame:
-    """One row for each model and test image.
+    """Table with one row for each model and test image.
 
     Args:
         models: name of a model -> verdicts on the images.
-        labels: of the whole test split.
+        labels: the labels of the whole test split.
 
     Returns:
         Columns `model`, `image`, `label`, `clean`, `pgd10`, ... (True: still right; missing: not
         tried), and `broken_by`: "clean" if it was wrong without attack, the member of AutoAttack
         that broke it, "none", or missing if the ensemble was not tried; `fosc` and other values;
-        `flags`, what the attacks warned of in the model.
+        `flags`, the attacks' warnings about the model.
     """
     frames = [_images_of(model, known, labels) for model, known in models.items()]
     return pd.concat(frames, ignore_index=True)
@@ -155,6 +155,6 @@ def _images_of(model: str, known: Known, labels: NDArray[np.int64]) -> pd.DataFr
 
 
 def _broken_by(image: int, known: Known) -> str:
-    """The first that broke an image, of clean and the members of the ensemble."""
+    """Name of the first attack that broke an image: "clean", or a member of the ensemble."""
     tried = ((name, known.right[name].get(image)) for name in (CLEAN, *known.members))
     return next((name for name, right in tried if right is False), "none")

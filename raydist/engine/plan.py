@@ -1,7 +1,7 @@
-"""What a run needs before its first round, and every check that can be made before it.
+"""Plan of a run: its preparation before the first round, and every check possible by then.
 
-A plan is pure preparation: graph, matrix, data, shares, specs. Making one raises `InputError` with
-one line for anything that could not work, so a sweep makes all its plans before it starts one.
+A plan holds graph, matrix, data, shares and specs. `make_plan` raises `InputError` with one line
+for anything that cannot work, so a sweep makes all its plans before it starts a trial.
 """
 
 import math
@@ -42,12 +42,12 @@ class Plan:
     Attributes:
         config: the experiment.
         graph: the topology, nodes 0..K-1.
-        A: what its strategy combines with, (K, K), columns sum to 1: not always the graph's.
-        mixing_rate: of A.
+        A: the strategy's combination matrix, (K, K), columns sum to 1; not always the graph's.
+        mixing_rate: the mixing rate of A.
         rounds: the length of the run.
-        source: the data that its agents learn from.
+        source: the data from which the agents learn.
         parameters: P, the number of parameters of one model.
-        activations: numbers that one forward pass of one sample keeps for the backward pass.
+        activations: count of numbers that one sample's forward pass keeps for the backward pass.
     """
 
     config: Experiment
@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def agents(self) -> int:
-        """K."""
+        """Number of agents K."""
         return self.config.topology.agents
 
     @property
@@ -95,31 +95,31 @@ class Plan:
         return Timetable(self.rounds, self.epoch, self.config.periods)
 
     def measured(self, n: int) -> bool:
-        """Whether the state after round n is measured."""
+        """Tell if the state after round n is measured."""
         return n % self.every == 0 or n == self.rounds
 
     @property
     def validated(self) -> int:
-        """How many validation images a measurement is of."""
+        """Number of validation images of a measurement."""
         return min(self.source.validation_images, self.config.evaluate.validation_images)
 
     def sensed(self, n: int) -> bool:
-        """Whether the network's sensitivity is taken after round n: at the start of each epoch."""
+        """Tell if the network's sensitivity is taken after round n, at the start of an epoch."""
         return self._sensitive and n % self.epoch == 0
 
     @property
     def _sensitive(self) -> bool:
-        """Whether batches take their parts of a budget from the sensitivity."""
+        """Tell if the sensitivity sets each batch's part of the budget."""
         loss = self.config.loss
         return isinstance(loss, Wasserstein) and loss.order != "inf"
 
     def next_barrier(self, n: int) -> int:
-        """The first round from n on that all agents finish before the next one begins."""
+        """First round from n on that all agents must finish before the next one begins."""
         periods = [self.every] + ([self.epoch] if self._sensitive else [])
         return min(self.rounds, *(-(-n // period) * period for period in periods))
 
     def specs(self, threads: int, cuda: bool) -> list[AgentSpec]:
-        """What each agent is told; arguments as in `AgentSpec`."""
+        """Specification of each agent; arguments as in `AgentSpec`."""
         config = self.config
         if start := checkpoint_of(config):  # agents may run in another folder
             file = str(Path(start).expanduser().absolute())
@@ -165,7 +165,7 @@ class Plan:
         )
 
     def describe(self) -> str:
-        """What this run needs, in one line."""
+        """Description of the run's needs, in one line."""
         return (
             f"{self.agents} agents ({self.config.topology.kind}, mixing rate "
             f"{self.mixing_rate:.4f}), {self.parameters:,} parameters, {self.rounds} rounds, "
@@ -174,14 +174,14 @@ class Plan:
 
     @property
     def theory_missing(self) -> str:
-        """Why the excess risk of this run is not predicted, "" if it can be."""
+        """Reason why the excess risk of this run is not predicted, or ""."""
         return risk.unpredictable(self.config)
 
     def theory(self) -> dict[float, float]:
         """Predicted excess risk of every measured round and, at math.inf, in the limit, (E1).
 
         Returns:
-            Round -> ER_n; empty where the theory does not apply or was not asked for.
+            Round -> ER_n; empty if the theory does not apply or was not asked for.
         """
         rounds = [*filter(self.measured, range(self.rounds + 1)), math.inf]
         if self.theory_missing:
@@ -198,14 +198,14 @@ def make_plan(
 
     Args:
         config: the experiment.
-        probed: what models and losses were found to be by the plans made before; added to.
-        images: of its data set, where they are at hand; default: they are read.
+        probed: results of `probe` by key, from earlier plans; this function adds to them.
+        images: the images of the data set, if at hand; default: read them.
 
     Returns:
         The plan.
 
     Raises:
-        InputError: one line that says what cannot work and what to write instead.
+        InputError: if anything cannot work; its one line says why and what to write instead.
     """
     if config.snapshot.path is not None:
         checked("snapshot.path", Storage, config.snapshot.path)

@@ -1,7 +1,8 @@
-"""The model and the loss are tried before a run, as training and evaluation will use them.
+"""Trial of model and loss before a run, as training and evaluation will use them.
 
-Ours are known to work, but for BatchNorm on one image: two images pass them. What is not ours makes
-a whole local step, and sees what else it will meet: eval mode, one image alone, input gradients.
+Our own models and losses are known to work except for BatchNorm on one image, so two images pass
+through them. Foreign ones make a whole local step, and meet eval mode, one image alone and input
+gradients.
 """
 
 import os
@@ -35,15 +36,15 @@ LARGEST = 2**27  # numbers that a foreign model may give out here: half a gigaby
 
 
 def check_memory(config: Experiment, shape: tuple[int, ...], classes: int) -> None:
-    """One model of ours fits into this machine; its size is found without building it.
+    """Check that one model of ours fits into this machine, without building it.
 
     Args:
         config: the experiment.
-        shape: of one input.
+        shape: shape of one input.
         classes: number of classes.
 
     Raises:
-        InputError: if it does not fit.
+        InputError: if the model does not fit.
     """
     if not isinstance(config.model, KnownNetwork) or config.model.width <= 1:
         return
@@ -60,7 +61,7 @@ def check_memory(config: Experiment, shape: tuple[int, ...], classes: int) -> No
 
 
 def probe_key(config: Experiment) -> str:
-    """All that the result of `probe` depends on: many trials of a study have it in common."""
+    """Key of everything that `probe` depends on, common to many trials of a study."""
     kept: dict[str, bool | set[str]] = dict.fromkeys(
         ("model", "loss", "dtype", "precision", "channels_last"), True
     )
@@ -79,7 +80,7 @@ def probe(config: Experiment, data: Data | None) -> tuple[int, int]:
         data: the images, if any.
 
     Returns:
-        The number of parameters; how many numbers the modules give out for one sample.
+        The number of parameters; the count of numbers that the modules output for one sample.
 
     Raises:
         InputError: if the model or the loss cannot be trained, attacked or measured.
@@ -108,11 +109,11 @@ class _Trial:
     def __init__(self, config: Experiment, data: Data, model: nn.Module) -> None:
         self.config, self.data, self.model = config, data, model
         self.name = f'model "{config.model.name}"'
-        # before any pass, as an agent does: what passes change is seen
+        # before any pass, as an agent does, so that changes by passes are seen
         self.flat = FlatModel(model, config.channels_last) if is_foreign(config) else None
 
     def run(self) -> int:
-        """Try all; how many numbers the modules give out for one image."""
+        """Try everything; return the count of numbers that the modules output for one image."""
         images = min(2, self.config.data.batch)
         self._train(images)  # BatchNorm's statistics of two images are no worse than any
         each = self._count()
@@ -126,7 +127,7 @@ class _Trial:
         return each
 
     def _attacks(self, images: int) -> None:
-        """The user's own attacks of the evaluation."""
+        """Try the user's own attacks of the evaluation."""
         threat, draw = Own(self.config, 0).threat, torch.Generator()
         for name in self.config.evaluate.attacks:
             if ":" in name:
@@ -140,7 +141,7 @@ class _Trial:
         return pixels, torch.from_numpy(y.copy())
 
     def _forward(self, x: Tensor) -> Tensor:
-        """The logits, of the right shape, x left as it is."""
+        """Compute the logits; check their shape, and that x is unchanged."""
         before = x.clone()
         outputs = self.model(x)
         expected = (len(x), self.data.classes)
@@ -158,7 +159,7 @@ class _Trial:
         return outputs
 
     def _train(self, images: int) -> None:
-        """A forward pass in train mode."""
+        """Try a forward pass in train mode."""
         x, _ = self._images(images)
         try:
             outputs = self._forward(x)
@@ -176,7 +177,7 @@ class _Trial:
             raise InputError(f"{self.name} {beside}")
 
     def _why_not(self, images: int, error: Exception) -> str:
-        """What an error in train mode means: that one image is too few, or all images are wrong."""
+        """Explain an error in train mode: one image is too few, or any images fail."""
         if images == 1:
             try:
                 self._forward(self._images(2)[0])
@@ -189,7 +190,7 @@ class _Trial:
         return f"{self.name} does not take images of shape {self.data.shape}: {one_line(error)}"
 
     def _count(self) -> int:
-        """How many numbers the innermost modules give out for one image, in eval mode."""
+        """Count the numbers that the innermost modules output for one image, in eval mode."""
         counted: list[int] = []
 
         def count(module: nn.Module, inputs: object, output: object) -> None:
@@ -206,7 +207,7 @@ class _Trial:
         return sum(counted) // len(x)
 
     def _alone(self) -> None:
-        """One image in eval mode, as is left over of a set."""
+        """Try one image alone in eval mode, because a set's last batch may hold just one."""
         try:
             with frozen(self.model), torch.no_grad():
                 self._forward(self._images(1)[0])
@@ -222,7 +223,7 @@ class _Trial:
             ) from error
 
     def _input_gradient(self, images: int) -> None:
-        """The gradient that attacks follow."""
+        """Try the gradient that attacks follow."""
         x, _ = self._images(images)
         try:
             with frozen(self.model):
@@ -234,7 +235,7 @@ class _Trial:
             ) from error
 
     def _learn(self, images: int) -> None:
-        """A local step on a batch, attacked by one step."""
+        """Try a local step on a batch, attacked by one step."""
         config = self.config.model_copy(
             update={
                 "data": self.config.data.model_copy(update={"batch": images}),
@@ -257,7 +258,7 @@ class _Trial:
         checked("loss", local.gradient, batch)
 
     def _loss(self, x: Tensor, y: Tensor, x_adv: Tensor | None = None) -> None:
-        """The loss is a scalar with a gradient."""
+        """Check that the loss is a scalar with a gradient."""
         function = loss_named(self.config)
         value = checked("loss", function, self.model.train(), x, x if x_adv is None else x_adv, y)
         if not isinstance(value, Tensor) or value.ndim != 0 or not value.requires_grad:

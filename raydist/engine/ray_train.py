@@ -1,8 +1,8 @@
-"""Centralized training on Ray Train: workers that play all agents, data parallel.
+"""Centralized training on Ray Train: data-parallel workers that play all agents.
 
-An independent check of the centralized rounds of actors, and the fast way to make them: one model,
-one optimiser and one all-reduce for each worker, however many agents there are. The workers are in
-a placement group of Ray Train's own.
+It checks the actors' centralized rounds independently, and is the fast way to make them, because
+each worker has one model, one optimiser and one all-reduce for any number of agents. The workers
+run in a placement group of Ray Train's own.
 """
 
 import os
@@ -33,17 +33,17 @@ from raydist.results.record import Result
 
 
 def scaling(config: Experiment, nodes: Sequence[Resources]) -> ScalingConfig:
-    """As many workers as there are GPUs, or else CPUs, but no more than agents.
+    """Choose as many workers as there are GPUs, or else CPUs, but no more than agents.
 
     Args:
         config: the experiment.
-        nodes: what each node has, as `ray_session.cluster_resources()`.
+        nodes: resources of each node, as `session.cluster_resources()`.
 
     Returns:
-        Their number and what each reserves: a GPU, and as many whole CPUs as all of them can have.
+        Their number and the resources of each: a GPU, and as many whole CPUs as all can have.
 
     Raises:
-        InputError: if there is no room for any.
+        InputError: if there is no room for one worker.
 
     Example:
         >>> from raydist.config.experiment import validate
@@ -68,15 +68,15 @@ def run_on_train(plan: Plan, resources: ScalingConfig, folder: Folder | None) ->
 
     Args:
         plan: the run, with engine = "train".
-        resources: its workers.
-        folder: where the run is left, on a file system that every node sees; None: nothing is.
+        resources: the run's workers.
+        folder: the folder to write to, on a file system of all nodes; None: write nothing.
 
     Returns:
-        The result, as the first worker has it.
+        The result of the first worker.
 
     Raises:
         AgentError: if a worker raised or died.
-        KeyboardInterrupt: if it was interrupted.
+        KeyboardInterrupt: if the run was interrupted.
     """
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative paths begin where the run was started
     config = plan.config.model_copy(update={"snapshot": Snapshot(every=0)})
@@ -85,11 +85,11 @@ def run_on_train(plan: Plan, resources: ScalingConfig, folder: Folder | None) ->
         "folder": folder,
         "threads": int(resources.num_cpus_per_worker),
     }
-    # CPU tensors (what is no array is sent as one) go by gloo in any case
+    # CPU tensors (objects travel as such, too) go by gloo in any case
     backend = "cpu:gloo,cuda:nccl" if resources.use_gpu else "gloo"
     with tempfile.TemporaryDirectory() as storage, _interrupt_kept():
         trainer: Any = TorchTrainer(
-            cast(Callable[[dict[Any, Any]], None], _work),  # what it returns is new in Ray
+            cast(Callable[[dict[Any, Any]], None], _work),  # its return value is new in Ray
             train_loop_config=given,
             torch_config=TorchConfig(backend),
             scaling_config=resources,
@@ -106,8 +106,8 @@ def run_on_train(plan: Plan, resources: ScalingConfig, folder: Folder | None) ->
 
 
 def _work(given: dict[Any, Any]) -> Result | None:
-    """What every worker does; the first one writes, and answers."""
-    # What arrives is a read-only view of the object store, and is only read.
+    """Run a worker; the first one writes the folder and returns the result."""
+    # The arguments are read-only views of the object store, and are only read.
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     plan: Plan = ray.get(given["plan"])
     first = dist.get_rank() == 0
@@ -119,7 +119,7 @@ def _work(given: dict[Any, Any]) -> Result | None:
 
 @contextmanager
 def _interrupt_kept() -> Generator[None]:
-    """Ray Train takes Ctrl-C to itself and never gives it back."""
+    """Restore the Ctrl-C handler at the end, because Ray Train replaces it for good."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

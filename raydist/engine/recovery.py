@@ -1,7 +1,7 @@
-"""What keeps a run going: when its state is kept, and from where it goes on after a death.
+"""Recovery: decides when to snapshot, and resumes from the newest valid snapshot after a death.
 
-A run that lost an agent, or that another process began, goes on from its last good snapshot, and
-from round 0 if there is none. All that happens to it is told as events.
+A run that lost an agent, or that another process began, goes on from its last good snapshot, or
+from round 0 if there is none. Deaths, resumptions and unusable snapshots are recorded as events.
 """
 
 import logging
@@ -16,32 +16,32 @@ from raydist.results.folder import Folder, Stopwatch
 from raydist.results.record import Event, Record
 from raydist.results.rounds import Rounds
 
-FLUSH_SECONDS = 2.0  # at most this long until a record is on its disk
+FLUSH_SECONDS = 2.0  # longest time until a record is on its disk
 PATIENCE = 2  # cadences for which a snapshot is written before the run waits for its disk
 log = logging.getLogger("raydist")
 
 
 class Recovery:
-    """Keeps the records and the state of one run, and knows what happened to it.
+    """Keeper of one run's records, snapshots and events.
 
     Attributes:
-        events: what happened.
-        rounds: where the records are kept; None: nowhere.
+        events: the events so far.
+        rounds: the store of the records; None: no record is kept.
     """
 
     def __init__(self, plan: Plan, folder: Folder | None = None) -> None:
-        """Nothing is read or written yet.
+        """Remember the run and its folder.
 
         Args:
             plan: the run.
-            folder: its folder, begun; None: nothing is kept, and a death costs all rounds.
+            folder: the run's folder, begun; None: keep nothing, so a death costs all rounds.
         """
         self.events: list[Event] = [] if folder is None else folder.events
         self.rounds: Rounds | None = None if folder is None else folder.rounds
         self._plan, self._folder, self._table = plan, folder, plan.config.snapshot
         self._clock = Stopwatch() if folder is None else folder.clock
         self._began = time.monotonic()
-        self._taken = {0: self._began}  # when the state that may be needed was copied, by round
+        self._taken = {0: self._began}  # when each state that may be needed was copied, by round
         self._last = self._flushed = self._began
         self._failed: int | None = None  # the last snapshot that could not be written
         self._deaths = 0
@@ -54,7 +54,7 @@ class Recovery:
             self._shelf = Catalogue(url, folder.hash, plan.agents, self._table.keep, self._unusable)
 
     def seconds(self) -> float:
-        """How long the run has taken, with what earlier tries took."""
+        """Seconds that the run has taken, with those of earlier tries."""
         return self._clock.seconds()
 
     def add(self, record: Record) -> None:
@@ -69,32 +69,32 @@ class Recovery:
             self._flushed = time.monotonic()
 
     def newest(self) -> Record | None:
-        """The record of the last round that is kept; None if there is none."""
+        """The record of the last kept round; None if there is none."""
         return None if self.rounds is None else self.rounds.newest()
 
     def due(self, n: int) -> bool:
-        """Whether the state after round n is to be kept; not that after the last one."""
+        """Tell if the state after round n is to be kept; never true of the last round."""
         if self._shelf is None or self._table.every == 0 or n == self._plan.rounds:
             return False
         if self._table.every is not None:
             return n % self._table.every == 0
-        # what takes longer to write than the cadence stretches it: the run does not wait
+        # a snapshot that takes longer to write than the cadence stretches it: the run does not wait
         cadences = 1 if self._shelf.begun is None else PATIENCE
         since = time.monotonic() - self._last
         return since >= cadences * self._table.seconds
 
     def next(self, n: int) -> int:
-        """The first round from n on that is known to be kept, or else the last round."""
+        """The first round from n on that is sure to be kept, or else the last round."""
         every = 0 if self._shelf is None else self._table.every or 0
         return min(self._plan.rounds, -(-n // every) * every) if every else self._plan.rounds
 
     def take(self, pool: Pool, n: int, watch: Watch) -> None:
-        """Begin a snapshot; one that was begun before is completed, or else given up.
+        """Begin a snapshot; complete an earlier one, or else give it up.
 
         Args:
             pool: the agents; round n is closed.
             n: the round.
-            watch: what was observed up to it.
+            watch: the observations up to round n.
         """
         assert self._shelf is not None
         self._settle(pool)
@@ -109,7 +109,7 @@ class Recovery:
         self._taken[n] = now
 
     def look(self) -> None:
-        """Publish the snapshot that was begun, once its round is told."""
+        """Publish the begun snapshot, once its round is recorded."""
         if self._shelf is None or self._folder is None or self._shelf.published:
             return
         n, rounds = self._shelf.begun, self._folder.rounds
@@ -117,16 +117,16 @@ class Recovery:
             self._shelf.publish(rounds.until(n))
 
     def close(self) -> None:
-        """The run is over, however: nothing is written any more."""
+        """Stop writing, because the run is over, whatever the reason."""
         if self._shelf is not None:
             self._shelf.settle()
 
     def finish(self, pool: Pool, record: Record) -> None:
-        """At the end of the run: what was measured is written, and its last snapshot stays.
+        """Write all records at the end of the run, and keep only its last snapshot.
 
         Args:
-            pool: the agents; the round of the record is closed.
-            record: the last one, before anything is judged.
+            pool: the agents; the record's round is closed.
+            record: the last record, before anything is judged.
         """
         self.add(record)
         if self._folder is not None:
@@ -140,11 +140,11 @@ class Recovery:
         """Take note of a death.
 
         Args:
-            death: as the pool tells it.
-            at: the last round that was told.
+            death: the death, as raised by the pool.
+            at: the last recorded round.
 
         Raises:
-            AgentError: if it is one more than the run may survive.
+            AgentError: if the run has had one death more than it may survive.
         """
         self._deaths += 1
         self._open.append((death, at))
@@ -156,11 +156,11 @@ class Recovery:
         """Bring all agents to the round from which the run goes on.
 
         Args:
-            pool: new agents; or some dead, the others at any round.
-            told: the last round that was told; -1 if none was.
+            pool: new agents; or some dead agents, and the others at any round.
+            told: the last recorded round; -1 if there is none.
 
         Returns:
-            The round, and what was observed up to it.
+            The round, and the observations up to it.
         """
         began, watch = time.monotonic(), Watch(self._plan)
         earlier = self._folder is not None and self._folder.earlier is not None
@@ -168,7 +168,7 @@ class Recovery:
             return 0, watch
         if self._open:
             pool.revive()
-        if self._shelf is not None:  # those who live may have written all that was missing
+        if self._shelf is not None:  # living agents may have written all missing parts
             pool.settle()
             self.look()
             self._shelf.settle()
@@ -186,7 +186,7 @@ class Recovery:
         return n, watch
 
     def _restore(self, pool: Pool) -> Found | None:
-        """The newest snapshot that all agents can use, once they do."""
+        """Restore the newest snapshot that all agents can use; return it, or None."""
         if self._shelf is None:
             return None
         for found in self._shelf.newest_first():
@@ -200,7 +200,7 @@ class Recovery:
         return None
 
     def _made_good(self, n: int) -> None:
-        """Events of the deaths, one after the other; the last one has cost the time."""
+        """Record an event for each death; the last event carries the lost time."""
         now = time.monotonic()
         since = self._taken.setdefault(n, self._began)
         for i, (death, at) in enumerate(self._open):
@@ -210,13 +210,13 @@ class Recovery:
         self._open = []
 
     def _go_on(self, found: Found | None, began: float) -> None:
-        """After another process that had begun this run: its rows, its seconds, the event."""
+        """Take over a run that another process began: its rows and seconds; record the event."""
         assert self._folder is not None and self._folder.earlier is not None
         earlier, self._folder.earlier = self._folder.earlier, None
         n, kept = (found.round, float(found.body["seconds"])) if found else (0, 0.0)
         self._folder.rounds.restore(*(found.history if found else ([], None)))
         self._folder.rounds.clear()
-        # both as the run itself counted them: no clock of a disk or of another machine is asked
+        # the run counted both itself, because clocks of disks or other machines may differ
         wasted = max(0.0, earlier.seconds - kept)
         now = time.monotonic()
         self._clock.start(kept + wasted + now - self._began)
@@ -225,7 +225,7 @@ class Recovery:
         self._tell(Event("run resumed", earlier.reason, earlier.round, (), n, lost))
 
     def _settle(self, pool: Pool) -> None:
-        """Wait until the agents have written what was begun: it counts now, or never will."""
+        """Wait until the agents have written the begun snapshot; it counts now, or never will."""
         assert self._shelf is not None
         wrong = [why for why in pool.settle() if why]
         self.look()
@@ -237,7 +237,7 @@ class Recovery:
             self._not_kept(n, f"it was not written: {why}")
 
     def _not_kept(self, n: int, why: str) -> None:
-        """A snapshot could not be written; told once until one can be again."""
+        """Report that a snapshot could not be written, once until one can be again."""
         assert self._shelf is not None
         if self._failed is None or any(m > self._failed for m in self._shelf.good):
             self._unusable(n, f"{why} (told once until a snapshot is whole again)")

@@ -1,6 +1,6 @@
 """One experiment, without Ray Tune, on either pool.
 
-What is imported in functions takes seconds; --help and a misspelt key are answered without it.
+Slow imports stay inside functions, because --help and a misspelt key need an answer without them.
 """
 
 import json
@@ -41,10 +41,10 @@ def run_experiment(
     Args:
         config: an experiment, its nested values, or the path of its file.
         pool: "local": the agents run in this process; "ray": each is an actor.
-        address: of an existing Ray cluster, for pool = "ray".
-        out: a new folder to leave the run in, or an fsspec URL; default: nothing is written.
-        resume: go on with this very experiment in that folder, from its last snapshot.
-        quiet: without progress, and without a line about what will run.
+        address: the address of an existing Ray cluster, for pool = "ray".
+        out: a new folder for the run, or an fsspec URL; default: write nothing.
+        resume: True to go on with this very experiment in that folder, from its last snapshot.
+        quiet: True to omit progress and the line about the run.
 
     Returns:
         The rounds as a frame, the final numbers, every agent's weights and the centroid.
@@ -91,7 +91,7 @@ def run_experiment(
     if not quiet:
         show_plan(plan)
     with hold(None if folder is None else folder.store) as held:
-        _check_folder(folder, experiment, resume)  # again, now that nobody else is at it
+        _check_folder(folder, experiment, resume)  # again, now that no other process can use it
         try:
             if pool == "local":
                 result = _run(plan, LocalPool(plan), folder, held, quiet)
@@ -105,12 +105,12 @@ def run_experiment(
 
 
 def show_plan(plan: "Plan") -> None:
-    """What will run, in a line."""
+    """Print the plan of the run, in one line."""
     console.print(f"{plan.config.strategy}: {plan.describe()}")
 
 
 def _note(error: AgentError, folder: "Folder | None") -> None:
-    """Leave why a run failed in its folder, unless it is the machine that takes nothing."""
+    """Write a run's error to its folder, unless the machine itself cannot write."""
     if folder is None or errors.machine_error(error):
         return
     if folder.store.find("experiment.json") is not None:
@@ -118,7 +118,7 @@ def _note(error: AgentError, folder: "Folder | None") -> None:
 
 
 def _check_train(pool: str, resume: bool) -> None:
-    """What engine = "train" cannot do."""
+    """Refuse the options that engine = "train" lacks."""
     if pool != "ray":
         raise InputError('engine = "train" runs on Ray, not in this process: write --pool ray')
     if resume:
@@ -126,7 +126,7 @@ def _check_train(pool: str, resume: bool) -> None:
 
 
 def _check_folder(folder: "Folder | None", experiment: Experiment, resume: bool) -> None:
-    """The folder is new; or it holds an unfinished try of this experiment."""
+    """Check that the folder is new, or holds an unfinished try of this experiment."""
     if not resume:
         if folder is not None:
             door.check_new_folder(folder.store)
@@ -143,13 +143,13 @@ def experiment_in(folder: Storage) -> Experiment:
     """The experiment whose run a folder holds.
 
     Args:
-        folder: of a run.
+        folder: the folder of a run.
 
     Returns:
         The experiment.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the folder holds no experiment.
     """
     name = "experiment.json"
     try:

@@ -1,6 +1,6 @@
-"""Sources of what a run learns from: images with their shares, or quadratic risks.
+"""Sources of a run's data: images with their shares, or quadratic risks.
 
-Both answer the same questions of a plan, so that nothing else asks which of them it has.
+Both classes have the same methods, so that no other module asks which of them a plan has.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ from raydist.seeding import Purpose, drawing, numpy_rng
 
 @dataclass(frozen=True)
 class QuadraticSource:
-    """Quadratic risks: samples are drawn, and the theory knows everything."""
+    """Quadratic risks, whose samples are drawn and whose theory is exact."""
 
     config: Experiment
     data: ClassVar[datasets.Data | None] = None
@@ -44,7 +44,7 @@ class QuadraticSource:
     agent_bytes: ClassVar[float] = 0.0
 
     def share(self, k: int) -> Split | None:
-        """None: samples are drawn, and nothing is kept."""
+        """None, because samples are drawn and no images are kept."""
         return None
 
     def held(self) -> dict[str, Split]:
@@ -72,19 +72,19 @@ class ImageSource:
 
     @property
     def epoch(self) -> int:
-        """Rounds in a pass over the mean share: K·B images each, an incomplete one is dropped."""
-        # not over any agent's share: that would be another number for every seed and partition
+        """Rounds in a pass over the mean share, K·B images each, without an incomplete one."""
+        # not over one agent's share, because its size depends on seed and partition
         each = self.config.topology.agents * self.config.data.batch
         return max(1, len(self.data.train[1]) // each)
 
     @property
     def validation_images(self) -> int:
-        """The number of validation images that there are."""
+        """The number of validation images."""
         return len(self.data.validation[1])
 
     @property
     def agent_bytes(self) -> float:
-        """Estimate of what an agent holds of the data: its share, and the test images."""
+        """Estimate of the memory of an agent's data: its share, and the test images."""
         agents = self.config.topology.agents
         return self.data.train[0].nbytes / agents + self.data.test[0].nbytes
 
@@ -99,7 +99,7 @@ class ImageSource:
         return held | self._risk_images()
 
     def _risk_images(self) -> dict[str, Split]:
-        """Images that the excess risk is measured on: as many of each agent's share."""
+        """Images for the excess risk, equally many of each agent's share."""
         agents = self.config.topology.agents
         each = self.config.evaluate.excess_risk // agents
         if each == 0:
@@ -112,7 +112,7 @@ class ImageSource:
         return {"risk": (x, y)}
 
     def theory(self, A: NDArray[np.float64], rounds: Sequence[float]) -> dict[float, float]:
-        """The excess risk within `evaluate.subspace` dimensions, if that is asked for."""
+        """The excess risk within `evaluate.subspace` dimensions, if configured."""
         if not self.config.evaluate.subspace:
             return {}
         images, shape = self._risk_images()["risk"], input_of(self.config, self.data)
@@ -129,7 +129,7 @@ def source_of(config: Experiment, images: datasets.Data | None) -> Source:
 
     Args:
         config: the experiment.
-        images: of its data set, where they are at hand; default: they are read.
+        images: the images of its data set, if at hand; default: read them.
 
     Returns:
         The source.
@@ -144,14 +144,14 @@ def source_of(config: Experiment, images: datasets.Data | None) -> Source:
 
 
 def images_of(config: Experiment) -> str:
-    """What the images of an experiment depend on, in one word; "" if it has none."""
+    """Key of all settings that determine an experiment's images; "" if it has none."""
     if isinstance(config.data, Quadratic):
         return ""
     return config.data.model_dump_json(include={"set", "root", "validation", "params"})
 
 
 def load_data(config: Experiment) -> datasets.Data:
-    """The images of an experiment, read once for all trials of this process."""
+    """Read the images of an experiment, once for all trials of this process."""
     table = config.data
     with drawing(Purpose.IN_CODE, 0):  # the same images for every seed
         if isinstance(table, OwnImages) and table.params:
@@ -172,10 +172,10 @@ def shares_of(config: Experiment, labels: NDArray[np.int64]) -> list[NDArray[np.
 
     Args:
         config: the experiment.
-        labels: of the training set.
+        labels: the labels of the training set.
 
     Returns:
-        K arrays, disjoint, that hold every position.
+        K disjoint arrays that together hold every position.
     """
     assert isinstance(config.data, Pictures)
     table, agents, seed = config.data.partition, config.topology.agents, config.seed
@@ -194,5 +194,5 @@ def shares_of(config: Experiment, labels: NDArray[np.int64]) -> list[NDArray[np.
 
 @lru_cache(maxsize=2)
 def _cached(name: str, root: str | None, validation: float, download: bool) -> datasets.Data:
-    """The plain sets, read once for all trials of this process."""
+    """Read a plain data set, once for all trials of this process."""
     return datasets.load(name, root=root, validation=validation, download=download)

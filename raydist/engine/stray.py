@@ -1,7 +1,7 @@
-"""Weights that a model computes with and does not have: nobody trains, exchanges or saves them.
+"""Stray weights: a model computes with them, but no agent trains, exchanges or saves them.
 
-`nn.Module` knows the layers that are its attributes, not those in a plain list, dict or object, and
-of tensors only `nn.Parameter`. The graph of a forward pass knows them all.
+`nn.Module` registers layers that are its attributes, not layers in a plain list, dict or object,
+and no tensors except `nn.Parameter`. The graph of a forward pass contains all of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 OWN = frozenset(vars(nn.Module()))  # attributes that every module has
-SINGLE = (str, bytes, int, float, complex, type, type(None))  # they keep no tensors
+SINGLE = (str, bytes, int, float, complex, type, type(None))  # types that hold no tensors
 
 
 class _Place(NamedTuple):
-    """Where something is kept.
+    """The place of a tensor in a model.
 
     Attributes:
-        path: such as "self.layers[0].weight".
-        holder: of the outermost list, dict or object on the way that no module is; "" if none is.
-        kind: "List", "Dict" or "", of that one.
-        layer: whether a module is below it.
+        path: the path, such as "self.layers[0].weight".
+        holder: path of the outermost list, dict or object on the way that is no module, or "".
+        kind: "List", "Dict" or "", the holder's kind.
+        layer: True if a module lies below the holder.
     """
 
     path: str
@@ -30,7 +30,7 @@ class _Place(NamedTuple):
     layer: bool = False
 
     def remedy(self) -> str:
-        """What to write."""
+        """Code to write instead."""
         if self.holder and not self.kind:
             return f"{self.holder} as a torch.nn.Module"
         of = "Module" if self.layer else "Parameter"
@@ -38,15 +38,15 @@ class _Place(NamedTuple):
 
 
 def stray(model: nn.Module, output: Tensor) -> str:
-    """What a forward pass takes gradients to that is none of the model's parameters.
+    """Find tensors with gradients in a forward pass that are no parameters of the model.
 
     Args:
         model: the model, after the pass; "self" in the answer.
-        output: of the pass, whose images needed no gradient.
+        output: output of the pass, for images without gradient.
 
     Returns:
-        What the model does and what to write, in one line; "" if there is nothing. A tensor that
-        is made in the pass and kept nowhere is nothing, but a layer that is made there is.
+        One line with the model's mistake and its remedy, or "". A tensor made in the pass and kept
+        nowhere is no mistake, but a layer made in the pass is one.
     """
     own = {id(parameter) for parameter in model.parameters()}
     found = {id(leaf): leaf for leaf in _leaves(output) if id(leaf) not in own}
@@ -101,7 +101,7 @@ def _kept(value: Any, place: _Place, seen: set[int]) -> Iterator[tuple[_Place, T
 
 
 def _parts(value: Any) -> tuple[dict[str, Any], str]:
-    """What something keeps, by how it is reached, and the kind of module that would keep it."""
+    """Parts of a value by their access path, and the kind of module that would hold them."""
     if isinstance(value, Mapping):
         return {f"[{key!r}]": each for key, each in value.items()}, "Dict"
     if isinstance(value, list | tuple | set):

@@ -1,7 +1,7 @@
-"""Watching a run: when it diverges, when it becomes unstable, and what is done about it.
+"""Watching a run: detects divergence and instability, and applies the remedy.
 
-Instability is judged by the signs of arXiv:2410.07675 on every measurement. A run then stops, or is
-healed by noise on its inputs, or is only watched; either way its episodes are recorded.
+Every measurement is judged by the signs of instability of arXiv:2410.07675. An unstable run stops,
+or is healed by noise on its inputs, or is only watched; its episodes are always recorded.
 """
 
 import math
@@ -18,7 +18,7 @@ FINITE = ("loss", "grad_norm", "distance", "val_loss")
 
 
 class Watch:
-    """What is remembered of a run's measurements, and what follows from it."""
+    """Memory of a run's measurements, and the decisions that follow from them."""
 
     def __init__(self, plan: Plan) -> None:
         """Begin with no measurement."""
@@ -30,7 +30,7 @@ class Watch:
         self._overfitting: int | None = None
 
     def dump(self) -> dict[str, Any]:
-        """The state as JSON has it, for a watch that goes on from here."""
+        """The state as JSON values, for a watch that goes on from here."""
         return {
             "chronicle": self._chronicle.dump(),
             "noisy": sorted(self._noisy),
@@ -38,19 +38,19 @@ class Watch:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `dump` gave."""
+        """Go on from a state of `dump`."""
         self._chronicle.load(state["chronicle"])
         self._noisy, self._overfitting = {*state["noisy"]}, state["overfitting"]
 
     def noisy(self, n: int) -> bool:
-        """Whether the inputs of round n get the remedy's noise."""
+        """Tell if the inputs of round n get the remedy's noise."""
         return n in self._noisy
 
     def observe(self, record: Record) -> Outcome | None:
-        """Take in a record; says so if the run ends with it, and how.
+        """Add a record; return the outcome if the run ends with it.
 
         Args:
-            record: of the round after the last one; gets `unstable` where it is a measurement.
+            record: the record of the next round; a measurement gets the field `unstable`.
 
         Returns:
             The outcome, or None if the run goes on.
@@ -74,7 +74,7 @@ class Watch:
         return Outcome("completed", "", n) if n == self._plan.rounds else None
 
     def _judge(self, record: Record) -> str:
-        """Why a record is unstable, or ""; it gets `unstable` if it is a measurement."""
+        """Return why a record is unstable, or ""; set `unstable` if it is a measurement."""
         rule, stop, n = self._rule, self._plan.config.stop, record.round
         if rule is None:
             return ""
@@ -104,7 +104,7 @@ class Watch:
                 self._overfitting = record.round
 
     def summary(self) -> dict[str, float | str]:
-        """Columns of the result: the first episode, its recovery, and how many there were."""
+        """Columns of the result: the first episode, its recovery, the number of episodes."""
         columns: dict[str, float | str] = {}
         if self._overfitting is not None:
             columns["catastrophic_overfitting_round"] = float(self._overfitting)

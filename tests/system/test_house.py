@@ -159,7 +159,7 @@ def test_no_module_imports_the_tests_or_the_scripts_and_those_only_read():
     assert not list((ROOT / "sweeps").glob("*.py")) + list((ROOT / "topologies").glob("*.py"))
 
 
-TOLD = [f"raydist.{name}" for name in "config results tune evaluation".split()]
+TOLD = [f"raydist.{name}" for name in "config results tune evaluation engine".split()]
 TOP = [f"raydist.{name}" for name in f"{FOUNDATIONS} {COMMANDS}".split()]
 RIDDLES = "what which how who whom whose that as where when why whether whatever nothing so"
 

@@ -1,1 +1,1 @@
-"""What an agent does by itself: its step and its measurements, without Ray."""
+"""One agent alone, without Ray: its local step and its measurements."""

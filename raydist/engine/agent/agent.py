@@ -1,8 +1,8 @@
-"""An agent: a plain object that adapts on its own data and combines what its neighbours send.
+"""An agent: a plain object that adapts on its own data and combines its neighbours' messages.
 
-What it sends is one flat vector: the parameters, and behind them BatchNorm's running statistics.
-It lies in one buffer that every round uses again. Every method is fenced by the round: called out
-of order, it refuses to work.
+A message is one flat vector: the parameters, then BatchNorm's running statistics. It lies in one
+buffer that every round overwrites. Every method checks the round, and raises if it is called out
+of order.
 """
 
 import copy
@@ -32,7 +32,7 @@ from raydist.vector import FlatModel
 Message = NDArray[np.floating[Any]]
 Info = dict[str, float]
 
-BEFORE = "seconds_combine_before"  # of the round before, which ends when the next one begins
+BEFORE = "seconds_combine_before"  # of the previous round, which ends when the next begins
 
 
 class Agent:
@@ -48,10 +48,10 @@ class Agent:
         """Build the agent at round 0.
 
         Args:
-            spec: who it is and what it shall do.
-            share: its private training images and labels (None for the quadratic task).
+            spec: the agent's number, neighbours, weights and experiment.
+            share: the agent's private training images and labels (None for the quadratic task).
             held: the "validation" and "test" splits, common to all agents.
-            flat: another agent's model, to use that; default: one of its own.
+            flat: another agent's model, to share it; default: a model of its own.
         """
         torch.set_num_threads(spec.threads)
         self.spec, self.config = spec, spec.config
@@ -77,16 +77,17 @@ class Agent:
         self.seconds_combine: Callable[[], float] | None = None  # of the last round, until told
 
     def message_size(self) -> int:
-        """How many numbers m_k has, with what travels behind it."""
+        """Length of the message: m_k and the vectors that travel behind it."""
         size = self.flat.w.numel()
         if self.config.combine_buffers:
             size += self.flat.statistics.numel()
         return size + self._momentum * self.local.vectors() * self.flat.w.numel()
 
     def send_its_own(self) -> None:
-        """Send the very vector that it learns with, not a copy, where a message is just that.
+        """Send the weights themselves instead of a copy, if the strategy's message allows it.
 
-        For one whose message is read before it combines. Consensus sends what its step changes.
+        Safe if the receivers read the message before this agent combines. Consensus always copies,
+        because its step overwrites the weights.
         """
         kind, size = self.strategy.sends, self.sent.numel()
         own = {"phi": self.flat.state_vector, "gradient": self.flat.grad, "w": self.sent}[kind]
@@ -98,12 +99,12 @@ class Agent:
 
         Args:
             n: the round.
-            noisy: whether the inputs get Gaussian noise first (`stop.remedy`).
+            noisy: True to add Gaussian noise to the inputs first (`stop.remedy`).
 
         Returns:
-            The message m_k(n), a buffer that the next call writes again; and what tells what was
-            measured, once the device is done with it: loss, grad_norm, fosc, lr, eps, times, bytes;
-            under `BEFORE`, what the combination of the round before took, if nobody has asked yet.
+            The message m_k(n), a buffer that the next call overwrites; and a function that waits
+            for the device and returns the measurements: loss, grad_norm, fosc, lr, eps, times,
+            bytes, and under `BEFORE` the seconds of the previous combination, if not yet reported.
 
         Raises:
             RuntimeError: if n is not the next round.
@@ -182,7 +183,7 @@ class Agent:
         self.seconds_combine = clock.total
 
     def state(self, which: str = "now") -> Message:
-        """One vector: parameters and running statistics.
+        """Parameters and running statistics as one vector.
 
         Args:
             which: "now"; "average", over the run; "snapshot-i", at the end of the i-th period.
@@ -202,11 +203,11 @@ class Agent:
         return self.flat.model_order(self.flat.state()).cpu().numpy()
 
     def add(self, total: Message | None, which: str) -> Message:
-        """Σ_k w_k / K, one agent after the other: the centroid, once it is through all of them.
+        """Add w_k / K to a sum, which is the centroid once it has passed through all agents.
 
         Args:
-            total: of the agents before this one; None if it is the first.
-            which: as in `state`.
+            total: the sum over the agents before this one; None for the first agent.
+            which: the state to sum, named as in `state`.
 
         Returns:
             The sum with this agent's part, (S,).
@@ -218,18 +219,18 @@ class Agent:
         return torch.from_numpy(total).add(state, alpha=share).numpy()
 
     def measure(self, n: int, centroid: Message) -> tuple[Info, validation.Sums]:
-        """What is known of the state after round n.
+        """Measure the state after round n.
 
         Args:
             n: the round, finished.
             centroid: the centroid's vector.
 
         Returns:
-            Of this agent's own state: distance from the start, squared distance from the centroid,
-            `seconds_combine` of its last round, `passes` (how often it has been through its share),
-            excess risk (quadratic task, or `evaluate.excess_risk`), and that of the centroid, whose
-            mean over the agents the driver takes. Of the centroid, on this agent's part of the
-            validation images: sums that the driver adds up.
+            Numbers of this agent's own state: distance from the start, squared distance from the
+            centroid, `seconds_combine` of its last round, `passes` (through its share), excess risk
+            (quadratic task, or `evaluate.excess_risk`) and the centroid's excess risk, which the
+            driver averages over the agents. Sums of the centroid on this agent's part of the
+            validation images, which the driver adds up.
 
         Raises:
             RuntimeError: if round n is not finished.
@@ -250,8 +251,8 @@ class Agent:
         """Per-image verdicts on test images.
 
         Args:
-            *centroids: judge this model on this agent's part of the images; several: the ensemble
-                of them; none: the agent's own model on all images.
+            *centroids: the model to judge on this agent's part of the images; several: their
+                ensemble; none: the agent's own model, on all images.
 
         Returns:
             The verdicts.
@@ -271,7 +272,7 @@ class Agent:
             return self.local.distributional.power(n).cpu().numpy()
 
     def learn_sensitivity(self, power: Message) -> None:
-        """Take in the network's sensitivity."""
+        """Update Υ with the network's sensitivity."""
         self.local.distributional.learn(self._tensor(power))
 
     def save(self, folder: str, name: str, centroid: Message | None = None) -> None:
@@ -279,8 +280,8 @@ class Agent:
 
         Args:
             folder: a path or an fsspec URL.
-            name: of the file.
-            centroid: the centroid's vector, to write that instead.
+            name: the file's name.
+            centroid: the centroid's vector, to write it instead of the own model.
         """
         with self.flat.at(self._state_or(centroid)) as model:
             tensors = {
@@ -290,7 +291,7 @@ class Agent:
         Storage(folder).write(name, save_tensors(tensors))
 
     def _remember(self, n: int) -> None:
-        """The state after round n joins the average, and is kept at the end of a period."""
+        """Add the state after round n to the average; keep a copy at the end of a period."""
         table, times = self.config.average, self.spec.times
         if self.average and table and n >= table.start * times.rounds:
             self.average.add(self.flat.state())
@@ -299,7 +300,7 @@ class Agent:
 
     @property
     def _momentum(self) -> bool:
-        """Whether the optimiser's vectors travel with the weights."""
+        """Tell if the optimiser's vectors travel with the weights."""
         return self.config.optim.combine and not self.strategy.steps_together
 
     def _send(self, vector: Tensor) -> None:
@@ -310,10 +311,10 @@ class Agent:
             _copy(companion, self.sent[part])
 
     def _companions(self) -> list[tuple[slice, Tensor]]:
-        """What is combined besides the weights, if configured: running statistics, momentum.
+        """Vectors combined besides the weights, if configured: running statistics, momentum.
 
         Returns:
-            Where in a message each of these vectors stands, and the vector.
+            The slice of the message that holds each vector, and the vector.
         """
         found: list[tuple[slice, Tensor]] = []
         end = self.flat.w.numel()
@@ -335,6 +336,6 @@ class Agent:
 
 
 def _copy(vector: Tensor, here: Tensor) -> None:
-    """Nothing to do if it is there."""
+    """Copy a vector to its place; skip the copy if both are the same memory."""
     if vector.data_ptr() != here.data_ptr():
         here.copy_(vector)

@@ -1,4 +1,4 @@
-"""What an agent measures of a model, on its part of the images that all agents share out."""
+"""Measurements by one agent: a model on the agent's part of the common images."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -39,11 +39,11 @@ class AgentMeasures:
         Args:
             config: the experiment.
             agent: the agent k.
-            share: its private training images (None for the quadratic task, which has no images).
+            share: the agent's private training images (None for the quadratic task).
             held: the "validation" and "test" splits, and "risk" if there is one.
-            scale: what brings pixels to [0, 1].
+            scale: the factor that brings pixels to [0, 1].
             classes: number of classes.
-            device: where to compute.
+            device: the device to compute on.
         """
         self._config, self._agent, self._held = config, agent, held
         self._share = share or (np.zeros((0, 1)), np.zeros(0, np.int64))
@@ -61,8 +61,8 @@ class AgentMeasures:
         """The mean of J_k(w) − J_k(w*) over some agents k, w* the start of the run.
 
         Args:
-            model: at w.
-            agents: the agents; None: all of them, which makes it J(w) − J(w*).
+            model: the model at w.
+            agents: the agents k; None: all of them, so the result is J(w) − J(w*).
 
         Returns:
             The difference; exactly 0 at w*.
@@ -85,9 +85,9 @@ class AgentMeasures:
         """Verdicts on test images.
 
         Args:
-            model: gives logits.
-            shared: this agent's part of the images, for a model that all agents judge together;
-                else all of them.
+            model: the model to judge, which returns logits.
+            shared: True for this agent's part of the images, because all agents judge the model
+                together; False for all images.
 
         Returns:
             The verdicts.
@@ -104,7 +104,7 @@ class AgentMeasures:
             )
 
     def _curved(self, images: int) -> validation.Part:
-        """This agent's part of so many training images: drawn evenly, and as it sees them."""
+        """This agent's part of `images` training images, drawn evenly and transformed."""
         x, y = self._share
         agents = self._config.topology.agents
         mine = images // agents + (self._agent < images % agents)
@@ -112,11 +112,11 @@ class AgentMeasures:
         return validation.Part(evenly(y)[:mine], x, y, self._scale, self._device, seen)
 
     def _drawn(self, first: int, n: int = 0) -> AbstractContextManager[None]:
-        """What a foreign model draws follows from what is measured, not from who measures it."""
+        """Seed a foreign model's draws by `first`, so that they do not depend on this agent."""
         return drawn(self._config, Purpose.IN_MEASUREMENT, first, n, self._device)
 
     def _part(self, split: str, limit: int | str, shared: bool) -> validation.Part:
-        """So many images of a split, drawn evenly; if shared out, one in S for S agents."""
+        """Up to `limit` images of a split, drawn evenly; one in S of them if S agents share."""
         x, y = self._held[split]
         images = int(min(len(y), _number(limit)))
         chosen = np.sort(self._even(split)[:images])
@@ -126,7 +126,7 @@ class AgentMeasures:
         return validation.Part(chosen, x, y, self._scale, self._device)
 
     def _even(self, split: str) -> Index:
-        """The order in which the images of a split are taken."""
+        """Random order in which images are taken from a split."""
         if split not in self._orders:
             self._orders[split] = evenly(self._held[split][1])
         return self._orders[split]
@@ -137,5 +137,5 @@ def _first(part: validation.Part) -> int:
 
 
 def _number(count: int | str) -> float:
-    """A count, with "all" as infinity."""
+    """Turn a count into a number; "all" is infinity."""
     return math.inf if isinstance(count, str) else count

@@ -1,13 +1,13 @@
-"""What is an agent's own: its threat, its attack step, its budgets, how its images are changed.
+"""Settings of a single agent: its threat, its attack step, its budgets, its image transforms.
 
-Whatever depends on the threat, its schedule or the transforms of an agent asks here: nothing that
-trains or measures an agent reads the common tables for itself.
+Training and measuring code asks this module for an agent's threat, schedule and transforms, and
+never reads the common tables itself.
 
-`attack.alpha` and `loss.delta` are those of the common budget, threat.eps = ε. An agent with a
-budget ε_k of its own takes the same fraction of it, and both follow the budget through the rounds
-(arXiv:2006.08403). Where ε = 0 there is no such fraction, and they stand for ε_k itself: an agent
-with ε_k = 0 has no budget, δ_k = 0, as beside ε > 0. Where no agent has one, δ is that of all.
-What is not written, or is written as what it would be then, is the usual value of each threat.
+`attack.alpha` and `loss.delta` belong to the common budget, threat.eps = ε. An agent with its own
+budget ε_k scales both by ε_k / ε, and both follow the budget through the rounds
+(arXiv:2006.08403). If ε = 0 there is no such ratio, so both values apply to ε_k unchanged; an agent
+with ε_k = 0 then gets δ_k = 0, as it does if ε > 0. If no agent has a budget, all agents use δ.
+A value left out, or written as its default, means the usual value of each agent's threat.
 """
 
 import math
@@ -28,8 +28,8 @@ class Own:
     """The settings of one agent where agents may differ.
 
     Attributes:
-        agent: its number k.
-        threat: its set of allowed perturbations, at its full budget.
+        agent: the agent's number k.
+        threat: the agent's set of allowed perturbations, at its full budget.
     """
 
     def __init__(self, config: Experiment, agent: int) -> None:
@@ -43,7 +43,7 @@ class Own:
         self._change = tables[agent].model_dump() if tables else {}
 
     def in_round(self, n: int, times: Timetable) -> ThreatModel:
-        """Its threat in round n of a run: all agents' budgets follow the common schedule."""
+        """Threat of the agent in round n: every agent's budget follows the common schedule."""
         table, eps = self._config.threat.schedule, self._config.threat.eps
         if isinstance(table, OwnEps):
             whole = eps or 1.0
@@ -57,13 +57,14 @@ class Own:
         return ThreatModel(self.threat.norm, part * self.threat.eps, self.threat.bounds)
 
     def alpha(self, threat: ThreatModel) -> float:
-        """The step of its training attack.
+        """The step of the agent's training attack.
 
         Args:
-            threat: its own, at the budget of the moment.
+            threat: the agent's threat, at the present budget.
 
         Returns:
-            As configured; where that is the usual step of the common threat, that of its own.
+            The configured step; the usual step of the agent's own threat, if the configured one is
+            the usual step of the common threat.
         """
         table, common = self._config.attack, self._config.threat
         if not isinstance(table, Stepped) or table.alpha is None:
@@ -73,14 +74,14 @@ class Own:
         return self._at(threat, table.alpha)
 
     def delta(self, threat: ThreatModel) -> float:
-        """Its distributional budget δ_k of `loss.name = "wasserstein"`.
+        """The distributional budget δ_k of `loss.name = "wasserstein"`.
 
         Args:
-            threat: its own, at the budget of the moment.
+            threat: the agent's threat, at the present budget.
 
         Returns:
-            As configured, ε_k where that is the common budget; 0 if ε_k = 0, unless that is so of
-            all agents.
+            The configured budget; ε_k, if the configured one equals the common budget; 0 if
+            ε_k = 0, unless all agents have ε_k = 0.
         """
         table = self._config.loss
         delta = table.delta if isinstance(table, Wasserstein) else None
@@ -89,11 +90,11 @@ class Own:
         return self._at(threat, delta)
 
     def images(self, x: Tensor) -> Tensor:
-        """Images in [0, 1], (N, C, H, W), as this agent has them (`data.transforms`)."""
+        """Apply this agent's `data.transforms` to images in [0, 1], (N, C, H, W)."""
         return transformed(x, **self._change)
 
     def _at(self, threat: ThreatModel, value: float) -> float:
-        """What `value`, of the common budget, is at this one."""
+        """Scale `value` from the common budget to the budget of `threat`."""
         if self._common:
             return value * threat.eps / self._common
         return value if self._alike else 0.0

@@ -1,16 +1,15 @@
-"""How an agent's passes are computed: precision, CUDA graphs, streams, timers.
+"""Computation of an agent's passes: precision, CUDA graphs, streams, timers.
 
-What is stored, summed up and sent stays in the dtype. bf16 holds for the network's passes alone:
-losses, projections, weights and the optimiser's state are float32. TF32 is a mode of GPUs for
-products of float32 matrices. Compiled, what lies between products is computed in one go, and
-rounded once.
+Stored, summed and sent values keep the dtype. bf16 applies to the network's passes alone: losses,
+projections, weights and the optimiser's state are float32. TF32 is a mode of GPUs for products of
+float32 matrices. Compilation fuses the operations between products, and rounds their result once.
 
 A pass through a small network is hundreds of kernels, which a fast GPU computes sooner than Python
-launches them, so that they are recorded once as a CUDA graph and then launched together. A function
-that draws from global randomness is not recorded: what it drew on the CPU would be the same in
-every replay, and what it draws on the GPU would follow a counter that all replays of a process
-share, whatever queue they are in. Queues (streams) let agents work side by side, because the batch
-of one does not fill a large GPU.
+launches them. So they are recorded once as a CUDA graph and then launched together. A function
+that draws from global randomness is not recorded, because its CPU draws would be the same in every
+replay, and its GPU draws would follow a counter that all replays of a process share, whatever
+their stream. Streams let agents work side by side, because one agent's batch does not fill a large
+GPU.
 """
 
 import time
@@ -38,9 +37,9 @@ class Passes(nn.Module):
         """Wrap a network; parameters, buffers and modes are its own.
 
         Args:
-            network: maps (N, ...) to outputs.
-            bf16: whether matrix products and convolutions are those of bfloat16.
-            channels_last: whether images are laid out with the channels of a pixel side by side.
+            network: a module from (N, ...) to outputs.
+            bf16: True to compute matrix products and convolutions in bfloat16.
+            channels_last: True to store the channels of a pixel side by side.
         """
         super().__init__()
         self.network, self.bf16, self.channels_last = network, bf16, channels_last
@@ -55,7 +54,7 @@ class Passes(nn.Module):
 
 
 def computed(network: nn.Module, config: Experiment) -> nn.Module:
-    """The network as an experiment computes it in training: itself, if nothing is asked for."""
+    """Wrap the network for the experiment's precision; return it unchanged if none is set."""
     bf16 = config.precision == "bf16"
     if config.compile:
         network = cast(nn.Module, torch.compile(network, dynamic=False))
@@ -63,16 +62,16 @@ def computed(network: nn.Module, config: Experiment) -> nn.Module:
 
 
 def unsafe_in_channels_last(network: nn.Module) -> bool:
-    """Whether its gradients would be written outside their memory.
+    """Tell if channels_last would write a network's gradients outside their memory.
 
     oneDNN 3.12 does so in channels_last for the weights of strided 1x1 convolutions (seen with 2 to
     7 input channels on AVX2, whose registers hold 8 numbers; others hold 16).
 
     Args:
-        network: of any kind.
+        network: any network.
 
     Returns:
-        Whether it has such a convolution with fewer than 16 input channels.
+        True if it has such a convolution with fewer than 16 input channels.
     """
     return any(
         isinstance(m, nn.Conv2d)
@@ -85,9 +84,9 @@ def unsafe_in_channels_last(network: nn.Module) -> bool:
 
 @contextmanager
 def tf32(allowed: bool) -> Generator[None]:
-    """Meanwhile GPUs round the factors of float32 products to TF32, or do not.
+    """Allow or forbid TF32 factors in float32 products on GPUs, inside this context.
 
-    Torch's own default rounds those of convolutions.
+    Torch's own default allows them in convolutions.
     """
     products: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [product.allow_tf32 for product in products]
@@ -101,20 +100,20 @@ def tf32(allowed: bool) -> Generator[None]:
 
 
 class Timer:
-    """Moments between pieces of work.
+    """A clock of consecutive pieces of work.
 
-    A GPU works behind the Python code: its moments are marks in its queue, for which nothing
-    waits until they are asked for.
+    A GPU lags behind the Python code. Its times are therefore events in its stream, and nothing
+    waits for them until they are read.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """The first moment is now."""
+        """Begin the first piece of work now."""
         self._cuda = device.type == "cuda"
         self._marks: list[float | torch.cuda.Event] = []
         self.mark()
 
     def mark(self) -> None:
-        """The end of a piece of work, and the beginning of the next one."""
+        """End a piece of work, and begin the next one."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
@@ -123,11 +122,11 @@ class Timer:
             self._marks.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """How long each piece took, once all are done."""
+        """Wait until all pieces are done; return the seconds of each."""
         return [_between(*ends) for ends in pairwise(self._marks)]
 
     def total(self) -> float:
-        """From the first moment to the last one, in seconds, once all is done."""
+        """Wait until all pieces are done; return the seconds from first to last mark."""
         return sum(self.seconds())
 
 
@@ -141,25 +140,25 @@ def _between(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> 
 
 
 class Streams:
-    """Queues for the agents of a process, which take turns; on a CPU, nothing."""
+    """CUDA streams that the agents of a process use in turn; none on a CPU."""
 
     def __init__(self, device: torch.device) -> None:
-        """The queues of a device."""
+        """Open the streams of a device."""
         self._streams = _streams(device) if device.type == "cuda" else []
 
     def lane(self, i: int) -> AbstractContextManager[None]:
-        """What is asked of the device meanwhile is done behind all that was asked before in lane i.
+        """Queue the kernels launched inside this context on stream i.
 
         Args:
-            i: whose; every LANES-th has the same.
+            i: the agent's number; agents whose numbers differ by LANES share a stream.
 
         Returns:
-            The lane, to be entered.
+            The context to enter.
         """
         return _within(self._streams[i % LANES]) if self._streams else NO_LANE
 
     def join(self) -> None:
-        """What is asked from now on is done after all that was asked in any lane."""
+        """Let kernels launched from now on run after those of all streams."""
         for stream in self._streams:
             torch.cuda.current_stream().wait_stream(stream)
 
@@ -173,12 +172,12 @@ def _within(stream: torch.cuda.Stream) -> Generator[None]:
 
 @cache
 def _streams(device: torch.device) -> list[torch.cuda.Stream]:
-    """The same ones in every run of a process: what is recorded in one keeps memory for it."""
+    """Streams of a device, the same in every run, because recordings keep memory for each."""
     return [torch.cuda.Stream(device) for _ in range(LANES)]  # type: ignore[no-untyped-call]
 
 
 class _Recording(NamedTuple):
-    """A graph, where it reads its inputs and where its result will lie."""
+    """A graph, the tensors it reads its inputs from, and the tensor it writes its result to."""
 
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]
@@ -188,19 +187,19 @@ class _Recording(NamedTuple):
 class CudaGraph:
     """A function of CUDA tensors, recorded at its first call for inputs of a shape.
 
-    One that draws is called each time instead. Whatever else it reads or writes (weights,
-    statistics, gradients) has to stay where it is in memory, and its Python code has to do the
-    same in every call: it is run no more.
+    A function that draws random numbers is called each time instead. All other tensors that the
+    function reads or writes (weights, statistics, gradients) must keep their place in memory, and
+    its Python code must do the same in every call, because a replay does not run it.
     """
 
     def __init__(
         self, function: Callable[..., Tensor], changes: Callable[[], Iterable[Tensor]] = tuple
     ) -> None:
-        """Nothing is recorded yet.
+        """Keep the function; its first call records it.
 
         Args:
-            function: of tensors, which gives a tensor and waits for nothing on the device.
-            changes: tells the other tensors that it writes; recording leaves them as they are.
+            function: a function from tensors to a tensor that never waits for the device.
+            changes: a function that lists the other tensors written; recording restores them.
         """
         self._function, self._changes = function, changes
         self._recordings: dict[Any, _Recording | None] = {}
@@ -220,7 +219,7 @@ class CudaGraph:
         return result.clone()  # before another graph writes to the same memory
 
     def _record(self, inputs: list[Tensor]) -> _Recording | None:
-        """The function's recording; None if it draws."""
+        """Record the function; return None if it draws random numbers."""
         kept = [(each, each.clone()) for each in self._changes()]
         before = global_state("cuda")
         here = torch.cuda.current_stream()
@@ -245,7 +244,7 @@ class CudaGraph:
 
 @cache
 def _memory(stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
-    """Of a graph that stays: what those of this queue compute in, one after the other."""
+    """A graph kept alive so that all graphs of a stream share its memory pool, in turn."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         torch.zeros(1, device="cuda")

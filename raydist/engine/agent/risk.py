@@ -1,11 +1,11 @@
-"""The excess risk of a run, J(w) − J(w*), from where it starts: measured, and predicted.
+"""The excess risk of a run over its start, J(w) − J(w*): measured, and predicted.
 
     J(w) = (1/K) Σ_k J_k(w),   J_k(w) = mean over images of agent k of ℓ(w; x + δ(w), y)
 
-with the run's own training loss and attack, the model in eval mode, the images as the agent has
-them but not augmented. The attack's draws are a function of (seed, agent, batch): the same in every
-round and under every strategy (arXiv:2509.11337). w* is the start of the run: a minimiser if it
-was trained before, as `model.checkpoint`.
+with the run's own training loss and attack, the model in eval mode, and the agent's transformed
+images without augmentation. The attack's draws are a function of (seed, agent, batch), so they are
+the same in every round and under every strategy (arXiv:2509.11337). w* is the start of the run, a
+minimiser if the model was trained before (`model.checkpoint`).
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -47,12 +47,12 @@ def risk(
     """J_k(w) of an agent k.
 
     Args:
-        model: at w.
+        model: the model at w.
         config: the experiment.
-        images: of all agents, as many of each, agent after agent.
+        images: the images of all agents, agent after agent, equally many of each.
         agent: the agent k.
-        scale: what brings pixels to [0, 1].
-        device: where to compute.
+        scale: the factor that brings pixels to [0, 1].
+        device: the device to compute on.
 
     Returns:
         The mean loss.
@@ -72,7 +72,7 @@ def risk(
 def batches(
     config: Experiment, images: Split, agent: int, scale: float, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """An agent's images, as it has them, and labels, in batches; arguments as in `risk`."""
+    """Batches of an agent's transformed images and labels; arguments as in `risk`."""
     own = Own(config, agent)
     each = len(images[1]) // config.topology.agents
     x, y = (part[agent * each : (agent + 1) * each] for part in images)
@@ -83,7 +83,7 @@ def batches(
 
 
 def unpredictable(config: Experiment) -> str:
-    """Why the theory is not about a run: it is of plain SGD on one risk that is smooth.
+    """Explain why the theory does not cover a run: it treats plain SGD on one smooth risk.
 
     Args:
         config: the experiment.
@@ -116,8 +116,8 @@ def unpredictable(config: Experiment) -> str:
 
 
 def _reaches(config: Experiment, own: Own) -> bool:
-    """Whether an agent of the quadratic task trains on the worst perturbation of every sample."""
-    # from the sample itself all steps lead outwards; from elsewhere they may end in another corner
+    """Tell if a quadratic agent trains on the worst perturbation of every sample."""
+    # from the sample itself all steps lead outwards; a random start may end in another corner
     table = config.attack
     if not isinstance(table, Fgsm | Pgd) or table.start != "zero":
         return False
@@ -163,19 +163,19 @@ def predict_network(
 ) -> NDArray[np.float64]:
     """The excess risk of a network within `evaluate.subspace` dimensions, (E1).
 
-    Derivatives are taken once, here, on the images that the risk is measured on, on the CPU.
+    Derivatives are taken once, on the CPU, on the images of the measured risk.
 
     Args:
         config: the experiment.
         A: combination matrix of the run, (K, K).
-        images: as in `risk`.
-        input_of: shape of one input, number of classes, what brings pixels to [0, 1].
+        images: the images of all agents, as in `risk`.
+        input_of: shape of one input, number of classes, factor that brings pixels to [0, 1].
         rounds: numbers of rounds, math.inf for the limit.
 
     Returns:
         ER_n, (len(rounds),).
     """
-    from raydist.measure import escaping  # what it needs takes memory in every agent
+    from raydist.measure import escaping  # imported late: it takes memory in every agent
 
     shape, classes, scale = input_of
     cpu = torch.device("cpu")
@@ -201,7 +201,7 @@ def predict_network(
 
 @contextmanager
 def one_thread() -> Generator[None]:
-    """As the agents of either pool compute: more threads would add in another order."""
+    """Compute on one thread in this context; more would sum in another order than agents."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

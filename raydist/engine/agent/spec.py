@@ -1,4 +1,4 @@
-"""What an agent is told when it starts."""
+"""The specification of an agent, sent to it when it starts."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,21 @@ from raydist.config.experiment import Experiment
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """What an agent is told when it starts.
+    """An agent's number, place in the graph, experiment and means.
 
     Attributes:
-        agent: its number k in 0..K-1.
+        agent: the agent's number k in 0..K-1.
         config: the experiment.
-        neighbours: the l of its neighbourhood N_k in ascending order, k among them unless a_kk = 0.
+        neighbours: the neighbourhood N_k in ascending order, with k itself unless a_kk = 0.
         weights: the a_lk in the same order.
-        listeners: how many others hear it; on a directed graph not those that it hears.
+        listeners: number of others that receive from k; on a directed graph not its neighbours.
         times: length, epochs and periods of the run.
-        shape: of one input, (C, H, W).
+        shape: shape of one input, (C, H, W).
         classes: number of classes.
-        scale: what brings stored pixels to [0, 1].
-        threads: CPU threads that it may use.
-        cuda: whether it computes on a GPU.
-        title: what messages call it: "agent 3", or "agent 3 (Paris)" on a graph with names.
+        scale: the factor that brings stored pixels to [0, 1].
+        threads: number of CPU threads that the agent may use.
+        cuda: True if the agent computes on a GPU.
+        title: the agent's name in messages: "agent 3", or "agent 3 (Paris)" on a named graph.
     """
 
     agent: int
@@ -40,5 +40,5 @@ class AgentSpec:
 
     @property
     def others(self) -> tuple[int, ...]:
-        """The neighbours but k itself."""
+        """The neighbours without k itself."""
         return tuple(l for l in self.neighbours if l != self.agent)

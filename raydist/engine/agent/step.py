@@ -1,7 +1,7 @@
 """An agent's local step: the batch, the noise, the attack, the gradient, the optimiser.
 
-The equations stand in `raydist.adversary` and `raydist.learning`; here they meet the round, whose
-number decides every draw, the budget and the learning rate.
+`raydist.adversary` and `raydist.learning` hold the equations. This module adds the round, because
+its number decides every draw, the budget and the learning rate.
 """
 
 from collections.abc import Callable
@@ -32,14 +32,14 @@ from raydist.vector import FlatModel
 
 @dataclass(frozen=True)
 class Attacked:
-    """A batch and what the attack made of it.
+    """A batch and its adversarial points.
 
     Attributes:
         x: inputs, (N, ...), with the remedy's noise if it is due.
         y: labels, (N,).
         points: the attack's result.
-        threat: at the budget of the round.
-        round: n.
+        threat: the threat, at the budget of the round.
+        round: the round n.
     """
 
     x: Tensor
@@ -50,7 +50,7 @@ class Attacked:
 
 
 class LocalStep:
-    """What agent k does between two exchanges."""
+    """The work of agent k between two exchanges."""
 
     def __init__(
         self, config: Experiment, agent: int, times: Timetable, task: Task, flat: FlatModel
@@ -83,7 +83,7 @@ class LocalStep:
 
         Args:
             n: the round.
-            noisy: whether the inputs get Gaussian noise first (the remedy of arXiv:2410.07675).
+            noisy: True to add Gaussian noise to the inputs first (remedy of arXiv:2410.07675).
 
         Returns:
             The batch and its adversarial points.
@@ -100,7 +100,7 @@ class LocalStep:
         return Attacked(x, y, points, threat, n)
 
     def gradient(self, batch: Attacked) -> dict[str, Tensor]:
-        """∇̂J(w) into the flat gradient, model in train mode.
+        """Write ∇̂J(w) into the flat gradient, with the model in train mode.
 
         Args:
             batch: the attacked batch.
@@ -129,7 +129,7 @@ class LocalStep:
         return found
 
     def _backward(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        """The loss of the attacked batch; its gradient becomes the flat one."""
+        """Return the loss of the attacked batch; its gradient goes into the flat gradient."""
         self.flat.grad.zero_()
         value = self.task.loss(self.model, x, x_adv, y)
         torch.autograd.backward(value)
@@ -137,16 +137,16 @@ class LocalStep:
         return value.detach()
 
     def look_closer(self, batch: Attacked, n: int) -> Callable[[], dict[str, Tensor]]:
-        """Telemetry of arXiv:2410.07675 on a batch, in two parts: before the own step and after.
+        """Take telemetry of arXiv:2410.07675 on a batch, before and after the agent's own step.
 
         Args:
-            batch: the attacked batch, its gradient just taken.
+            batch: the attacked batch, whose gradient was just taken.
             n: the round.
 
         Returns:
-            What to call after the step for all of it: training accuracies, `stepwise_cosine`
-            along PGD, `grad_norm_ce` and `grad_norm_kl` (TRADES), and `grad_cosine` of the gradient
-            before and after the agent's own step (centralized agents make none).
+            A function to call after the step, which returns training accuracies, `stepwise_cosine`
+            along PGD, `grad_norm_ce` and `grad_norm_kl` (TRADES), and `grad_cosine` between the
+            gradients before and after the agent's own step (centralized agents make none).
         """
         before = self.flat.model_order(self.flat.grad)
         with self.border.passing(Purpose.IN_TELEMETRY, n):
@@ -191,7 +191,7 @@ class LocalStep:
         return found
 
     def step(self, n: int) -> None:
-        """The optimiser's step of round n with the flat gradient."""
+        """Make the optimiser's step of round n with the flat gradient."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.lr(n)
         self.optimiser.step()
@@ -205,7 +205,7 @@ class LocalStep:
         return _vectors(self.optimiser, self.flat.w)
 
     def vectors(self) -> int:
-        """How many vectors `state` has from the first step on."""
+        """Number of vectors in `state` from the first step on."""
         trial = torch.nn.Parameter(torch.zeros(2))
         trial.grad = torch.zeros(2)
         optimiser = self._optimiser(trial)
@@ -216,7 +216,7 @@ class LocalStep:
         return optim.build(params=[parameter], **self.config.optim.options())
 
     def _replayed_ascent(self) -> Gradient:
-        """`by_autograd`, replayed for the model and the loss that an attack asks for."""
+        """Gradient function like `by_autograd`, replayed for an attack's model and loss."""
 
         def gradient(model: torch.nn.Module, loss: PerSample, *inputs: Tensor) -> Tensor:
             found = by_autograd(model, loss, *inputs)
@@ -227,7 +227,7 @@ class LocalStep:
         return lambda model, loss, x, target: replay(model, loss)(x, target)
 
     def _changed(self) -> list[Tensor]:
-        """What a pass may write besides its result."""
+        """Tensors that a pass may write besides its result."""
         return [self.flat.state_vector, *self.model.buffers()]
 
     def _draw(self, purpose: Purpose, n: int) -> torch.Generator:

@@ -1,6 +1,6 @@
 """Model, loss and attack of an experiment, bound by name.
 
-The names of the configuration meet the functions here and nowhere else.
+Only this module maps names of the configuration to functions.
 """
 
 from collections.abc import Callable
@@ -43,11 +43,11 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def build_model(config: Experiment, shape: tuple[int, ...], classes: int) -> nn.Module:
-    """The model of an experiment at the start that all its agents share, on the CPU.
+    """Build the model of an experiment, on the CPU, at the start common to all agents.
 
     Args:
         config: the experiment.
-        shape: of one input.
+        shape: shape of one input.
         classes: number of classes.
 
     Returns:
@@ -67,7 +67,7 @@ def build_model(config: Experiment, shape: tuple[int, ...], classes: int) -> nn.
 
 
 def _begin_at(model: nn.Module, table: Network, seed: int) -> None:
-    """A model's weights where fine-tuning begins."""
+    """Set a model's weights to those from which fine-tuning begins."""
     if table.checkpoint is not None:
         key_map = table.key_map
         if key_map == "published":
@@ -109,7 +109,7 @@ def attack_named(config: Experiment, own: Own, each: AttackLoss = "ce") -> Attac
         each: the per-sample function that pgd and fgsm ascend.
 
     Returns:
-        A function as `tasks.Task.attack`, for any budget of the agent's threat.
+        A function with the arguments of `tasks.Task.attack`, for any budget of the threat.
     """
     table, steps = config.attack, partial(ascend, steps=0)
     if isinstance(table, OwnAttack):

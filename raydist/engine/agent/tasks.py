@@ -1,4 +1,4 @@
-"""The two kinds of task: images that an agent classifies, and a quadratic risk that is known."""
+"""The two kinds of task: classification of images, and a quadratic risk known exactly."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Task(ABC):
     Attributes:
         config: the experiment.
         agent: the agent k.
-        own: this agent's threat, budgets and step.
+        own: the agent's threat, budgets and step.
         attack: (model, x, y, threat, generator, gradient by autograd unless given) -> adversarial
             points and the last gradient.
         loss: (model, x, x_adv, y) -> scalar.
@@ -72,8 +72,8 @@ class Task(ABC):
             measures: this agent's part of the common images.
 
         Returns:
-            Numbers of this agent's own state; sums over its part of the validation images, of the
-            centroid.
+            Numbers of this agent's own state; sums of the centroid over the agent's part of the
+            validation images.
         """
 
 
@@ -88,9 +88,9 @@ class ImageTask(Task):
         Args:
             config: the experiment.
             agent: the agent k.
-            share: its images (N, C, H, W), in units of `scale`, and labels (N,).
+            share: the agent's images (N, C, H, W), in units of `scale`, and labels (N,).
             scale: the factor that brings pixels to [0, 1].
-            device: where to compute.
+            device: the device to compute on.
         """
         super().__init__(config, agent)
         self.attack, self.loss = attack_named(config, self.own), loss_named(config)
@@ -151,7 +151,7 @@ class QuadraticTask(Task):
         Args:
             config: the experiment.
             agent: the agent k.
-            device: where to compute.
+            device: the device to compute on.
         """
         super().__init__(config, agent)
         self._risk, dtype = quadratic_of(config), DTYPES[config.dtype]
@@ -187,7 +187,7 @@ class QuadraticTask(Task):
 def build_task(
     config: Experiment, agent: int, share: Split | None, scale: float, device: torch.device
 ) -> Task:
-    """The task of an agent; arguments as in `ImageTask`, share None if there are no images."""
+    """Build an agent's task; arguments as in `ImageTask`, share None if there are no images."""
     if isinstance(config.data, Quadratic):
         return QuadraticTask(config, agent, device)
     assert share is not None

@@ -1,8 +1,8 @@
-"""What is measured of a model in training, in parts that agents share out.
+"""Validation of a model in training, in parts that agents share.
 
 Each agent measures a part of the images and returns plain sums; `add` puts the parts together, so
-that the numbers do not depend on who measured what. `raydist.engine.agent.verdicts` does the same
-at the end of training, image by image.
+that the numbers do not depend on the division of work. `raydist.engine.agent.verdicts` does so at
+the end of training, image by image.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,9 +34,9 @@ class Part:
         index: their positions in the split.
         x: all images of the split, (N, C, H, W), in units of `scale`.
         y: all labels, (N,).
-        scale: what brings pixels to [0, 1].
-        device: where to compute.
-        seen: images in [0, 1] -> the same as their agent sees them; None: as they are.
+        scale: the factor that brings pixels to [0, 1].
+        device: the device to compute on.
+        seen: the agent's transform of images in [0, 1]; None: no transform.
     """
 
     index: NDArray[np.int64]
@@ -57,7 +57,7 @@ def validate(model: nn.Module, part: Part, threat: ThreatModel, config: Experime
     """Sums over some validation images; `add` makes means of them.
 
     Args:
-        model: gives logits.
+        model: the model, which returns logits.
         part: the images.
         threat: the set of allowed points.
         config: the experiment.

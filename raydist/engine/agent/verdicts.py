@@ -1,7 +1,7 @@
-"""Per-image verdicts on a trained model, in parts that agents share out, and their summary.
+"""Per-image verdicts on a trained model, in parts that agents share, and their summary.
 
 Each agent judges a part of the test images; `merge` puts the parts together, so that the numbers do
-not depend on who judged what.
+not depend on the division of work.
 """
 
 import math
@@ -27,7 +27,7 @@ from raydist.measure.columns import CLEAN, ENSEMBLE, Known, Numbers, alone, colu
 from raydist.measure.stationarity import FOSC_STEPS, stationarity
 from raydist.seeding import Purpose, seed_for, torch_generator
 
-PROBES = 50  # of the Hessian's trace
+PROBES = 50  # random vectors for the Hessian's trace
 Right = dict[str, dict[int, bool]]
 T = TypeVar("T")
 
@@ -37,10 +37,10 @@ class Verdicts:
     """Verdicts on some test images.
 
     Attributes:
-        known: of each image, by its position in the test split.
-        curved: number of training images whose loss' curvature was measured.
+        known: the verdicts on each image, by its position in the test split.
+        curved: number of training images in the measured curvature.
         traces: vᵀ H v of that loss for each probe v, (probes,), at frozen adversarial points.
-        failed: name of a measurement that raised -> what it said; its numbers are left out.
+        failed: name of a measurement that raised -> its error; its numbers are left out.
     """
 
     known: Known
@@ -61,12 +61,12 @@ def judge(
     """Per-image verdicts on some test images: clean, PGD, AutoAttack, further attacks, FOSC.
 
     Args:
-        model: gives logits.
+        model: the model, which returns logits.
         part: the images for clean and PGD accuracy, further attacks and FOSC.
         attacked: the images for AutoAttack.
         threat: the set of allowed points.
         curved: the training images for the Hessian's trace; empty if it is not asked for.
-        config: the experiment; its `evaluate` says what is run.
+        config: the experiment; its `evaluate` selects the measurements.
         classes: number of classes.
 
     Returns:
@@ -110,7 +110,7 @@ def judge(
 def _attempt(
     failed: dict[str, str], name: str, measure: Callable[..., T], *args: Any, **kwargs: Any
 ) -> T | None:
-    """What a measurement finds; None if it raises, which is noted and loses no other one."""
+    """Return a measurement's result, or None if it raises; note the error, lose no other."""
     try:
         return measure(*args, **kwargs)
     except Exception as error:
@@ -120,14 +120,14 @@ def _attempt(
 
 
 def of_ensemble(verdict: Cascade, index: NDArray[np.int64]) -> Right:
-    """What an ensemble did, as `Known.right` has it.
+    """Convert an ensemble's verdict to the form of `Known.right`.
 
     Args:
-        verdict: on M images.
-        index: (M,) positions of the images.
+        verdict: the verdict on M images.
+        index: positions of the images, (M,).
 
     Returns:
-        Of each member the images that it saw, of the first and of the ensemble all of them.
+        Per member, the images that it saw; the first member and the ensemble see all images.
     """
     found: Right = {}
     for position, name in enumerate(verdict.attacks, start=1):
@@ -149,7 +149,7 @@ def _values(
     batch: int,
     seed: int,
 ) -> Mapping[str, Mapping[int, float]]:
-    """FOSC at the last PGD-10 point, and whether the input gradient is zero."""
+    """FOSC at the last PGD-10 point, and a flag for a zero input gradient."""
     x, y = images
     gaps = []
     for first in range(0, len(y), batch):
@@ -167,10 +167,10 @@ def _values(
 def _traces(
     model: nn.Module, part: Part, threat: ThreatModel, config: Experiment
 ) -> NDArray[np.float64]:
-    """As `Verdicts.traces`: the same probes for every part, so weighted means are the whole's."""
+    """Return `Verdicts.traces`; all parts use the same probes, so weighted means are exact."""
     if len(part.index) == 0:
         return np.zeros(PROBES)
-    from raydist.measure import curvature  # what it needs takes time and memory in every agent
+    from raydist.measure import curvature  # imported late: it takes time and memory in every agent
 
     dtype, size = next(model.parameters()).dtype, config.evaluate.batch
     batches = [
@@ -212,10 +212,10 @@ def summary(masks: Verdicts) -> Numbers:
     """The named numbers of a model.
 
     Args:
-        masks: verdicts on all images.
+        masks: the verdicts on all images.
 
     Returns:
-        Those of `columns`, and the trace of the Hessian with its standard error, images and probes.
+        The numbers of `columns`; the Hessian's trace with its standard error, images and probes.
     """
     named = columns(masks.known)
     if masks.curved:

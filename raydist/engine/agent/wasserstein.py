@@ -13,24 +13,24 @@ from raydist.config.adversary import Wasserstein
 from raydist.config.experiment import Experiment
 from raydist.engine.agent.tasks import Task
 
-LOSS: wasserstein.Loss = "redlr"  # what W-PGD ascends, and Υ is measured with
-TENTH = 0.1  # of an agent's share, for Υ
+LOSS: wasserstein.Loss = "redlr"  # W-PGD ascends it, and Υ is measured with it
+TENTH = 0.1  # part of an agent's share, for Υ
 
 
 class Distributional:
-    """W-PGD on an agent's batches; each takes its part of the budget from Υ.
+    """W-PGD on an agent's batches; Υ sets each batch's part of the budget.
 
     Attributes:
-        upsilon: Υ, 0 before it is known.
+        upsilon: the network's Υ; 0 until it is known.
     """
 
     def __init__(self, config: Experiment, model: nn.Module, task: Task) -> None:
-        """Nothing is known of Υ.
+        """Begin with Υ unknown.
 
         Args:
             config: the experiment.
-            model: the agent's, as it is computed in training.
-            task: its batches.
+            model: the agent's model, as computed in training.
+            task: the agent's task, which gives the batches.
         """
         self.upsilon = 0.0
         self._config, self._model, self._task = config, model, task
@@ -40,13 +40,13 @@ class Distributional:
     ) -> Ascent:
         """W-PGD with this batch's part of the budget, δ_B = δ_k Υ_B / Υ (algorithm 1).
 
-        Under any other loss it is the pointwise attack.
+        Under any other loss this is the pointwise attack.
 
         Args:
             x: inputs, (N, ...).
             y: labels, (N,).
-            threat: this agent's, at the budget of the round; its norm is that of the distance.
-            pointwise: the pointwise attack, whose points stand behind them if γ > 0.
+            threat: the agent's threat, at the budget of the round; its norm measures the distance.
+            pointwise: the pointwise attack; its points follow the others if γ > 0.
 
         Returns:
             The points; the gradient of the pointwise attack, if there was one.
@@ -77,7 +77,7 @@ class Distributional:
         return found._replace(x_adv=torch.cat([points, found.x_adv]))
 
     def report(self, threat: ThreatModel) -> dict[str, float]:
-        """Numbers of a round: `delta`, this agent's budget, and Υ once it is known."""
+        """Numbers of a round: `delta`, the agent's budget, and Υ once it is known."""
         if not isinstance(self._config.loss, Wasserstein):
             return {}
         known = {"sensitivity": self.upsilon} if self.upsilon else {}
@@ -87,17 +87,17 @@ class Distributional:
         """(Σ ‖∇_x J_i‖², N) over a random tenth of this agent's share, for the network's Υ.
 
         Args:
-            n: the round after which it is taken.
+            n: the finished round.
 
         Returns:
-            Two numbers, to be added up over the agents.
+            Two numbers, to be summed over the agents.
         """
         x, y = self._task.sample(TENTH, n)
         each = wasserstein.gradient_power(self._model, x, y, self._task.threat.norm, LOSS)
         return torch.stack([each.double().square().sum(), each.new_tensor(len(y)).double()])
 
     def learn(self, power: Tensor) -> None:
-        """Υ ← Υ + η (Υ̂ − Υ), Υ̂ the root of the network's mean (the first one: Υ̂ itself)."""
+        """Set Υ ← Υ + η (Υ̂ − Υ), Υ̂ the root of the network's mean (at first: Υ ← Υ̂)."""
         estimate = float((power[0] / power[1]).sqrt())
         assert isinstance(self._config.loss, Wasserstein)
         eta = 1.0 if self.upsilon == 0 else self._config.loss.eta

@@ -1,4 +1,4 @@
-"""Where the agents of a trial go: what each reserves, and whether the nodes have room for it."""
+"""Layout of a trial on the nodes: resources and place of each agent, and a check for room."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ SLACK = 1e-6  # shares such as 1/3 are rounded
 
 @dataclass(frozen=True)
 class Layout:
-    """What the agents of a trial reserve, and where each one goes.
+    """Resources that the agents of a trial reserve, and the place of each.
 
     Attributes:
-        groups: the agents of each actor: those with neighbouring numbers.
-        cpus: of one agent.
-        gpus: of one agent.
-        bundles: of the placement group: one per GPU for actors that share it, else one per actor.
-        bundle_of: the bundle of each actor; those with neighbouring agents share a GPU.
-        strategy: of the placement group, by Ray's names.
+        groups: the agents of each actor, which have neighbouring numbers.
+        cpus: number of CPUs of one agent.
+        gpus: number of GPUs of one agent.
+        bundles: the placement group's bundles: one per GPU that actors share, else one per actor.
+        bundle_of: the bundle of each actor; actors with neighbouring agents share a GPU.
+        strategy: the placement group's strategy, by Ray's names.
     """
 
     groups: list[range]
@@ -32,24 +32,24 @@ class Layout:
     strategy: str = "PACK"
 
     def reserved(self, i: int) -> tuple[float, float]:
-        """CPUs and GPUs of actor i: those of its agents."""
+        """CPUs and GPUs of actor i, summed over its agents."""
         agents = len(self.groups[i])
         return round(agents * self.cpus, 4), round(agents * self.gpus, 4)
 
 
 def layout(config: Experiment, cluster: Resources | Sequence[Resources]) -> Layout:
-    """The resources of a trial.
+    """Lay out the resources of a trial.
 
     Args:
         config: the experiment; `agent.cpus` and `agent.gpus` default to an equal share of the
             cluster, at most one of each for an actor.
-        cluster: what each node has, as `ray_session.cluster_resources()`; or one node.
+        cluster: resources of each node, as `session.cluster_resources()`; or of one node.
 
     Returns:
         The layout.
 
     Raises:
-        InputError: if the cluster does not have them; says what it has.
+        InputError: if the cluster lacks the resources; the message lists those it has.
 
     Example:
         >>> from raydist.config.experiment import validate
@@ -111,7 +111,7 @@ def _on_one_node(config: Experiment, nodes: Sequence[Resources]) -> Layout:
 
 
 def _layout(groups: list[range], cpus: float, gpus: float) -> Layout:
-    """Actors that together fill a GPU share a bundle."""
+    """Build a layout in which actors that together fill a GPU share a bundle."""
     share = gpus * len(groups[0])
     together = max(1, math.floor(1 / share + 1e-6)) if gpus > 0 else 1
     bundles = []
@@ -123,18 +123,18 @@ def _layout(groups: list[range], cpus: float, gpus: float) -> Layout:
 
 
 def _smaller(refused: Layout, nodes: Sequence[Resources], chosen: bool) -> Layout:
-    """The layout with the largest share of CPUs that the nodes have room for.
+    """Find the layout with the largest share of CPUs for which the nodes have room.
 
     Args:
-        refused: the layout that they have no room for.
-        nodes: what each node has.
-        chosen: whether the user wrote its share.
+        refused: the layout for which the nodes lack room.
+        nodes: resources of each node.
+        chosen: True if the user wrote the share of CPUs.
 
     Returns:
         The layout.
 
     Raises:
-        InputError: if there is none, or if the user chose another share.
+        InputError: if no layout fits, or if the user chose another share.
     """
     groups = refused.groups
     shares = [*range(int(refused.cpus), 0, -1), *(_floor(1 / m) for m in range(2, 101))]
@@ -155,19 +155,19 @@ def _smaller(refused: Layout, nodes: Sequence[Resources], chosen: bool) -> Layou
 
 
 def _gpus_needed(actors: int, gpus: float) -> int:
-    """Whole GPUs: an actor's fraction cannot be split over two."""
+    """Number of whole GPUs, because an actor's fraction cannot be split over two."""
     if gpus == 0 or gpus > 1:
         return int(actors * gpus)
     return math.ceil(actors / math.floor(1 / gpus + 1e-6))
 
 
 def _equal_share(has: float, actors: int, each: int) -> float:
-    """Of an agent, if `actors` of `each` divide what there is, at most one for an actor."""
+    """Share of an agent if `actors` of `each` agents divide `has`; at most one per actor."""
     return math.floor(_floor(min(1.0, has / actors)) / each * 1e4 + SLACK) / 1e4
 
 
 def _floor(share: float) -> float:
-    """Down to Ray's resolution of resources, and to 1/m so that m agents fill a whole one."""
+    """Round down to Ray's resolution, and to 1/m so that m agents fill a whole one."""
     if 0 < share < 1:
         share = 1 / math.ceil(1 / share - 1e-9)
     return math.floor(share * 1e4) / 1e4
@@ -176,14 +176,14 @@ def _floor(share: float) -> float:
 def place(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> list[Resources] | None:
     """Put bundles on nodes, the large ones first, each on the first node that has room.
 
-    Exact for bundles of one size, as those of a trial are but for the last.
+    Exact for bundles of one size, and a trial's bundles have one size except the last.
 
     Args:
-        bundles: each must fit on one node as a whole.
-        nodes: what each node has.
+        bundles: the bundles, each of which must fit on one node as a whole.
+        nodes: resources of each node.
 
     Returns:
-        What is left of each node; None if a bundle found no room.
+        Resources left on each node; None if a bundle found no room.
 
     Example:
         >>> place([{"CPU": 2}, {"CPU": 2}], [{"CPU": 3}, {"CPU": 2}])
@@ -201,15 +201,15 @@ def place(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> list[Reso
 
 
 def at_once(bundles: Sequence[Resources], nodes: Sequence[Resources], limit: int) -> int:
-    """How many trials run at the same time.
+    """Number of trials that run at the same time.
 
     Args:
-        bundles: of each of them.
-        nodes: what each node has.
-        limit: the most that there may be.
+        bundles: the bundles of each trial.
+        nodes: resources of each node.
+        limit: the largest number allowed.
 
     Returns:
-        Their number.
+        The number of trials.
 
     Example:
         >>> at_once([{"CPU": 0.25}] * 4, [{"CPU": 2}], limit=10)

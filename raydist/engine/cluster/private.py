@@ -1,4 +1,4 @@
-"""A private Ray on this machine: where it lives, who may use it, and why it cannot start."""
+"""A private Ray on this machine: its folder, its token, and errors at its start."""
 
 import logging
 import os
@@ -13,20 +13,20 @@ from raydist import signals
 from raydist.errors import InputError, MachineError
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-# Nobody looks into a private Ray: what it would tell of each task costs a fifth of a small round.
+# Nobody looks into a private Ray, and its events of each task cost a fifth of a small round.
 UNWATCHED = {"task_events_report_interval_ms": 0, "enable_metrics_collection": False}
-# What Ray puts behind its folder, at most, and what Linux takes.
+# The longest path that Ray appends to its folder, and the longest that Linux accepts.
 LONGEST_SOCKET = "session_2026-12-31_23-59-59_999999_4194304/sockets/plasma_store"
 SOCKET_BYTES = 107
 log = logging.getLogger("raydist")
 
 
 def start() -> None:
-    """Start it.
+    """Start a private Ray.
 
     Raises:
-        InputError: if the folder that was asked for has too long a name.
-        MachineError: if it cannot start.
+        InputError: if the configured folder has too long a name.
+        MachineError: if Ray cannot start.
     """
     folder = private_folder()
     protect_token()
@@ -45,14 +45,14 @@ def start() -> None:
 
 
 def private_folder() -> str:
-    """Where a private Ray has its sockets and logs: its usual place, if that is short enough.
+    """Folder of a private Ray's sockets and logs: the usual one, if its name is short enough.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: if the place that was asked for is too long, and there is no shorter one.
-        MachineError: if it, or the memory that processes share, cannot be written.
+        InputError: if the configured folder's name is too long, and there is no shorter one.
+        MachineError: if the folder or the shared memory cannot be written.
     """
     usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     folder = os.path.join(usual, "ray")
@@ -73,7 +73,7 @@ def private_folder() -> str:
 
 
 def _check_written(folder: str, remedy: str) -> None:
-    """Something can be written there."""
+    """Check that a file can be written in `folder`."""
     if not os.path.isdir(folder):  # Ray makes it, or does without
         return
     try:
@@ -86,12 +86,12 @@ def _check_written(folder: str, remedy: str) -> None:
 
 
 def protect_token() -> None:
-    """The token of private Rays is there, and its owner alone can read it.
+    """Write the token of private Rays if it is missing; let its owner alone read it.
 
-    Who has it can run code here: Ray itself would write it readable for all.
+    The token lets its holder run code here, and Ray itself would write it readable for all.
 
     Raises:
-        MachineError: if there is none, and it cannot be written.
+        MachineError: if the token is missing and cannot be written.
     """
     given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     if given or os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":

@@ -1,4 +1,4 @@
-"""Ray for as long as it is needed: a private one on this machine, or a cluster that is joined."""
+"""Sessions of Ray: a private Ray on this machine, or a cluster joined for a time."""
 
 import os
 import socket
@@ -28,14 +28,14 @@ def ray_session(address: str | None) -> Generator[None]:
     """Join a cluster and leave it as found, or start a private Ray and stop it again.
 
     Args:
-        address: of the cluster; None: the environment's RAY_ADDRESS, else a private one.
+        address: the cluster's address; None: the environment's RAY_ADDRESS, else a private Ray.
 
     Yields:
-        Nothing; Ray is initialised inside.
+        None; Ray is initialised inside the context.
 
     Raises:
         InputError: if there is no cluster at the address.
-        MachineError: if a private Ray cannot start, as `ray_private.start`.
+        MachineError: if a private Ray cannot start, see `private.start`.
     """
     if ray.is_initialized():  # the caller's own: leave it running
         yield
@@ -59,7 +59,7 @@ def ray_session(address: str | None) -> Generator[None]:
 
 
 def _join(address: str) -> None:
-    """Join a cluster; our code travels with us, so that its nodes need raydist's packages only."""
+    """Join a cluster; send our code along, so that its nodes need raydist's packages only."""
     travelling: dict[str, Any] = {"py_modules": code(Path.cwd()), "excludes": ["__pycache__"]}
     if JOB in os.environ:  # the job's own runtime_env has brought it
         travelling = {}
@@ -74,7 +74,7 @@ def _join(address: str) -> None:
 
 
 def _why(error: Exception, address: str, mode: str | None) -> str:
-    """What is wrong with an address, or with the token; Ray sends none where it was not told to."""
+    """Explain what is wrong with an address or the token; Ray sends a token only if told to."""
     if AuthenticationError.__name__ not in f"{error!r} {error.__cause__}":
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"no Ray cluster at {address}: {line}"
@@ -90,14 +90,14 @@ def _why(error: Exception, address: str, mode: str | None) -> str:
 
 
 def code(home: Path) -> list[str]:
-    """The source that a run needs: raydist, and what was imported from the user's folder.
+    """Source code that a run needs: raydist, and the modules imported from the user's folder.
 
     Args:
-        home: the folder in which the run was started. By now all that its files name as
-            "module:function" is imported.
+        home: the folder in which the run was started. Every "module:function" named in its files
+            is imported by now.
 
     Returns:
-        Paths of modules and packages that lie in this very folder, and of raydist.
+        Paths of the modules and packages directly in this folder, and of raydist.
     """
     found = {str(Path(__file__).parents[PACKAGE])}
     for name, module in list(sys.modules.items()):
@@ -113,7 +113,7 @@ def code(home: Path) -> list[str]:
 
 @contextmanager
 def _silent() -> Generator[None]:
-    """Nothing reaches stderr, not even from native code."""
+    """Silence stderr inside this context, even for native code."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -126,7 +126,7 @@ def _silent() -> Generator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Somebody listens there: Ray itself would go on trying for a long time."""
+    """Check that an address answers, because Ray itself would try for a long time."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return  # "local" and "auto": Ray knows at once
@@ -145,7 +145,7 @@ def cluster_resources() -> list[dict[str, float]]:
 
 
 def this_machine() -> list[dict[str, float]]:
-    """What a private Ray would find here, about; nothing is started."""
+    """Estimate the resources of a private Ray on this machine, without starting it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = float(torch.cuda.device_count())
     return [{"CPU": float(os.cpu_count() or 1), "GPU": gpus, "memory": float(memory)}]

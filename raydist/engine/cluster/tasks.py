@@ -1,4 +1,4 @@
-"""Independent pieces of work as Ray tasks: results stream back as they are found."""
+"""Independent pieces of work as Ray tasks; results stream back as soon as they exist."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -15,15 +15,15 @@ Unit = TypeVar("Unit")
 def spread(
     perform: Callable[[Unit], Iterator[Any]], units: Iterable[Unit], cpus: float, gpus: float
 ) -> Iterator[tuple[Unit, Any]]:
-    """Do all units on the cluster, as many at a time as it has room for.
+    """Perform all units on the cluster, as many at a time as find room.
 
-    A unit is a function of itself, so Ray may do it again when a node is lost.
+    A unit alone determines its results, so Ray may repeat it when a node is lost.
 
     Args:
-        perform: what yields the results of a unit.
-        units: in order of their start.
-        cpus: that one unit takes; also its number of threads.
-        gpus: that one unit takes.
+        perform: a function that yields the results of a unit.
+        units: the units, in order of their start.
+        cpus: number of CPUs, and of threads, of one unit.
+        gpus: number of GPUs of one unit.
 
     Yields:
         (unit, result) for each result; at last (unit, None), or (unit, the error) if it failed.
@@ -57,7 +57,7 @@ def spread(
 
 
 def _room(cpus: float, gpus: float) -> int:
-    """How many tasks the cluster takes at once; nodes that join later take what follows."""
+    """Number of tasks that the cluster runs at once; nodes that join later take later tasks."""
     return max(1, sum(_room_on(node, cpus, gpus) for node in cluster_resources()))
 
 

@@ -1,1 +1,1 @@
-"""Where the agents live: in this process, as Ray actors, or on the workers of Ray Train."""
+"""Pools of agents: in this process, as Ray actors, or on the workers of Ray Train."""

@@ -1,12 +1,14 @@
 """The board: messages of agents on one node, in memory that their processes share.
 
 A board is a file that every process maps. For each group of agents it has a counter, the last round
-whose messages stand there, and for each agent two slots, for even and for odd rounds. Who writes
-round n may do so when all who read its round n − 2 have written n − 1: they combined n − 2 before.
+whose messages stand there, and for each agent two slots, for even and for odd rounds. A group may
+write round n once all readers of its round n − 2 have written n − 1, because they combined n − 2
+before.
 
-A process holds a lock on its byte of the file for as long as it lives, so that the others see its
-death, however it came. As soon as all have mapped the file it loses its name: then nothing is left
-behind, however they end. What has a name and no living owner is removed when the next one is made.
+A process locks its byte of the file for as long as it lives, so that the others see its death,
+whatever the cause. As soon as all have mapped the file it loses its name, so that no file is left
+behind, however they end. A file with a name and no living owner is removed when the next board is
+made.
 """
 
 import fcntl
@@ -34,13 +36,13 @@ SILENCE = 3600.0  # seconds after which a process that lives and says nothing en
 
 
 class Size(NamedTuple):
-    """How large a board is.
+    """Size of a board.
 
     Attributes:
-        groups: of agents, one for each process.
-        agents: K.
-        numbers: of a message.
-        dtype: of a message.
+        groups: number of groups of agents, one for each process.
+        agents: number of agents K.
+        numbers: length of a message.
+        dtype: dtype of a message.
     """
 
     groups: int
@@ -53,32 +55,32 @@ class Size(NamedTuple):
         return -(-(1 + self.groups) * LINE // PAGE) * PAGE
 
     def row(self) -> int:
-        """Numbers from one slot to the next, each at the start of a line."""
+        """Numbers from one slot to the next; each slot begins a cache line."""
         return -(-self.numbers // LINE) * LINE
 
     def bytes(self) -> int:
-        """Of the file."""
+        """Bytes of the file."""
         return self.header() + 2 * self.agents * self.row() * self.dtype.itemsize
 
 
 class Aborted(RuntimeError):
-    """Somebody else has died or failed: this round will never be complete."""
+    """Raised if another process has died or failed, so that the round can never complete."""
 
 
 class Board:
-    """What one group of agents sees of the board.
+    """The board as one group of agents sees it.
 
     Attributes:
-        path: of its file, while that has a name.
+        path: path of the board's file, while that has a name.
     """
 
     def __init__(self, file: BinaryIO, mine: int, size: Size) -> None:
-        """Map an open file, which is as long as it has to be.
+        """Map an open file of the right length.
 
         Args:
-            file: whose lock this process holds.
+            file: the board's file, in which this process holds its lock.
             mine: the number of this group.
-            size: of the board.
+            size: size of the board.
         """
         self.path, self._file, self._mine = file.name, file, mine
         shared = mmap.mmap(file.fileno(), size.bytes())
@@ -92,10 +94,10 @@ class Board:
 
     @classmethod
     def create(cls, size: Size) -> "Board":
-        """A new, empty one, as its first group sees it; what dead processes have left is removed.
+        """Make an empty board for its first group; remove the boards of dead processes.
 
         Args:
-            size: of the board.
+            size: size of the board.
 
         Returns:
             The board.
@@ -110,7 +112,7 @@ class Board:
                 f'{" or ".join(map(str, folders()))}: write exchange = "objects"'
             )
         path = room / f"{PREFIX}{uuid.uuid4().hex}"
-        unlocked = path.with_name(f".{path.name}")  # nobody takes it for a leftover
+        unlocked = path.with_name(f".{path.name}")  # no process takes it for a leftover
         unlocked.touch(mode=0o600)
         file = _locked(unlocked, 0)
         os.rename(unlocked, path)
@@ -121,24 +123,24 @@ class Board:
 
     @classmethod
     def join(cls, path: str, mine: int, size: Size) -> "Board":
-        """The board at a path, as group `mine` sees it."""
+        """Open the board at a path as group `mine`."""
         return cls(_locked(Path(path), mine), mine, size)
 
     def hide(self) -> None:
-        """Take its name away: who has mapped it keeps it, and nothing will be left behind."""
+        """Unlink the file: processes that mapped it keep it, and no file is left behind."""
         Path(self.path).unlink(missing_ok=True)
 
     def leave(self) -> None:
-        """For the others this process is dead from now on."""
+        """Release the lock: from now on the others take this process for dead."""
         self.hide()
         self._file.close()
 
     def slot(self, agent: int, n: int) -> Tensor:
-        """Where the message of an agent in round n stands, (S,)."""
+        """Slot of an agent's message in round n, (S,)."""
         return self._slots[n % 2][agent]
 
     def publish(self, n: int) -> None:
-        """This group's messages of round n stand in their slots, and it has read those before."""
+        """Announce that this group has written round n, and has read the rounds before."""
         self._order()
         self._words[self._word(self._mine)] = n
 
@@ -146,12 +148,12 @@ class Board:
         """Wait until other groups have published round n.
 
         Args:
-            groups: their numbers.
+            groups: the numbers of those groups.
             n: the round.
 
         Raises:
-            Aborted: if one of them, or of those that they wait for, has died or failed.
-            TimeoutError: if one says nothing for an hour.
+            Aborted: if one of the groups, or a group that they wait for, has died or failed.
+            TimeoutError: if a group stays silent for an hour.
         """
         if self._words[0]:
             raise Aborted("another agent has died or failed")
@@ -161,7 +163,7 @@ class Board:
         self._order()
 
     def abort(self) -> None:
-        """Make all that wait, now or later, give up."""
+        """Make every process that waits, now or later, give up."""
         self._words[0] = 1
 
     def _wait(self, group: int, n: int) -> None:
@@ -187,7 +189,7 @@ class Board:
                     raise TimeoutError(f"group {group} has been silent for {SILENCE:g} s")
 
     def _lives(self, group: int) -> bool:
-        """Whether the process of another group still holds its lock."""
+        """Tell if the process of another group still holds its lock."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, group)
         except BlockingIOError:
@@ -196,9 +198,9 @@ class Board:
         return False
 
     def _order(self) -> None:
-        """What this process wrote before is seen before what it writes now; reads alike.
+        """Memory barrier: earlier writes become visible before later ones; the same for reads.
 
-        x86 keeps the order by itself; on ARM a lock that is taken after one was given back does.
+        x86 keeps the order by itself; ARM keeps it if a lock is taken after one was released.
         """
         for _ in range(2):
             with self._fence:
@@ -210,18 +212,18 @@ class Board:
 
 
 def folders() -> list[Path]:
-    """Where a board may lie: in memory, else where temporary files do."""
+    """Folders in which a board may lie: in memory, else that of temporary files."""
     return [f for f in (Path("/dev/shm"), Path(tempfile.gettempdir())) if os.access(f, os.W_OK)]
 
 
 def room_for(size: Size) -> Path | None:
-    """Where a board can lie, once what dead processes have left is removed.
+    """Remove the boards of dead processes, and find a folder with room for a board.
 
     Args:
-        size: of the board.
+        size: size of the board.
 
     Returns:
-        The folder, None if there is no room.
+        The folder; None if there is no room.
     """
     for folder in folders():
         remove_leftovers(folder)

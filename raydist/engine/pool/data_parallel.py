@@ -23,18 +23,18 @@ T = TypeVar("T")
 
 
 class ParallelPool(LocalPool):
-    """The agents of this worker. The workers call its methods together, in the same order.
+    """The agents of this worker. All workers call its methods together, in the same order.
 
-    They give all workers the same values, so that the drivers decide alike.
+    Every method returns the same values to all workers, so that their drivers decide alike.
     """
 
     def __init__(self, plan: Plan, threads: int = 1, cuda: bool = False) -> None:
-        """Build this worker's agents; the process group exists.
+        """Build this worker's agents; the process group must exist.
 
         Args:
             plan: the run; its strategy is centralized.
-            threads: CPU threads of this worker.
-            cuda: whether it computes on a GPU.
+            threads: number of CPU threads of this worker.
+            cuda: True if the worker computes on a GPU.
         """
         self._threads_each, self._cuda = threads, cuda
         super().__init__(plan)
@@ -73,18 +73,18 @@ class ParallelPool(LocalPool):
         return self._gather(infos)
 
     def close(self, n: int) -> None:
-        """Nothing is open: a round ends with its step."""
+        """Do nothing, because a round ends with its step."""
 
     def each(self, method: str, *args: Any, wait: bool = True) -> list[Any]:
         """Call a method of this worker's agents; every worker gets the answers of all."""
         return self._gather(super().each(method, *args))
 
     def centroid(self, which: str = "now") -> Message:
-        """What every agent holds."""
+        """The centroid, which is the model of every agent."""
         return self.agents[0].state(which)
 
     def save(self, folder: str, n: int) -> None:
-        """Write all models from the worker that calls it, since all are one."""
+        """Write all models from the calling worker, because all agents share one model."""
         first = self.agents[0]
         for k in range(self._plan.agents):
             first.save(folder, agent_file(k))
@@ -96,7 +96,7 @@ class ParallelPool(LocalPool):
         return tensor
 
     def _gather(self, own: list[T]) -> list[T]:
-        """What all agents have, in order, from the parts of all workers."""
+        """Collect the values of all agents, in their order, from all workers."""
         parts: list[Any] = [None] * _workers()
         dist.all_gather_object(parts, own)
         return [parts[k % len(parts)][k // len(parts)] for k in range(self._plan.agents)]

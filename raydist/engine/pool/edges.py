@@ -1,4 +1,4 @@
-"""Which messages leave a group of agents, and which come in."""
+"""Edges between groups of agents: messages that leave a group, and messages that enter it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,11 +26,11 @@ def edges_between(specs: Sequence[AgentSpec], groups: Sequence[range]) -> list[E
     """The edges of each group.
 
     Args:
-        specs: of all agents.
+        specs: the specifications of all agents.
         groups: the agents of each group.
 
     Returns:
-        In the order of the groups.
+        The edges, in the order of the groups.
     """
     into = [
         sorted({l for k in group for l in specs[k].neighbours if l not in group})

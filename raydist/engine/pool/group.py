@@ -1,4 +1,4 @@
-"""The agents of one process: what they send one another stays in its memory."""
+"""The agents of one process, whose messages to one another stay in its memory."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from raydist.engine.snapshot.shard import StoredAgent
 
 
 class Group:
-    """Some agents of a run, in ascending order; a round of theirs is one after the other.
+    """Some agents of a run, in ascending order, which work one after the other.
 
     Attributes:
-        agents: they.
-        busy: the one that works, or worked last, as messages call it.
+        agents: the agents.
+        busy: title of the agent that works, or worked last.
     """
 
     agents: list[StoredAgent]
@@ -30,13 +30,13 @@ class Group:
         held: dict[str, Split],
         one_model: bool = False,
     ) -> None:
-        """Build the agents at round 0, in the place of those that were there before.
+        """Build the agents at round 0, in place of earlier ones.
 
         Args:
-            specs: as of `Agent`, of each.
-            shares: as of `Agent`, of each.
-            held: as of `Agent`.
-            one_model: whether all of them use the first one's model.
+            specs: the specification of each agent.
+            shares: the private training images and labels of each agent (None: quadratic task).
+            held: the splits common to all agents.
+            one_model: True to let all agents use the first agent's model.
         """
         self.agents = []
         for spec, share in zip(specs, shares, strict=True):
@@ -48,29 +48,29 @@ class Group:
         self._lanes = Streams(self.agents[0].device)
 
     def each(self, method: str, *args: Any) -> list[Any]:
-        """What a method of each agent returns, in their order."""
+        """Call a method of each agent; return the answers in the agents' order."""
         return [getattr(agent, method)(*args) for agent in self._working()]
 
     def add(self, total: Message | None, which: str) -> Message:
-        """As `Agent.add`, of all agents in their order."""
+        """Pass a sum through all agents in their order, as `Agent.add`."""
         for agent in self._working():
             total = agent.add(total, which)
         assert total is not None
         return total
 
     def _working(self) -> Iterator[StoredAgent]:
-        """The agents, each while it works."""
+        """Yield each agent for its work, and note it as busy."""
         for agent in self.agents:
             self.busy = agent.spec.title
             yield agent
 
     @property
     def open(self) -> bool:
-        """Whether the last round waits for the neighbours' messages."""
+        """Tell if the last round waits for the neighbours' messages."""
         return self.agents[0].open
 
     def adapt(self, n: int, noisy: bool) -> list[Info]:
-        """Round n of every agent, up to what it sends; as `Agent.adapt`."""
+        """Call `Agent.adapt` in round n at every agent; return the measurements."""
         told = []
         for i, agent in enumerate(self._working()):
             with self._lanes.lane(i):
@@ -84,12 +84,12 @@ class Group:
 
         Args:
             n: the round that is open.
-            received: what other agents than these sent, by their numbers.
+            received: the messages of agents outside the group, by agent number.
         """
         known = {**self._sent, **received}
         for agent in self._working():
             agent.combine(n, *[known[l] for l in agent.spec.others if l in known])
 
     def sent(self, agents: Iterable[int]) -> list[Message]:
-        """What some of the agents sent last; buffers that the next round writes again."""
+        """Last messages of some of the agents, in buffers that the next round overwrites."""
         return [self._sent[k].cpu().numpy() for k in agents]

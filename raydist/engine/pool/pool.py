@@ -1,4 +1,4 @@
-"""Where the agents live: one interface, two pools.
+"""Pools of agents: one interface, and the pool in this process.
 
 `LocalPool` runs them in this process, in order: for the debugger and the tests, and as the
 reference for `raydist.engine.pool.ray_pool.RayPool`, which runs each as an actor. Same seed, same
@@ -23,7 +23,7 @@ from raydist.errors import AgentError, raised
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Pending = Any  # what `step` returns: infos, or references to them
+Pending = Any  # result of `step`: infos, or references to them
 
 
 class Pool(ABC):
@@ -31,7 +31,7 @@ class Pool(ABC):
 
     A pool is three verbs: `step`, `collect` and `close` run rounds, which are submitted in order
     and collected later; `each` calls a method of every agent; `centroid` goes through all of them.
-    Whatever else is asked of agents is made of these here, once for every pool.
+    All other requests to agents are built from these verbs here, once for every pool.
     """
 
     _plan: Plan
@@ -39,25 +39,25 @@ class Pool(ABC):
     @property
     @abstractmethod
     def exchange(self) -> str:
-        """How messages travel: "memory", "objects" or "board"."""
+        """Way in which messages travel: "memory", "objects" or "board"."""
 
     @property
     @abstractmethod
     def batch(self) -> int:
-        """How many rounds it would like to be told at a time."""
+        """Number of rounds that the pool prefers per call of `step`."""
 
     @abstractmethod
     def step(self, n: int, noisy: Sequence[bool] = (False,)) -> Pending:
         """Submit rounds of all agents; messages travel along the edges.
 
         Args:
-            n: the first one; that before it has been submitted, or closed.
-            noisy: of each of them, whether the inputs get Gaussian noise first.
+            n: the first round; the round before it is submitted or closed.
+            noisy: one flag per round, True to add Gaussian noise to the inputs first.
         """
 
     @abstractmethod
     def collect(self, pending: Pending) -> list[list[Info]]:
-        """Wait for what was submitted in one call; of each round, what each agent measured."""
+        """Wait for the rounds of one call; return each round's measurements of each agent."""
 
     @abstractmethod
     def close(self, n: int) -> None:
@@ -68,17 +68,17 @@ class Pool(ABC):
         """Call a method of every agent.
 
         Args:
-            method: its name, of `StoredAgent`.
-            *args: its arguments, the same for all; what `centroid` returned may be one.
-            wait: for the answers; else what fails is told by the next call that waits.
+            method: the name of a method of `StoredAgent`.
+            *args: the arguments, the same for all agents; a result of `centroid` may be one.
+            wait: True to wait for the answers; else the next call that waits tells of failures.
 
         Returns:
-            The answer of each agent, in their order; none without `wait`.
+            The answer of each agent, in their order; empty without `wait`.
         """
 
     @abstractmethod
     def centroid(self, which: str = "now") -> Any:
-        """The mean of a state over all agents, as in `Agent.add`: it, or a reference to it."""
+        """Mean of a state over all agents (`Agent.add`), or a reference to it."""
 
     @abstractmethod
     def reset(self, plan: Plan) -> None:
@@ -90,23 +90,23 @@ class Pool(ABC):
 
     @abstractmethod
     def shutdown(self) -> None:
-        """Give everything back."""
+        """Release all resources."""
 
     def learn_sensitivity(self, n: int) -> None:
-        """After the closed round n, give all agents the sensitivity Υ of the whole network."""
+        """Give all agents the sensitivity Υ of the whole network, after the closed round n."""
         power = np.sum(self.each("power", n), axis=0)
         self.each("learn_sensitivity", power, wait=False)
 
     def measure(self, n: int) -> list[tuple[Info, Sums]]:
-        """The state after the closed round n: of each agent, and its part of the validation."""
+        """Measure the state after the closed round n: each agent, and its part of validation."""
         return self.each("measure", n, self.centroid())
 
     def evaluate(self, *which: str) -> list[Verdicts]:
         """Judge models on test images.
 
         Args:
-            *which: states, as in `Agent.state`, of whose centroid each agent judges its part of
-                the images; several: the ensemble of them; none: each agent's own model on all.
+            *which: the state (as in `Agent.state`) whose centroid each agent judges on its part of
+                the images; several: the centroids' ensemble; none: each agent's own model on all.
 
         Returns:
             The verdicts of each agent.
@@ -128,22 +128,22 @@ class Pool(ABC):
         self.each("snapshot", n, url, wait=False)
 
     def settle(self) -> list[str]:
-        """Wait until no agent writes; of each, why it could not write its last part, or ""."""
+        """Wait until no agent writes; return each agent's error in its last part, or ""."""
         return self.each("settle")
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
-        """The state of a snapshot to all agents; of each, why it cannot be used, or ""."""
+        """Give all agents the state of a snapshot; return each agent's refusal, or ""."""
         return self.each("restore", n, url, checksums)
 
     def states(self) -> list[Message]:
-        """w_k and running statistics of every agent, in the order of its model's tensors."""
+        """State of every agent, w_k and running statistics, in the order of the model's tensors."""
         return self.each("ordered_state")
 
 
 def _told(
     method: Callable[Concatenate["LocalPool", P], T],
 ) -> Callable[Concatenate["LocalPool", P], T]:
-    """What an agent raises in a method ends the run as it does in an actor."""
+    """Decorate a method: an agent's exception ends the run as it does in an actor."""
 
     @wraps(method)
     def run(pool: "LocalPool", /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -187,7 +187,7 @@ class LocalPool(Group, Pool):
         return infos
 
     def collect(self, pending: list[list[Info]]) -> list[list[Info]]:
-        """What `step` returned."""
+        """Return the result of `step` unchanged."""
         return pending
 
     @_told
@@ -202,28 +202,28 @@ class LocalPool(Group, Pool):
 
     @_told
     def centroid(self, which: str = "now") -> Message:
-        """The mean itself."""
+        """Mean of a state over all agents, as a vector."""
         return self.add(None, which)
 
     def revive(self) -> None:
-        """Nobody dies alone here."""
+        """Do nothing, because an agent cannot die without this process."""
 
     def shutdown(self) -> None:
-        """Wait until nobody writes; the process gets its number of threads back."""
+        """Wait until no agent writes; reset the process's number of threads."""
         super().each("settle")
         torch.set_num_threads(self._threads)
 
 
 def centroid_files(plan: Plan, n: int) -> dict[str, str]:
-    """The files of the centroid after round n and which state of the agents each is the mean of.
+    """Files of the centroid after round n, and the agents' state that each averages.
 
     Args:
         plan: the run.
         n: the last round.
 
     Returns:
-        Name -> state: the present one; the average, if there is one; the ends of the periods, if
-        the schedules have several.
+        Name -> state: the present one; the average, if configured; the ends of the periods, if the
+        schedules have several.
     """
     config = plan.config
     files = {"centroid": "now"} | ({"average": "average"} if config.average else {})

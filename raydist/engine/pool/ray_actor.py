@@ -1,7 +1,7 @@
-"""What an actor of the Ray pool is: agents in a process of their own.
+"""The actor of the Ray pool: agents in a process of their own.
 
-What they hear from others comes as arguments of a call for each round (objects), or stands on a
-board, and then one call is many rounds.
+Messages from other actors come as arguments of one call per round (objects), or stand on a board,
+so that one call covers many rounds.
 """
 
 import os
@@ -34,13 +34,13 @@ class Actor(Group):
         """Build the agents at round 0.
 
         Args:
-            specs: as of `Group`.
-            shares: as of `Group`.
-            held: as of `Group`.
-            edges: to and from other actors.
+            specs: the specification of each agent.
+            shares: the private training images and labels of each agent (None: quadratic task).
+            held: the splits common to all agents.
+            edges: the edges to and from other actors.
         """
-        self._specs = specs  # what it is called, also where it cannot be built
-        # What arrives is a read-only view of the object store, and is only read.
+        self._specs = specs  # gives the actor its name even if it cannot be built
+        # The arguments are read-only views of the object store, and are only read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         self._board: Board | None = None
         self.build(specs, shares, held)
@@ -55,21 +55,21 @@ class Actor(Group):
         self.__init__(*inputs)  # type: ignore[misc]
 
     def __repr__(self) -> str:
-        """What Ray's logs and dashboard call it."""
+        """Name in Ray's logs and dashboard."""
         first, last = self._specs[0], self._specs[-1]
         return first.title if first is last else f"agents {first.agent} to {last.agent}"
 
     def where(self) -> str:
-        """The process that it is, and the file in which Ray keeps what it says."""
+        """This actor's process, and the file in which Ray keeps its output."""
         node: str = get_node_ip_address()  # type: ignore[no-untyped-call]
         said = os.path.realpath("/proc/self/fd/2")
         return f"{self!r}: process {os.getpid()} on {node}, what it says is in {said}"
 
     def ping(self) -> None:
-        """Nothing: who answers is there, and has done all that it was told before."""
+        """Return once all earlier calls are done; proves that the actor lives."""
 
     def node(self) -> str:
-        """Of the cluster, where it is."""
+        """Node of the cluster that hosts this actor."""
         return str(ray.get_runtime_context().get_node_id())
 
     def step(self, n: int, noisy: bool, *received: Message) -> Any:
@@ -77,11 +77,11 @@ class Actor(Group):
 
         Args:
             n: the round.
-            noisy: as in `Agent.adapt`.
+            noisy: True to add Gaussian noise to the inputs first.
             *received: the messages of round n − 1 from `edges.into`; none if it was closed.
 
         Returns:
-            The messages of `edges.out`, and behind them what each agent measured.
+            The messages of `edges.out`, then the measurements of each agent.
         """
         if self.open:
             self.close(n - 1, *received)
@@ -90,28 +90,28 @@ class Actor(Group):
         return (*messages, infos) if messages else infos
 
     def close(self, n: int, *received: Message) -> None:
-        """Finish round n with what was received."""
+        """Finish round n with the received messages."""
         tensors = map(torch.from_numpy, received)
         self.combine(n, dict(zip(self._edges.into, tensors, strict=True)))
 
     def close_on_board(self, n: int) -> None:
-        """Finish round n with what stands on the board."""
+        """Finish round n with the messages on the board."""
         board = self._joined()
         board.wait(self._edges.senders, n)
         self.combine(n, {l: board.slot(l, n) for l in self._edges.into})
 
     def has_room(self, groups: int) -> bool:
-        """Whether `make_board` finds room for a board on this node."""
+        """Tell if `make_board` finds room for a board on this node."""
         return room_for(self._board_size(groups)) is not None
 
     def make_board(self, groups: int) -> tuple[str, Size]:
-        """A board for the actors of this node, joined by this one, which is the first.
+        """Make a board for the actors of this node, and join it as the first.
 
         Args:
-            groups: how many actors there are.
+            groups: number of actors.
 
         Returns:
-            Where it lies, and its size.
+            The board's path and its size.
         """
         self.leave_board()
         size = self._board_size(groups)
@@ -131,7 +131,7 @@ class Actor(Group):
         self._board.publish(self.agents[0].round)
 
     def hide_board(self) -> None:
-        """All have joined."""
+        """Unlink the board's file, because all actors have joined."""
         self._joined().hide()
 
     def leave_board(self) -> None:
@@ -145,14 +145,14 @@ class Actor(Group):
         return self._board
 
     def run(self, n: int, noisy: list[bool]) -> tuple[float, list[list[Info]]]:
-        """Rounds with a board.
+        """Run rounds with a board.
 
         Args:
-            n: the first one.
-            noisy: of each, as in `Agent.adapt`.
+            n: the first round.
+            noisy: one flag per round, True to add Gaussian noise to the inputs first.
 
         Returns:
-            How long it took, in seconds; and of each round what each agent measured.
+            The seconds that it took; for each round the measurements of each agent.
         """
         board, began, infos = self._joined(), time.monotonic(), []
         try:

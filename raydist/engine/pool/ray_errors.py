@@ -1,4 +1,4 @@
-"""What Ray's errors mean for a run, and which actors are still there."""
+"""Ray's errors: their meaning for a run, the dead actors, and the start of new ones."""
 
 import re
 import time
@@ -21,17 +21,17 @@ from raydist.engine.pool.board import Aborted
 from raydist.errors import SMALLER, AgentDied, AgentError, one_line, raised
 
 DEATHS = (RayActorError, NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
-REPR = r"repr=(agents? \d+(?: to \d+| \([^()]*\))?)\)"  # of an actor, as its class has it
+REPR = r"repr=(agents? \d+(?: to \d+| \([^()]*\))?)\)"  # of an actor, by `Actor.__repr__`
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds between tries to place an agent: its node may be dying
 ANSWER_SECONDS = 600.0  # an agent that is silent for this long counts as dead
 UNAVAILABLE_SECONDS = 60.0
 
 
 def agent_error(error: RayError, agents: Mapping[str, range]) -> AgentError:
-    """What an error of Ray's means.
+    """Translate an error of Ray's.
 
     Args:
-        error: of a call to an agent; behind it may stand the error of a neighbour.
+        error: the error of a call to an agent, possibly caused by a neighbour's error.
         agents: the agents of each actor id.
 
     Returns:
@@ -56,22 +56,22 @@ def agent_error(error: RayError, agents: Mapping[str, range]) -> AgentError:
 
 
 def _raised(text: str) -> str:
-    """The kind of error and its whole message that the traceback in a text ends with, as a line."""
+    """Last error in a text's traceback, its kind and its whole message, as one line."""
     last: str = re.split(r"(?m)^ *File \".*\n(?: +.*\n)*", text)[-1]
     return one_line(" ".join(last.split()))
 
 
 def first_cause(error: RayError, references: Sequence[Any]) -> RayError:
-    """The error behind those that say only that somebody else is gone (`board.Aborted`).
+    """Find the cause of errors that only report another actor's end (`board.Aborted`).
 
     Args:
-        error: of one of the references.
-        references: of calls that all end, well or not.
+        error: the error of one of the references.
+        references: the references of calls that all end, well or not.
 
     Returns:
-        Another error of theirs if there is one, else the same.
+        Another error of these calls if there is one, else the same.
     """
-    waiting = list(dict.fromkeys(references))  # Ray waits for each but once
+    waiting = list(dict.fromkeys(references))  # Ray waits for each only once
     while waiting and isinstance(getattr(error, "cause", None), Aborted):
         (reference, *_), waiting = ray.wait(waiting, num_returns=1, fetch_local=False)
         try:
@@ -82,13 +82,13 @@ def first_cause(error: RayError, references: Sequence[Any]) -> RayError:
 
 
 def gone(actors: Mapping[int, Any]) -> dict[int, RayError]:
-    """Which actors are dead, once the others have done all that they were told.
+    """Find the dead actors, once the others have finished their calls.
 
     Args:
-        actors: of each agent; they have a method `ping`.
+        actors: the actors by number, each with a method `ping`.
 
     Returns:
-        The dead ones, and what Ray says of them.
+        The dead actors' numbers, and Ray's error for each.
     """
     dead: dict[int, RayError] = {}
     patience = time.monotonic() + UNAVAILABLE_SECONDS
@@ -115,18 +115,18 @@ def gone(actors: Mapping[int, Any]) -> dict[int, RayError]:
 def start(
     create: Callable[[int], Any], which: Iterable[int], groups: Sequence[range]
 ) -> dict[int, Any]:
-    """Actors that are there; a place is tried again after a pause, since its node may be dying.
+    """Start actors; try again after a pause, because a node may be dying.
 
     Args:
         create: (i) -> a new actor i.
-        which: of them.
+        which: the numbers of the actors to start.
         groups: the agents of each actor.
 
     Returns:
-        The actor of each.
+        The started actor of each number.
 
     Raises:
-        AgentError: if one cannot start, or dies again and again while it starts.
+        AgentError: if an actor cannot start, or dies again and again while it starts.
     """
     actors: dict[int, Any] = {}
     missing = list(which)

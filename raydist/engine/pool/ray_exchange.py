@@ -1,6 +1,6 @@
-"""How the messages of a round travel between actors: as objects of Ray, or on a board.
+"""Exchange of a round's messages between actors: as objects of Ray, or on a board.
 
-Another way is another class of the same contract, named in `EXCHANGES` and in the configuration.
+To add a way, write a class of the same contract, and name it in `EXCHANGES` and the configuration.
 """
 
 from abc import ABC, abstractmethod
@@ -11,16 +11,16 @@ from typing import Any
 from raydist.engine.agent.agent import Info
 from raydist.engine.pool.edges import Edges
 
-BATCH_SECONDS = 1.0  # of a call with a board: it costs some milliseconds, and a snapshot waits
+BATCH_SECONDS = 1.0  # length of a call with a board: it costs milliseconds, and a snapshot waits
 MOST_ROUNDS = 1000
 
 
 class Exchange(ABC):
-    """The rounds of actors that are all at the same one, and what they send one another.
+    """Rounds of actors that are all at the same round, and their messages to one another.
 
     Attributes:
-        name: as the configuration has it.
-        batch: how many rounds it would like to be told at a time.
+        name: the exchange's name in the configuration.
+        batch: number of rounds that it prefers per call of `step`.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Exchange(ABC):
     def __init__(
         self, actors: Sequence[Any], edges: Sequence[Edges], wait: Callable[[list[Any]], Any]
     ) -> None:
-        """Nothing is on its way.
+        """Begin with no round submitted.
 
         Args:
-            actors: all of them.
-            edges: of each, to and from others.
-            wait: for the values of references, or for what they raise.
+            actors: all actors.
+            edges: the edges of each actor, to and from others.
+            wait: a function that waits for references, and returns their values or raises.
         """
         self._actors, self._edges, self._wait = actors, edges, wait
 
@@ -44,7 +44,7 @@ class Exchange(ABC):
 
     @abstractmethod
     def collect(self, found: list[Any]) -> list[list[Info]]:
-        """From the values of what `step` returned, what each agent measured in each round."""
+        """Extract each round's measurements of each agent from the values of `step`."""
 
     @abstractmethod
     def close(self, n: int) -> list[Any]:
@@ -52,12 +52,12 @@ class Exchange(ABC):
 
 
 class ObjectExchange(Exchange):
-    """A round is a call, which gets the messages of the round before by reference."""
+    """Exchange by objects: one call per round gets the previous messages by reference."""
 
     name = "objects"
 
     def __init__(self, *inputs: Any) -> None:
-        """Nothing is on its way; arguments as of `Exchange`."""
+        """Begin with no round submitted; arguments as in `Exchange`."""
         super().__init__(*inputs)
         self._messages: dict[int, Any] = {}
         self._steps = [
@@ -76,11 +76,11 @@ class ObjectExchange(Exchange):
         return infos
 
     def collect(self, found: list[Any]) -> list[list[Info]]:
-        """From the values of the one round."""
+        """Extract the measurements of the one round."""
         return [list(chain(*found))]
 
     def close(self, n: int) -> list[Any]:
-        """Submit the combination of what was sent."""
+        """Submit the combination of the sent messages."""
         pairs = zip(self._actors, self._receive(), strict=True)
         return [actor.close.remote(n, *inbox) for actor, inbox in pairs]
 
@@ -91,7 +91,7 @@ class ObjectExchange(Exchange):
 
 
 class BoardExchange(Exchange):
-    """Actors of one node read and write shared memory; a call is rounds of about a second."""
+    """Exchange by shared memory on one node: one call covers rounds of about a second."""
 
     name = "board"
     _joined = False
@@ -103,7 +103,7 @@ class BoardExchange(Exchange):
         return [actor.run.remote(n, list(noisy)) for actor in self._actors]
 
     def collect(self, found: list[Any]) -> list[list[Info]]:
-        """From the values of some rounds, whose duration says how many the next call may have."""
+        """Extract measurements; set the next call's number of rounds by the time these took."""
         seconds = max(taken for taken, _ in found)
         rounds = [list(chain(*infos)) for infos in zip(*(i for _, i in found), strict=True)]
         fitting = int(BATCH_SECONDS * len(rounds) / max(seconds, 1e-6))
@@ -111,7 +111,7 @@ class BoardExchange(Exchange):
         return rounds
 
     def close(self, n: int) -> list[Any]:
-        """Submit the combination of what stands on the board."""
+        """Submit the combination of the messages on the board."""
         return [actor.close_on_board.remote(n) for actor in self._actors]
 
     def _join(self) -> None:

@@ -2,9 +2,9 @@
 
 A round is one call per actor. A message is a NumPy vector in the object store; the actors of
 neighbours get the reference as a direct argument, so weights travel along edges and never through
-the driver. With a board, on one node, a call is many rounds. No restarts and no retries: Ray's own
-would silently reset an agent's state. `RayPool.revive` replaces the dead, and the keeper of the run
-brings all agents back to one round.
+the driver. With a board, on one node, one call covers many rounds. Ray's restarts and retries are
+off, because they would silently reset an agent's state. `RayPool.revive` replaces dead actors, and
+the run's recovery brings all agents back to one round.
 """
 
 import logging
@@ -43,7 +43,7 @@ class RayPool(Pool):
 
         Args:
             plan: the run.
-            resources: which agents each has, and where it goes.
+            resources: the agents and the place of each actor.
         """
         self._layout = resources
         group = ray.util.get_current_placement_group()
@@ -59,7 +59,7 @@ class RayPool(Pool):
             self._actors += start(self._create, everyone, resources.groups).values()
             self._get_ready()
         except BaseException:
-            self.shutdown()  # nothing stays reserved
+            self.shutdown()  # frees the reservation
             raise
 
     def reset(self, plan: Plan) -> None:
@@ -77,22 +77,22 @@ class RayPool(Pool):
 
     @property
     def exchange(self) -> str:
-        """How messages travel between actors: "objects" or "board"."""
+        """Way in which messages travel between actors: "objects" or "board"."""
         return self._exchange.name
 
     @property
     def batch(self) -> int:
-        """How many rounds a call should have: of about a second, with a board."""
+        """Number of rounds preferred per call: about a second of rounds with a board."""
         return self._exchange.batch
 
     def step(self, n: int, noisy: Sequence[bool] = (False,)) -> list[Any]:
-        """Submit rounds, one without a board; returns references to what is measured."""
+        """Submit rounds, one without a board; return references to the measurements."""
         pending = self._exchange.step(n, noisy)
         self._running += pending
         return pending
 
     def collect(self, pending: list[Any]) -> list[list[Info]]:
-        """Wait for what was measured."""
+        """Wait for the measurements."""
         found = self._get(pending)
         del self._running[: len(pending)]
         return self._exchange.collect(found)
@@ -103,7 +103,7 @@ class RayPool(Pool):
 
     def each(self, method: str, *args: Any, wait: bool = True) -> list[Any]:
         """Call a method of every agent, one call for each actor."""
-        name = f"Actor.{method}"  # what Ray calls it
+        name = f"Actor.{method}"  # Ray's name of the call
         calls = [actor.each.options(name=name).remote(method, *args) for actor in self._actors]
         if wait:
             return list(chain(*self._get(calls)))
@@ -111,27 +111,27 @@ class RayPool(Pool):
         return []
 
     def centroid(self, which: str = "now") -> Any:
-        """It passes through all actors: the sum is in the order of the agents, and takes little."""
+        """Pass a sum through all actors, to keep the agents' order and to need little memory."""
         total = None
         for actor in self._actors:
             total = actor.add.remote(total, which)
         return total
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> list[str]:
-        """Bring all agents back; what they have sent is of other rounds."""
+        """Bring all agents back to a snapshot; forget messages, which are of other rounds."""
         self._forget()
         self._use(type(self._exchange))
         return super().restore(n, url, checksums)
 
     def shutdown(self) -> None:
-        """End the actors, and free what was reserved."""
+        """End the actors, and free the reserved resources."""
         for actor in self._actors:
             ray.kill(actor)
         if self._own_group is not None:
             remove_placement_group(self._own_group)
 
     def _prepare(self, plan: Plan) -> None:
-        """Another run: what its agents are built from; what all have in common is stored once."""
+        """Prepare the inputs of a run's agents; store the common inputs once."""
         self._forget()
         threads, cuda = max(1, int(self._layout.cpus)), self._layout.gpus > 0
         self._plan, self._specs = plan, plan.specs(threads, cuda)
@@ -139,16 +139,16 @@ class RayPool(Pool):
         self._held = ray.put(plan.held())
 
     def _forget(self) -> None:
-        """The agents will all be at another round: what they were told is worth nothing."""
+        """Forget submitted calls, because all agents will be at another round."""
         self._closed, self._running = [], []
 
     def _get_ready(self) -> None:
-        """All actors are there, some of them new ones."""
+        """Choose the exchange and log the places, after actors started."""
         self._choose_exchange()
         self._log()
 
     def _choose_exchange(self) -> None:
-        """As configured; "auto" is a board if all actors are on one node that has room for it."""
+        """Use the configured exchange; "auto" is a board if one node has all actors and room."""
         name = self._plan.config.exchange
         if name == "auto":
             nodes = set(self._wait([actor.node.remote() for actor in self._actors]))
@@ -158,11 +158,11 @@ class RayPool(Pool):
         self._use(EXCHANGES[name])
 
     def _use(self, kind: type[Exchange]) -> None:
-        """Nothing is on its way; from now on messages travel like that."""
+        """Use an exchange of this kind from now on, with no round submitted."""
         self._exchange = kind(self._actors, self._edges, self._wait)
 
     def _log(self) -> None:
-        """Say where to look for what each agent says."""
+        """Log the file that holds each agent's output."""
         places = self._wait([actor.where.remote() for actor in self._actors])
         log.info("%d agents\n%s", len(places), "\n".join(places))
 
@@ -183,13 +183,13 @@ class RayPool(Pool):
         )
 
     def _inputs(self, i: int) -> tuple[list[AgentSpec], list[Split | None], Any, Edges]:
-        """What actor i is built from."""
+        """Constructor arguments of actor i."""
         group = self._layout.groups[i]
         specs = [self._specs[k] for k in group]
         return specs, [self._plan.share(k) for k in group], self._held, self._edges[i]
 
     def _get(self, references: Sequence[Any]) -> Any:
-        """The values, after every round that was closed has ended well."""
+        """Return the values of references, after all closed rounds have ended well."""
         closed, self._closed = self._closed, []
         return self._wait([*references, *closed])[: len(references)]
 

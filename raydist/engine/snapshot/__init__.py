@@ -1,1 +1,1 @@
-"""The state of a run on disk: parts of agents, and the manifest by which they count."""
+"""The state of a run on disk: the agents' parts, and the manifest that makes them count."""

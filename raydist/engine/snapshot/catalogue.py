@@ -1,4 +1,4 @@
-"""The snapshots of one run, side by side: which are begun, which count, which are removed."""
+"""The snapshots of one run: begin them, publish them, find the newest, remove old ones."""
 
 import json
 import logging
@@ -32,10 +32,10 @@ class Found:
     """A snapshot with a manifest.
 
     Attributes:
-        round: n.
-        checksums: of the agents' parts, in their order.
-        body: what else the manifest holds.
-        history: what `Rounds.restore` needs to go back to round n.
+        round: the round n.
+        checksums: checksums of the agents' parts, in the agents' order.
+        body: the rest of the manifest.
+        history: the arguments with which `Rounds.restore` goes back to round n.
     """
 
     round: int
@@ -47,35 +47,36 @@ class Found:
 class Catalogue:
     """The snapshots of one run at one place.
 
-    One at a time is written: it is begun, its agents write their parts, it is published with what
-    was measured until then. A thread waits for the parts and writes the manifest the moment that
-    the last one is there: neither a long round nor a slow disk of the driver's delays it.
+    One snapshot at a time is written: the driver begins it, the agents write their parts, the
+    driver publishes it with the measurements up to its round. A thread waits for the parts and
+    writes the manifest as soon as the last part is there, so that neither a long round nor the
+    driver's slow disk delays it.
     """
 
     def __init__(self, url: str, config: str, agents: int, keep: int, tell: Tell) -> None:
-        """Nothing is read or written yet.
+        """Remember the place of the snapshots.
 
         Args:
-            url: where they lie.
+            url: the store of the snapshots.
             config: the hash of the experiment.
-            agents: K.
-            keep: how many snapshots stay.
-            tell: is told of each snapshot that cannot be used.
+            agents: number of agents K.
+            keep: number of snapshots to keep.
+            tell: a function called for each snapshot that cannot be used.
         """
         self.url, self._store, self._config, self._tell = url, Storage(url), config, tell
         self._files = [agent_file(k) for k in range(agents)]
         self._keep, self._good = keep, list[int]()
         self._begun: tuple[int, Mapping[str, Any]] | None = None
         self._publisher: Thread | None = None
-        self._all_written = Event()  # no part is being written any more
+        self._all_written = Event()  # set once no part is in progress
         self._trouble = ""
 
     def begin(self, n: int, body: Mapping[str, Any]) -> None:
-        """The agents are about to write snapshot n: make room for it. No other is being written.
+        """Make room for snapshot n, before agents write it. No other may be in progress.
 
         Args:
             n: the round.
-            body: what its manifest will hold.
+            body: the content of its manifest.
         """
         self._good = [m for m in self._good if m != n]
         self._store.remove(folder_of(n))
@@ -83,24 +84,24 @@ class Catalogue:
 
     @property
     def begun(self) -> int | None:
-        """The round of the snapshot that is being written, None if there is none."""
+        """The round of the snapshot in progress; None if there is none."""
         return None if self._begun is None else self._begun[0]
 
     @property
     def published(self) -> bool:
-        """Whether the snapshot that was begun needs nothing more than its parts."""
+        """Tell if the begun snapshot lacks nothing but its parts."""
         return self._publisher is not None
 
     @property
     def good(self) -> list[int]:
-        """The rounds of the snapshots that count, of those that this process knows."""
+        """The rounds of the snapshots that count, as far as this process knows."""
         return [*self._good]
 
     def publish(self, history: tuple[list[int], bytes]) -> None:
-        """Let the snapshot that was begun count as soon as its last part is there.
+        """Let the begun snapshot count as soon as its last part is there.
 
         Args:
-            history: what was measured up to its round, as `Rounds.until`.
+            history: the measurements up to its round, as returned by `Rounds.until`.
         """
         assert self._begun is not None
         self._all_written.clear()
@@ -108,11 +109,11 @@ class Catalogue:
         self._publisher.start()
 
     def settle(self) -> tuple[int, str] | None:
-        """No part is being written any more: what was begun counts now, or never will.
+        """Settle the begun snapshot once no part is in progress: it counts now, or never will.
 
         Returns:
-            The round of the snapshot that never will, and why, "" if a part is missing; None if
-            there is none.
+            The round of a snapshot that never will count, and why ("" if a part is missing); None
+            if there is none.
         """
         self._all_written.set()
         if self._publisher is not None:
@@ -130,7 +131,7 @@ class Catalogue:
             self._remove(folder_of(n))
 
     def tidy(self) -> None:
-        """Remove whatever does not count; nothing is being written."""
+        """Remove all snapshots that do not count; none may be in progress."""
         stay = {folder_of(n) for n in self._good}
         try:
             for folder in {*self._store.names()} - stay:
@@ -141,11 +142,11 @@ class Catalogue:
     def _remove(self, folder: str) -> None:
         try:
             self._store.remove(folder)
-        except Exception as error:  # what stays lies in nobody's way
+        except Exception as error:  # leftovers do no harm
             log.warning("%s/%s cannot be removed: %s", self.url, folder, error)
 
     def newest_first(self) -> Iterator[Found]:
-        """The snapshots that may be used; who takes one calls `take`."""
+        """Yield the usable snapshots, newest first; call `take` with the one used."""
         for n in reversed(self._rounds()):
             folder = folder_of(n)
             try:
@@ -158,11 +159,11 @@ class Catalogue:
                 self._tell(n, str(error))
 
     def take(self, n: int) -> None:
-        """The run goes on from snapshot n: later ones do not count."""
+        """Go on from snapshot n, so that later ones do not count."""
         self._good = [m for m in self._rounds() if m <= n and self._has_manifest(m)]
 
     def _publish(self, n: int, body: Mapping[str, Any], history: tuple[list[int], bytes]) -> None:
-        """Write what is the driver's, wait for the agents' parts, make the snapshot count."""
+        """Write the driver's part, wait for the agents' parts, make the snapshot count."""
         folder, (parts, rows) = folder_of(n), history
         try:
             self._store.write(f"{folder}/{HISTORY}", rows)
@@ -178,7 +179,7 @@ class Catalogue:
             self._trouble = str(error) or type(error).__name__
 
     def _wait_for_parts(self, n: int) -> dict[str, str] | None:
-        """As `_receipts`, once nothing is being written any more or all are there."""
+        """Wait until all parts exist or none is in progress; return `_receipts`."""
         over = False
         while True:
             began = time.monotonic()
@@ -188,7 +189,7 @@ class Catalogue:
             over = self._all_written.wait(max((time.monotonic() - began) / LOOKING, LEAST))
 
     def _receipts(self, n: int) -> dict[str, str] | None:
-        """The checksums of all agents' parts; None if some are not there yet."""
+        """The checksums of all agents' parts; None if some are missing."""
         folder = folder_of(n)
         there = self._store.names(folder)
         if not {receipt_of(name) for name in self._files} <= {*there}:

@@ -1,11 +1,10 @@
 """The consistent state of all agents after a closed round, on disk.
 
-One folder for each snapshot, `round-000120/`: of each agent `agent-003.safetensors` (weights,
-buffers, optimiser, averages) with a receipt `agent-003.json`, written by the agent itself;
-`rounds.parquet`, what was measured until then and stands in no closed part of the trial's rounds;
-and last of all `manifest.json` with the checksum of each file. A snapshot counts if and only if its
-manifest does. What is not here is a function of (seed, agent, round). Nothing that is read back is
-a pickle.
+Each snapshot is a folder, `round-000120/`. Each agent writes `agent-003.safetensors` (weights,
+buffers, optimiser, averages) and a receipt `agent-003.json`. `rounds.parquet` holds the
+measurements so far that no closed part of the trial's rounds holds. `manifest.json`, written last,
+holds the checksum of each file. A snapshot counts if and only if its manifest does. All other state
+is a function of (seed, agent, round). No file is a pickle.
 """
 
 import hashlib
@@ -19,23 +18,23 @@ MANIFEST, HISTORY = "manifest.json", "rounds.parquet"
 
 
 class SnapshotError(ValueError):
-    """A snapshot or a part of it cannot be used: one line that says why."""
+    """Raised if a snapshot or a part of it cannot be used; its one line says why."""
 
 
 def read_checked(store: Storage, folder: str, name: str, sha256: str) -> bytes:
-    """A file of a snapshot.
+    """Read a file of a snapshot, and check it.
 
     Args:
         store: the store.
-        folder: of the snapshot.
-        name: the file.
-        sha256: what the manifest says of it.
+        folder: the snapshot's folder.
+        name: the file's name.
+        sha256: the file's checksum in the manifest.
 
     Returns:
-        Its content.
+        The content.
 
     Raises:
-        SnapshotError: if it is not what was written.
+        SnapshotError: if the content differs from what was written.
     """
     try:
         data = store.read(f"{folder}/{name}")
@@ -51,8 +50,8 @@ def write_manifest(store: Storage, folder: str, body: Mapping[str, Any]) -> None
 
     Args:
         store: the store.
-        folder: of the snapshot.
-        body: what it holds; `files` are their checksums, `config` the hash of the experiment.
+        folder: the snapshot's folder.
+        body: the content; `files` holds the checksums, `config` the hash of the experiment.
     """
     text = json.dumps(body)
     whole = {"sha256": checksum(text.encode()), "body": text}
@@ -60,18 +59,18 @@ def write_manifest(store: Storage, folder: str, body: Mapping[str, Any]) -> None
 
 
 def read_manifest(store: Storage, folder: str, config: str) -> dict[str, Any]:
-    """What `write_manifest` wrote.
+    """Read the manifest that `write_manifest` wrote.
 
     Args:
         store: the store.
-        folder: of the snapshot.
+        folder: the snapshot's folder.
         config: the hash of the experiment.
 
     Returns:
         The body.
 
     Raises:
-        SnapshotError: if there is none, or not a whole one, or one of another experiment.
+        SnapshotError: if the manifest is missing, broken, or of another experiment.
     """
     try:
         whole = json.loads(store.read(f"{folder}/{MANIFEST}"))
@@ -99,5 +98,5 @@ def folder_of(n: int) -> str:
 
 
 def receipt_of(name: str) -> str:
-    """The file that tells the checksum of an agent's shard."""
+    """Name of the file with the checksum of an agent's shard."""
     return name.removesuffix(".safetensors") + ".json"

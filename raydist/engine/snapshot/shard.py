@@ -1,4 +1,4 @@
-"""One agent's part of a snapshot: all of its state that is no function of (seed, agent, round)."""
+"""One agent's part of a snapshot: all state that (seed, agent, round) does not determine."""
 
 import json
 import struct
@@ -29,8 +29,8 @@ class Shard:
     """One agent's part of a snapshot.
 
     Attributes:
-        tensors: by name, on the CPU, shared with nobody.
-        numbers: what else is part of the state, as JSON has it.
+        tensors: the tensors by name, on the CPU, in memory of their own.
+        numbers: the rest of the state, as JSON values.
     """
 
     tensors: dict[str, Tensor]
@@ -38,7 +38,7 @@ class Shard:
 
 
 def capture(agent: Agent) -> Shard:
-    """The state of an agent after its last round, which is closed: a copy."""
+    """Copy the state of an agent after its last round, which must be closed."""
     optimiser = agent.local.optimiser.state_dict()["state"].get(0, {})
     found = {"w": agent.flat.w.detach()}
     found |= {f"buffer.{name}": value for name, value in agent.flat.module.named_buffers()}
@@ -49,7 +49,7 @@ def capture(agent: Agent) -> Shard:
         "agent": agent.spec.agent,
         "upsilon": agent.local.distributional.upsilon,
         "periods": len(agent.snapshots),
-        # in their order, which is that in which they are combined
+        # in the order in which they are combined
         "optim": [(name, None if isinstance(v, Tensor) else v) for name, v in optimiser.items()],
     }
     if agent.average is not None:
@@ -58,14 +58,14 @@ def capture(agent: Agent) -> Shard:
 
 
 def apply(agent: Agent, shard: Shard) -> None:
-    """Give an agent a state that `capture` took, of it or of its predecessor.
+    """Give an agent a state that `capture` took of it or of its predecessor.
 
     Args:
-        agent: in whatever state.
-        shard: the state; left as it is.
+        agent: the agent, in any state.
+        shard: the new state, which is not changed.
 
     Raises:
-        SnapshotError: if it belongs to another agent; the manifest says of which experiment it is.
+        SnapshotError: if the shard is another agent's; the manifest checks the experiment.
     """
     numbers, tensors = shard.numbers, shard.tensors
     if numbers["agent"] != agent.spec.agent:
@@ -91,13 +91,13 @@ def apply(agent: Agent, shard: Shard) -> None:
 
 
 def pack(shard: Shard) -> bytes:
-    """A shard as the bytes of a safetensors file."""
+    """Turn a shard into the bytes of a safetensors file."""
     # NaN and infinities stay what they are: Python reads back what it wrote
     return save_tensors(shard.tensors, {"numbers": json.dumps(shard.numbers)})
 
 
 def unpack(data: bytes) -> Shard:
-    """The shard that `pack` packed.
+    """Turn the bytes of `pack` back into the shard.
 
     Args:
         data: the bytes.
@@ -106,7 +106,7 @@ def unpack(data: bytes) -> Shard:
         The shard.
 
     Raises:
-        SnapshotError: if they are not those of a shard.
+        SnapshotError: if the bytes are no shard.
     """
     try:
         (size,) = struct.unpack_from("<Q", data)
@@ -117,13 +117,13 @@ def unpack(data: bytes) -> Shard:
 
 
 class StoredAgent(Agent):
-    """An agent that leaves its state in files, in the background, and takes it back from there."""
+    """An agent that writes its state to files in the background, and restores it from them."""
 
     _writer: Thread | None = None
     _trouble = ""
 
     def snapshot(self, n: int, url: str) -> None:
-        """Begin to write the state after round n; the agent goes on as soon as it is copied.
+        """Begin to write the state after round n; the agent goes on once the state is copied.
 
         Args:
             n: the round, finished.
@@ -140,24 +140,24 @@ class StoredAgent(Agent):
         self._writer.start()
 
     def settle(self) -> str:
-        """Wait until nothing is being written.
+        """Wait until no write is in progress.
 
         Returns:
-            Why the last part could not be written, or "".
+            The reason why the last part could not be written, or "".
         """
         if self._writer is not None:
             self._writer.join()
         return self._trouble
 
     def _write(self, shard: Shard, url: str, name: str) -> None:
-        """Write a shard, and then the receipt which says that it is there."""
+        """Write a shard, and then the receipt that proves it complete."""
         self._trouble = ""
         try:
             data, store = pack(shard), Storage(url)
             store.write(name, data)
             receipt = json.dumps({"sha256": checksum(data)}).encode()
             store.write(receipt_of(name), receipt, durable=False)  # the manifest is what counts
-        except Exception as error:  # nobody waits for this thread: `settle` tells
+        except Exception as error:  # `settle` tells of it, because nobody waits for this thread
             self._trouble = f"{self._file}: {type(error).__name__}: {error}"
 
     def restore(self, n: int, url: str, checksums: Sequence[str]) -> str:
@@ -166,10 +166,10 @@ class StoredAgent(Agent):
         Args:
             n: the round of the snapshot.
             url: the store of the run's snapshots.
-            checksums: of all agents' parts.
+            checksums: the checksums of all agents' parts.
 
         Returns:
-            "", or why it cannot be used: then the agent is at no round at all.
+            "", or why the snapshot cannot be used; the agent is then at no valid round.
         """
         self.settle()
         sha256 = checksums[self.spec.agent]
@@ -185,7 +185,7 @@ class StoredAgent(Agent):
         Args:
             folder: a path or an fsspec URL.
             names: the files of the centroids.
-            *centroids: their vectors.
+            *centroids: the centroids' vectors.
         """
         self.save(folder, self._file)
         if self.spec.agent == 0:
