@@ -62,6 +62,8 @@ def main(
 ) -> int:
     """Measure the robustness and the flatness of what was trained in RUNS, or of --model."""
     _check_what(runs, model, data, {"--checkpoint": checkpoint, "--data": data, "--out": out})
+    if model is not None and models != "centroid":
+        raise InputError(f"--models {models} chooses among a trial's models: leave out --model")
     if attacks is not None and preset is not None:
         raise InputError("--attacks and --preset: write one of them")
     if preset is not None and preset not in PRESETS:

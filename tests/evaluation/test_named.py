@@ -158,6 +158,7 @@ WRONG = {
     "--data belongs to a model on its own": {"model": None, "runs": ["somewhere"]},
     "--data is missing": {"data": None},
     "--eps is missing": {"eps": None},
+    "--models agents chooses among a trial's models": {"models": "agents"},
     '--eps is 8.0, expected .*"8/255"': {"eps": "8"},
     "resnet-18": {"model": "resnet18"},
     "has no nothing": {"model": f"{__name__}:nothing"},
