@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import experiments
 import helpers_for_parallel
 import numpy as np
 import pytest
@@ -15,24 +16,9 @@ from raydist.errors import InputError
 
 
 def experiment(**tables):
-    tree = {
-        "strategy": "centralized",
-        "dtype": "float64",
-        "topology": {"kind": "ring", "agents": 3},
-        "rounds": 4,
-        "data": {"set": "digits", "batch": 8},
-        "model": {"name": "linear"},
-        "threat": {"eps": 0.1},
-        "attack": {"steps": 2},
-        "optim": {"lr": 0.05, "momentum": 0.9},
-        "evaluate": {
-            "every": 2,
-            "validation_images": 32,
-            "test_images": 64,
-            "pgd": [2],
-            "autoattack": 0,
-        },
-    }
+    exact = {"strategy": "centralized", "dtype": "float64", "model": {"name": "linear"}}
+    tree = experiments.experiment(topology={"kind": "ring", "agents": 3}, **exact)
+    del tree["agent"]
     return tree | tables
 
 

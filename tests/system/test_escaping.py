@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import experiments
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,27 +37,9 @@ ROUNDS = [0, 1, 2, 10, math.inf]
 
 
 def digits(**tables):
-    tree = {
-        "strategy": "diffusion",
-        "topology": {"kind": "ring", "agents": 4},
-        "rounds": 4,
-        "data": {"set": "digits", "batch": 8},
-        "model": {"name": "linear"},
-        "threat": {"eps": 0.1},
-        "attack": {"steps": 2},
-        "optim": {"lr": 0.05},
-        "evaluate": {
-            "every": 2,
-            "validation_images": 16,
-            "test_images": 16,
-            "pgd": [2],
-            "autoattack": 0,
-        }
-        | {"excess_risk": 50},
-    }
-    for name, table in tables.items():
-        tree[name] = tree[name] | table if isinstance(table, dict) and name in tree else table
-    return tree
+    few = {"every": 2, "validation_images": 16, "test_images": 16, "excess_risk": 50}
+    evaluate = few | tables.pop("evaluate", {})
+    return experiments.digits(**{"rounds": 4, "evaluate": evaluate} | tables)
 
 
 def values(result, metric, agent="mean"):
