@@ -217,3 +217,19 @@ def test_who_waits_for_an_aborted_board_gives_up(tmp_path):
         one.wait([0], 1)
     one.leave()
     assert not boards()
+
+
+def test_a_group_that_ends_after_its_last_round_has_not_died_before_it(monkeypatch):
+    """It may publish between the look at its round and the look at its lock."""
+    monkeypatch.setattr(board, "LOOK", 0.0)
+    one, rounds = Board.create(Size(2, 2, 10, torch.float32)), iter([1, 1])
+
+    def ended(self, group):
+        self._words[self._word(group)] = next(rounds)
+        return False
+
+    monkeypatch.setattr(Board, "_lives", ended)
+    one.wait([1], 1)
+    with pytest.raises(Aborted, match="group 1 is gone"):
+        one.wait([1], 2)
+    one.leave()
